@@ -1,0 +1,1 @@
+"""Text to token shards: the first room. Imports nothing of train/ or eval/."""

@@ -1,0 +1,110 @@
+"""What every script shares: its parser, its one-line errors, its progress line, the repository's root."""
+
+import argparse
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
+RUNS = ROOT / "runs"
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the message says what is wrong, which value, and what to do, in one line."""
+
+
+class ArgumentError(UserError):
+    """A UserError about the command line or the configuration: exit status 2 instead of 1."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose help opens with one sentence and one command that runs."""
+
+    def __init__(self, sentence: str, example: str) -> None:
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self.opening = f"{sentence}\n\n    {example}\n\n"
+
+    def format_help(self) -> str:
+        return self.opening + super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(f"{message} (see {self.prog} --help)")
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run a script's main; a UserError becomes `error: ...` on stderr and exit status 1 (2: arguments), no traceback."""
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as mistake:
+        _fail(str(mistake), 2 if isinstance(mistake, ArgumentError) else 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output (head, less) has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as failure:
+        if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        where = f" ({failure.filename})" if failure.filename else ""
+        _fail(f"{failure.strerror}{where}: free space or choose another folder, then run the same command again", 1)
+    raise SystemExit(0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    sys.stdout.flush()
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+class Progress:
+    """A bar with throughput and ETA on a terminal; elsewhere a plain line every `every` seconds.
+
+    Use as a context manager; `unit` is scaled (k, M, G). `total` may be None when it is unknown.
+    """
+
+    def __init__(self, what: str, total: float | None, unit: str, every: float = 10.0) -> None:
+        self.every, self.last = every, time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            desc=what,
+            unit=unit,
+            unit_scale=True,
+            dynamic_ncols=True,
+            mininterval=0.5 if self.terminal else every,
+            file=sys.stderr if self.terminal else open(os.devnull, "w"),  # noqa: SIM115 (closed with the bar)
+        )
+
+    def update(self, amount: float) -> None:
+        self.bar.update(amount)
+        if not self.terminal and time.monotonic() - self.last >= self.every:
+            self._line()
+
+    def note(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self.terminal:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _line(self) -> None:
+        self.last = time.monotonic()
+        print(str(self.bar).strip(), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self.terminal:
+            self._line()
+        self.bar.close()
+        if not self.terminal:
+            self.bar.fp.close()

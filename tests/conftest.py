@@ -1,0 +1,39 @@
+"""Fixtures that several test files share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = ROOT.parent / "shared" / "data"  # optional real data; tests that need it skip, saying so, where it is absent
+
+# Small models on few cores: more threads than cores only slow the tests down.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data, or a skip."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"real data: no folder {REAL_DATA}")
+    return REAL_DATA
+
+
+def run_command(*command: object, cwd: Path = ROOT, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command to its end with text output captured; `python` means this interpreter."""
+    words = [sys.executable if word == "python" else str(word) for word in command]
+    return subprocess.run(
+        words, cwd=cwd, timeout=timeout, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def one_line_error(result: subprocess.CompletedProcess, status: int = 1) -> str:
+    """Check that a command failed as a user's mistake should, and return its `error: ...` line."""
+    assert result.returncode == status, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    return errors[0]

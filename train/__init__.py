@@ -1,0 +1,1 @@
+"""Token shards to checkpoints: the second room. Library modules import prepare/ only."""
