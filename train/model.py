@@ -1,0 +1,170 @@
+"""GPT-2: the whole model. Weights carry nanoGPT's names; `bias=True` is OpenAI's architecture.
+
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2 src/model.py.
+Shapes: B sequences, T positions, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.config import ModelConfig
+
+IGNORED = -1  # a target that does not count in the loss
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, in buffers allocated once: (n_layer, B, H, length, D) each."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        length: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = (config.n_layer, batch_size, config.n_head, length, config.n_embd // config.n_head)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.filled = 0  # positions held by every layer
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append this layer's new keys and values, (B, H, T, D) each; return all of them, (B, H, filled + T, D)."""
+        end = self.filled + k.size(2)
+        self.keys[layer, :, :, self.filled : end] = k
+        self.values[layer, :, :, self.filled : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        mask = None
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+            if cache.filled and T > 1:  # new position i sees all the old ones and the new ones up to itself
+                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(cache.filled)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and T > 1,
+        )
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two linear maps around the tanh approximation of GELU, four times as wide inside."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), layer, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """GPT-2. The output head is the token embedding itself, so it is no parameter of its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self._initialize()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """OpenAI's: N(0, 0.02), positions N(0, 0.01), residual projections scaled by 1/sqrt(2 n_layer), biases 0."""
+        for name, parameter in self.named_parameters():
+            if name == "wpe.weight":
+                parameter.normal_(std=0.01)
+            elif name.endswith("c_proj.weight"):
+                parameter.normal_(std=0.02 / math.sqrt(2 * self.config.n_layer))
+            elif parameter.dim() == 2:
+                parameter.normal_(std=0.02)
+            elif name.endswith("bias"):
+                parameter.zero_()  # LayerNorm weights stay at 1
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Logits of the next token at every position; with targets, the mean loss instead.
+
+        Args:
+            idx: (B, T) int64 token ids.
+            targets: (B, T) int64 ids of the tokens that follow; IGNORED (-1) does not count.
+            cache: keys and values of earlier positions; idx continues them, and they grow by T.
+
+        Returns:
+            (B, T, V) logits, or the mean cross-entropy in nats, a float32 scalar.
+        """
+        x = self.hidden(idx, cache)  # (B, T, C)
+        if targets is None:
+            return self.logits(x)
+        logits = self.logits(x).float().view(-1, self.config.vocab_size)  # (B*T, V)
+        return F.cross_entropy(logits, targets.reshape(-1), ignore_index=IGNORED)
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The last layer's normalized states, (B, T, C); `logits` turns any of them into scores."""
+        start, T = (cache.filled if cache else 0), idx.size(1)
+        if start + T > self.config.block_size:
+            raise ValueError(f"{start + T} positions are more than block_size {self.config.block_size}")
+        positions = torch.arange(start, start + T, device=idx.device)  # (T,)
+        x = self.wte(idx) + self.wpe(positions)  # (B, T, C) + (T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for layer, block in enumerate(self.h):
+            x = block(x, layer, cache)
+        if cache is not None:
+            cache.filled += T
+        return self.ln_f(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) states to (..., V) scores over the vocabulary, and nothing beyond it."""
+        return F.linear(hidden, self.wte.weight)
+
+    def num_parameters(self) -> int:
+        """124,439,808 for GPT-2 124M."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self) -> int:
+        """Training FLOPs a token, 6 N + 12 L C T, with N without the position table (PaLM, appendix B)."""
+        config = self.config
+        matrices = self.num_parameters() - self.wpe.weight.numel()
+        return 6 * matrices + 12 * config.n_layer * config.n_embd * config.block_size
