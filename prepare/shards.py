@@ -1,0 +1,283 @@
+"""Token shards: files of uint16 tokens behind a small header, written once and then memory-mapped.
+
+NAME_{train,val}_FFFPPP.bin: 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros), then the
+tokens as little-endian uint16; FFF is the input file, PPP the part of it. The format is llm.c's (dev/data/data_common.py)
+and modded-nanogpt's. manifest.json beside the shards says what they were made of, and their checksums.
+"""
+
+import glob
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from prepare.cli import ROOT, UserError
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+SHARD_TOKENS = 100_000_000
+MAX_PARTS = 1000  # of one input file: PPP has three digits
+TOKEN = np.dtype("<u2")
+MANIFEST = "manifest.json"
+
+
+class TooManyParts(UserError):
+    """One input file needs more shards than three digits can number."""
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def shard_name(name: str, file: int, part: int, split: str | None = None) -> str:
+    """`fineweb_train_002001.bin` for part 1 of input file 2. Only the very first is val, unless `split` says so."""
+    number = file * MAX_PARTS + part
+    return f"{name}_{split or ('train' if number else 'val')}_{number:06d}.bin"
+
+
+def shard_number(file_name: str) -> int | None:
+    """The FFFPPP of a shard's (or its temporary's) file name; None for other files."""
+    match = re.fullmatch(r".+_(?:train|val)_(\d{6,})\.bin(?:\.tmp)?", file_name)
+    return int(match[1]) if match else None
+
+
+def find_shards(globs: str | Sequence[str]) -> list[Path]:
+    """The .bin and .npy files that match, sorted by path with numbers as numbers, each once.
+
+    A relative glob is tried from the working directory, then from the repository's root. UserError if one matches none.
+    """
+    found: set[Path] = set()
+    for pattern in [globs] if isinstance(globs, str) else globs:
+        for start in (Path.cwd(), ROOT):
+            paths = (start / name for name in glob.glob(pattern, root_dir=start, recursive=True))  # noqa: PTH207
+            shards = {path for path in paths if path.suffix in (".bin", ".npy") and path.is_file()}
+            if shards:
+                break
+        else:
+            raise UserError(
+                f"no token shards match {pattern!r}, neither from {Path.cwd()} nor from {ROOT}: prepare the data first "
+                "(python prepare/fineweb.py), or give another glob, quoted, such as 'data/fineweb10B/*_train_*.bin'"
+            )
+        found |= shards
+    return sorted(found, key=lambda path: re.sub("[0-9]+", lambda number: number[0].zfill(20), str(path)))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def open_shard(path: Path | str) -> np.ndarray:
+    """A shard's tokens: a 1-D read-only memory map of uint16, header and length checked.
+
+    Also opens nanoGPT's header-less train.bin and val.bin, and build-nanogpt's .npy. UserError names the file, what was
+    found in it, and the remedy.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            return _open_npy(path)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(HEADER_BYTES)[: size // 4 * 4], dtype="<i4")
+    except OSError as failure:
+        raise UserError(f"cannot read the shard {path}: {failure.strerror or failure}") from failure
+    remedy = "prepare it again (python prepare/verify.py checks a folder)"
+    if (len(header) == 0 or header[0] != MAGIC) and path.name in ("train.bin", "val.bin"):  # nanoGPT's
+        if size == 0 or size % TOKEN.itemsize:
+            raise UserError(f"{path} holds {size:,} bytes, not a number of uint16 tokens: {remedy}")
+        return np.memmap(path, dtype=TOKEN, mode="r")
+    if len(header) < HEADER_INTS:
+        raise UserError(f"{path} holds {size:,} bytes, less than a shard's header of {HEADER_BYTES:,}: {remedy}")
+    magic, version, tokens = (int(number) for number in header[:3])
+    if magic != MAGIC:
+        raise UserError(f"{path} begins with {magic}, not with the magic number {MAGIC} of a shard: {remedy}")
+    if version != VERSION:
+        raise UserError(f"{path} has version {version}, and this program reads version {VERSION}: {remedy}")
+    expected = HEADER_BYTES + tokens * TOKEN.itemsize
+    if tokens < 1 or size != expected:
+        found = f"{size:,} bytes where its header says {tokens:,} tokens ({expected:,} bytes)"
+        raise UserError(f"{path} holds {found}: {remedy}")
+    return np.memmap(path, dtype=TOKEN, mode="r", offset=HEADER_BYTES, shape=(tokens,))
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as failure:
+        raise UserError(f"{path} is no .npy array: {failure}; prepare it again") from failure
+    if not isinstance(tokens, np.ndarray) or tokens.dtype != TOKEN or tokens.ndim != 1 or not len(tokens):
+        kind = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else type(tokens).__name__
+        raise UserError(f"{path} holds {kind}, not one dimension of uint16 tokens: prepare it again")
+    return tokens
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def join_documents(documents: Sequence[np.ndarray], eot: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Documents' tokens (1-D uint16 each) as one 1-D array, `eot` before each, and where each begins (int64)."""
+    if not documents:
+        return np.empty(0, TOKEN), np.empty(0, np.int64)
+    separator = np.array([] if eot is None else [eot], dtype=TOKEN)
+    lengths = np.fromiter(map(len, documents), np.int64, len(documents)) + len(separator)
+    tokens = np.concatenate([piece for document in documents for piece in (separator, document)], dtype=TOKEN)
+    return tokens, np.cumsum(lengths) - lengths
+
+
+class ShardWriter:
+    """Cuts one input file's stream of tokens into shards of `shard_tokens`; the last may be shorter.
+
+    A shard has a temporary name until it is whole and on disk. `records` lists the finished ones as the manifest does:
+    file, tokens, documents (those that begin in it) and sha256. Leaving the `with` block finishes the last shard; an
+    exception discards it. Nothing is created before the first token.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, file: int = 0, shard_tokens: int = SHARD_TOKENS, split: str | None = None
+    ) -> None:
+        if not 0 < shard_tokens < 2**31:  # the header counts tokens in an int32
+            raise UserError(f"a shard of {shard_tokens:,} tokens cannot be: give 1 to 2,147,483,647")
+        self.folder, self.name, self.file, self.shard_tokens, self.split = folder, name, file, shard_tokens, split
+        self.records: list[dict] = []
+        self._stream = None
+        self._path = folder
+        self._tokens = self._documents = 0
+
+    def write(self, tokens: np.ndarray, starts: np.ndarray) -> None:
+        """Append 1-D tokens; `starts` are the positions in them where documents begin (see join_documents)."""
+        position = 0
+        while position < len(tokens):
+            if self._stream is None:
+                self._begin()
+            end = min(len(tokens), position + self.shard_tokens - self._tokens)
+            self._stream.write(np.ascontiguousarray(tokens[position:end], dtype=TOKEN).data)
+            self._tokens += end - position
+            first, last = np.searchsorted(starts, (position, end))
+            self._documents += int(last - first)
+            position = end
+            if self._tokens == self.shard_tokens:
+                self._finish()
+
+    def _begin(self) -> None:
+        part = len(self.records)
+        if part == MAX_PARTS:
+            raise TooManyParts(f"more than {MAX_PARTS:,} shards out of one input file")
+        self._path = self.folder / shard_name(self.name, self.file, part, self.split)
+        self._stream = _temporary(self._path).open("wb")
+        self._stream.write(bytes(HEADER_BYTES))
+
+    def _finish(self) -> None:
+        stream = self._stream
+        stream.seek(0)
+        stream.write(_header(self._tokens))
+        self.records.append(_publish(stream, self._path, self._tokens, self._documents))
+        self._stream = None
+        self._tokens = self._documents = 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is None and self._stream is not None:
+                self._finish()
+        finally:
+            if self._stream is not None:
+                with suppress(OSError):  # a full disk refuses the last bytes once more
+                    self._stream.close()
+                _temporary(self._path).unlink(missing_ok=True)
+
+
+def write_shard(path: Path, tokens: np.ndarray, documents: int = 1) -> dict:
+    """Write one whole shard (1-D tokens below 65,536) and return its record for the manifest."""
+    with _temporary(path).open("wb") as stream:
+        stream.write(_header(len(tokens)))
+        stream.write(np.ascontiguousarray(tokens, dtype=TOKEN).data)
+        return _publish(stream, path, len(tokens), documents)
+
+
+def _header(tokens: int) -> bytes:
+    header = np.zeros(HEADER_INTS, dtype="<i4")
+    header[:3] = MAGIC, VERSION, tokens
+    return header.tobytes()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+def _publish(stream, path: Path, tokens: int, documents: int) -> dict:
+    """Bring a written temporary file to disk and give it its final name; its record for the manifest."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    stream.close()
+    digest = file_sha256(_temporary(path))
+    _temporary(path).replace(path)
+    return {"file": path.name, "tokens": tokens, "documents": documents, "sha256": digest}
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- the manifest -----------------------------------------------------------------------------------------------------
+
+
+def build_manifest(
+    dataset: str, revision: str | None, inputs: list[dict], tokenizer: dict, options: dict, shards: list[dict]
+) -> dict:
+    """A folder's manifest: what was read, with what, and what was written. The same input gives the same bytes.
+
+    inputs: {name, documents, tokens, skipped, ...} each; tokenizer: describe(); options: those that decide the bytes;
+    shards: {file, tokens, documents, sha256} each.
+    """
+    libraries = ("tiktoken", "numpy", "pyarrow")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+    return {
+        "dataset": dataset,
+        "revision": revision,
+        "inputs": inputs,
+        "tokenizer": tokenizer,
+        "options": options,
+        "versions": versions,
+        "shards": shards,
+    }
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON under its final name at one stroke, when it is whole and on disk."""
+    with _temporary(path).open("w", encoding="ascii") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    _temporary(path).replace(path)
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    """Write a folder's manifest, last of all its files."""
+    write_json(folder / MANIFEST, manifest)
+
+
+def read_manifest(folder: Path | str) -> dict | None:
+    """The manifest of a folder of shards; None when there is none. UserError if it is damaged."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as failure:
+        raise UserError(f"{path} is no JSON ({failure}): delete it and prepare the folder again") from failure
+    missing = {"dataset", "revision", "inputs", "tokenizer", "versions", "shards"} - set(manifest)
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: delete it and prepare the folder again")
+    return manifest
