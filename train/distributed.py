@@ -1,0 +1,89 @@
+"""Processes: who am I, how many are we, and sums over all of us. One process needs no group and takes the same path."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from prepare.cli import UserError
+
+_TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them, as torchrun's environment says."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes the files and speaks."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print a line, from rank 0 only."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all ranks, in float64. Every rank must call it, with as many values."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def smallest(self, value: int) -> int:
+        """The least of all ranks' values."""
+        return int(self._reduce([value], dist.ReduceOp.MIN)[0])
+
+    def _reduce(self, values: Sequence[float], operation: dist.ReduceOp) -> list[float]:
+        total = [float(value) for value in values]
+        if self.size > 1:
+            tensor = torch.tensor(total, dtype=torch.float64, device=self.device)  # (number of values,)
+            dist.all_reduce(tensor, operation)
+            total = tensor.tolist()
+        return total
+
+    def describe(self) -> str:
+        """How many processes, on what."""
+        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{self.size} process{'es' if self.size > 1 else ''} on {kind}"
+
+
+def start(device: str = "auto") -> World:
+    """Join the other processes: nccl between GPUs, gloo between CPUs, nothing when alone.
+
+    Args:
+        device: auto (a GPU when there is one), cpu, cuda or mps.
+
+    Raises:
+        UserError: the device is not there, or there are more processes than GPUs.
+    """
+    rank, size, local_rank = (int(os.environ.get(key, default)) for key, default in _TORCHRUN)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() and size == 1 else "cpu"
+    if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} on this node has no GPU of its own ({torch.cuda.device_count()} found): "
+                "lower --nproc_per_node, or set train.device cpu"
+            )
+        device = f"cuda:{local_rank}"
+        torch.cuda.set_device(local_rank)
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    elif device == "mps" and (size > 1 or not torch.mps.is_available()):
+        raise UserError("train.device mps needs Apple's GPU and one process: start without torchrun, or take cpu")
+    elif device == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1" and "LOCAL_WORLD_SIZE" in os.environ:
+        # torchrun gives every process one thread unless told otherwise; share the cores out instead
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    if size > 1:
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return World(rank, size, torch.device(device))
+
+
+def stop() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,80 @@
+"""What the device can do: precision, peak FLOP/s for MFU, and how many sequences fit."""
+
+import torch
+
+from prepare.cli import UserError
+from train.model import GPT
+
+# Dense bf16 FLOP/s with float32 accumulation, from NVIDIA's datasheets; the first name found in the device's counts.
+PEAK_FLOPS = {
+    "H200": 989.4e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989.4e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165.2e12,
+    "RTX 5090": 209.5e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The peak that MFU divides by: dense bf16 FLOP/s of this GPU model; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for model, peak in PEAK_FLOPS.items() if model in name), None)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context for the forward pass: bf16 matrix products, or (fp32) no change at all.
+
+    Args:
+        precision: fp32, bf16, or auto: bf16 on a GPU that has it, fp32 elsewhere.
+    """
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def fitting_micro_batch(model: GPT, per_rank: int, device: torch.device, precision: str) -> int:
+    """The largest divisor of `per_rank` sequences that goes through the model, forward and backward, at a time.
+
+    A GPU tries them from 64 downwards beside the memory that AdamW's moments and DDP's buckets will take. Elsewhere
+    running out of memory would end the process, or the machine: there the float32 logits may take 512 MiB.
+    """
+    config = model.config
+    divisors = [size for size in range(min(64, per_rank), 0, -1) if per_rank % size == 0]
+    if device.type != "cuda":
+        bytes_a_sequence = 4 * config.block_size * config.vocab_size
+        return next((size for size in divisors if size * bytes_a_sequence <= 2**29), 1)
+    for size in divisors:
+        try:
+            _forward_backward(model, size, device, precision)
+            return size
+        except torch.OutOfMemoryError:
+            continue
+        finally:
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    raise UserError(
+        f"not one sequence of model.block_size {config.block_size} fits in this GPU's memory: lower model.block_size, "
+        "or take a smaller model"
+    )
+
+
+def _forward_backward(model: GPT, size: int, device: torch.device, precision: str) -> None:
+    reserved = [torch.empty(model.num_parameters(), device=device) for _ in range(3)]  # moments and buckets, float32
+    tokens = torch.zeros(size, model.config.block_size, dtype=torch.int64, device=device)
+    with autocast(device, precision):
+        loss = model(tokens, tokens)
+    loss.backward()
+    del reserved
+
+
+def is_out_of_memory(failure: BaseException) -> bool:
+    """Whether an exception says that the device's or the machine's memory ran out."""
+    return isinstance(failure, torch.OutOfMemoryError) or "can't allocate memory" in str(failure)

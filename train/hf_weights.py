@@ -1,0 +1,132 @@
+"""GPT-2 weights in Hugging Face's layout, read and written without transformers.
+
+There the linear maps are `Conv1D`, whose weight is (inputs, outputs): the transpose of torch's Linear.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from prepare.cli import UserError
+from train.config import ModelConfig
+from train.model import GPT
+
+TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+NOT_WEIGHTS = re.compile(r"(\.attn\.(bias|masked_bias)|^lm_head\.weight)$")  # causal masks, and the tied head
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def is_hf_folder(folder: Path) -> bool:
+    """Whether a folder looks like a Hugging Face model."""
+    return (folder / "config.json").is_file()
+
+
+def load_hf(folder: Path) -> GPT:
+    """A GPT from a Hugging Face directory: config.json with model.safetensors (also sharded), or pytorch_model.bin.
+
+    Raises:
+        UserError: not a GPT-2, or files that are missing or damaged.
+    """
+    config = read_hf_config(folder / "config.json")
+    model = GPT(config)
+    from_hf(model, read_tensors(folder), folder)
+    return model
+
+
+def download_hf(name: str) -> Path:
+    """Fetch a model of the hub (gpt2, gpt2-xl, distilgpt2, someone/something) into its cache; return the folder.
+
+    Raises:
+        UserError: no such model, or no network.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "model*.safetensors*"]))
+    except RepositoryNotFoundError:
+        raise UserError(f"--model {name}: neither a folder here nor a model on the hub; check the spelling") from None
+    except Exception as failure:  # the hub's client raises many kinds for one thing: it could not be reached
+        reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        raise UserError(
+            f"--model {name}: no such folder, and the hub could not be reached ({reason}); "
+            "offline, give a run, a checkpoint or a downloaded Hugging Face directory"
+        ) from None
+
+
+def read_hf_config(path: Path) -> ModelConfig:
+    """The ModelConfig that a Hugging Face config.json describes."""
+    try:
+        hf = json.loads(path.read_text())
+        if hf.get("model_type") != "gpt2":
+            raise UserError(f"{path}: model_type is {hf.get('model_type')!r}; only gpt2 models can be read")
+        different = {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "layer_norm_epsilon": (1e-5,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "tie_word_embeddings": (True,),
+        }
+        for key, known in different.items():
+            if hf.get(key, known[0]) not in known:
+                raise UserError(f"{path}: {key} is {hf[key]!r}, but this model has {known[0]!r}: not GPT-2 as trained")
+        return ModelConfig(
+            n_layer=hf["n_layer"],
+            n_head=hf["n_head"],
+            n_embd=hf["n_embd"],
+            block_size=hf.get("n_positions", hf.get("n_ctx")),
+            vocab_size=hf["vocab_size"],
+        )
+    except (OSError, json.JSONDecodeError, KeyError) as failure:
+        raise UserError(f"{path}: not a readable GPT-2 configuration ({failure!r}); download it again") from None
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face directory, by their names there. Nothing in the files is executed."""
+    files = sorted(folder.glob("model*.safetensors"))
+    try:
+        if files:
+            return {name: tensor for file in files for name, tensor in load_file(file).items()}
+        file = folder / "pytorch_model.bin"
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as failure:
+        raise UserError(f"{folder}: damaged weights ({str(failure).splitlines()[0]}); download them again") from None
+
+
+@torch.no_grad()
+def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> None:
+    """Copy Hugging Face's tensors into the model, in place; names may begin with `transformer.`.
+
+    Raises:
+        UserError: a tensor is missing, left over, or of another shape.
+    """
+    theirs = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    theirs = {name: tensor for name, tensor in theirs.items() if not NOT_WEIGHTS.search(name)}
+    ours = dict(model.named_parameters())
+    if wrong := sorted(ours.keys() ^ theirs.keys()):
+        raise UserError(
+            f"{source}: not the tensors of a GPT-2: {wrong[0]} and {len(wrong) - 1} more missing or unknown"
+        )
+    for name, parameter in ours.items():
+        tensor = theirs[name].t() if TRANSPOSED.search(name) else theirs[name]
+        if tensor.shape != parameter.shape:
+            raise UserError(
+                f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)} as config.json says"
+            )
+        parameter.copy_(tensor)
+
+
+def to_hf(model: GPT) -> dict[str, Tensor]:
+    """The model's tensors under Hugging Face's names and in its layout, contiguous copies on the CPU."""
+    tensors = {}
+    for name, parameter in model.state_dict().items():
+        tensor = parameter.t() if TRANSPOSED.search(name) else parameter
+        tensors[f"transformer.{name}"] = tensor.contiguous().cpu()
+    return tensors

@@ -1,0 +1,205 @@
+"""Shards to batches. Which window is read when is a pure function of (seed, step): nothing is remembered.
+
+A window is block_size + 1 consecutive tokens of one shard; the next window begins block_size tokens further on, so
+every token but a shard's first is a target once. Less than one window at a shard's end is left out.
+
+Windows are numbered along the run: global window g is window g % per_epoch of epoch g // per_epoch. Step s takes the
+windows [s * N, (s + 1) * N), where N = batch_tokens / block_size; rank r of W takes the r-th of W equal parts of
+them. The batch of a step is therefore the same for every world size and micro-batch size.
+"""
+
+import hashlib
+import json
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prepare.cli import UserError
+from prepare.shards import open_shard, read_manifest
+
+
+@lru_cache(maxsize=8)
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A permutation of range(n), int64, fixed by the key alone.
+
+    It sorts the raw output of a Philox generator, which NumPy promises never to change, unlike its `permutation`.
+    """
+    seed = np.random.SeedSequence(key)
+    return np.argsort(np.random.Philox(seed).random_raw(n), kind="stable")
+
+
+class WindowOrder:
+    """Where each global window lies: windows shuffled within their shard, and shards shuffled, anew in each epoch."""
+
+    def __init__(self, windows_per_shard: Sequence[int], seed: int, shuffle: bool) -> None:
+        self.counts = np.asarray(windows_per_shard, dtype=np.int64)  # (shards,)
+        self.per_epoch = int(self.counts.sum())
+        self.seed, self.shuffle = seed, shuffle
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """Global window number -> (shard index, window index in that shard)."""
+        epoch, place = divmod(number, self.per_epoch)
+        shards, ends = self._epoch(epoch)
+        turn = int(np.searchsorted(ends, place, side="right"))  # the shard whose turn it is
+        shard, count = int(shards[turn]), int(self.counts[shards[turn]])
+        window = place - (int(ends[turn]) - count)
+        if self.shuffle:
+            window = int(permutation(count, self.seed, epoch, shard + 1)[window])
+        return shard, window
+
+    @lru_cache(maxsize=2)  # noqa: B019 (one order lives as long as the run)
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's order of shards, and the place at which each one's turn ends."""
+        n = len(self.counts)
+        shards = permutation(n, self.seed, epoch, 0) if self.shuffle else np.arange(n)
+        return shards, np.cumsum(self.counts[shards])
+
+
+class Windows:
+    """All windows of a list of shards, memory-mapped: nothing is read before it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], block_size: int, vocab_size: int) -> None:
+        self.paths, self.block_size, self.vocab_size = list(paths), block_size, vocab_size
+        self.shards = [open_shard(path) for path in paths]
+        self.counts = [max(0, (len(shard) - 1) // block_size) for shard in self.shards]
+        self.tokens = sum(len(shard) for shard in self.shards)
+        if sum(self.counts) == 0:
+            raise UserError(
+                f"{self.paths[0]} and {len(paths) - 1} more shards hold {self.tokens} tokens, less than one window of "
+                f"model.block_size + 1 = {block_size + 1}: prepare more text, or lower model.block_size"
+            )
+
+    def read(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """The windows at (shard index, window index) as inputs and targets, int64 (len(places), block_size) each.
+
+        Raises:
+            UserError: a token is not below the vocabulary's size.
+        """
+        T = self.block_size
+        batch = np.empty((len(places), T + 1), dtype=np.int64)
+        for row, (shard, window) in enumerate(places):
+            batch[row] = self.shards[shard][window * T : window * T + T + 1]
+        if batch.size and batch.max() >= self.vocab_size:
+            row = int((batch >= self.vocab_size).any(axis=1).argmax())
+            raise UserError(
+                f"{self.paths[places[row][0]]} holds token {batch[row].max()}, but model.vocab_size is "
+                f"{self.vocab_size}: prepare the data with this model's tokenizer, or set model.vocab_size"
+            )
+        tokens = torch.from_numpy(batch)
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+@dataclass(frozen=True)
+class Loader:
+    """One rank's micro-batches of any step."""
+
+    windows: Windows
+    order: WindowOrder
+    per_rank: int  # windows a rank takes a step
+    micro_batch_size: int
+    rank: int
+    world_size: int
+
+    def first_window(self, step: int) -> int:
+        """The number of the first window that this rank reads in a step."""
+        return (step * self.world_size + self.rank) * self.per_rank
+
+    def micro_batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """The inputs and targets of one step, int64 (micro_batch_size, block_size) each, in order."""
+        first = self.first_window(step)
+        starts = range(first, first + self.per_rank, self.micro_batch_size)
+        return [self._micro_batch(start) for start in starts]
+
+    def _micro_batch(self, start: int) -> tuple[Tensor, Tensor]:
+        x, y = self.windows.read([self.order.locate(start + i) for i in range(self.micro_batch_size)])
+        return (x.pin_memory(), y.pin_memory()) if torch.cuda.is_available() else (x, y)
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs read when `step` steps are done."""
+        return step * self.per_rank * self.world_size / self.order.per_epoch
+
+    def prefetch(self, first: int, last: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """The micro-batches of steps first ... last - 1, read by a thread that keeps two steps ahead."""
+        ready: queue.Queue = queue.Queue(maxsize=2)
+        closed = threading.Event()
+
+        def put(item: object) -> None:
+            while not closed.is_set():
+                try:
+                    return ready.put(item, timeout=0.2)
+                except queue.Full:
+                    continue
+
+        def read() -> None:
+            try:
+                for step in range(first, last):
+                    if closed.is_set():
+                        return
+                    put(self.micro_batches(step))
+            except BaseException as failure:  # handed to the training loop, which raises it
+                put(failure)
+
+        threading.Thread(target=read, name="prefetch", daemon=True).start()
+        try:
+            for _ in range(first, last):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            closed.set()
+
+
+def validation_windows(
+    paths: Sequence[Path],
+    block_size: int,
+    tokens: int,
+    batch_size: int,
+    vocab_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's share of the first `tokens` tokens' worth of windows, straight through the shards.
+
+    The windows are the same for every world size and batch size, and every rank gets as many batches, so that
+    ranks can speak with each other between two of them: the last batches may be smaller, or empty.
+
+    Yields:
+        inputs and targets, int64 (b, block_size) each, with 0 <= b <= batch_size.
+    """
+    windows = Windows(paths, block_size, vocab_size)
+    places = [(shard, window) for shard, count in enumerate(windows.counts) for window in range(count)]
+    places = places[: max(1, tokens // block_size)]
+    for start in range(0, len(places), batch_size * world_size):
+        mine = start + rank * batch_size
+        yield windows.read(places[mine : mine + batch_size])
+
+
+def check_tokenizer(description: dict | None, vocab_size: int, folder: Path) -> None:
+    """Refuse data whose tokenizer has ids that the model has not; `description` is the manifest's, or None.
+
+    Raises:
+        UserError: names both sizes.
+    """
+    if description and description["vocab_size"] > vocab_size:
+        raise UserError(
+            f"{folder} was made with the {description['name']} tokenizer of {description['vocab_size']} ids, but "
+            f"model.vocab_size is {vocab_size}: set it to {description['vocab_size']}, or prepare other data"
+        )
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """What identifies the data of a run: each shard's name, tokens, and checksum where a manifest states one."""
+    sums: dict[Path, str] = {}
+    for folder in {path.parent for path in paths}:
+        manifest = read_manifest(folder)
+        sums.update({folder / shard["file"]: shard["sha256"] for shard in (manifest or {"shards": []})["shards"]})
+    facts = [[path.name, len(open_shard(path)), sums.get(path)] for path in paths]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

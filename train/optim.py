@@ -1,0 +1,33 @@
+"""AdamW as GPT-2's successors use it, and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from train.config import OptimConfig
+
+
+def learning_rate(step: int, optim: OptimConfig, max_steps: int) -> float:
+    """The learning rate of the update that follows `step` finished ones.
+
+    Warmup is linear, (step + 1) / warmup_steps of max_lr; then cosine or linear decay, such that the last
+    update, step max_steps - 1, is made with min_lr; or constant at max_lr.
+    """
+    if step < optim.warmup_steps:
+        return optim.max_lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.max_lr
+    done = min(1.0, (step + 1 - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps))
+    share = 0.5 * (1 + math.cos(math.pi * done)) if optim.schedule == "cosine" else 1 - done
+    return optim.min_lr + share * (optim.max_lr - optim.min_lr)
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and embeddings only (biases and LayerNorms are vectors), fused."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=optim.max_lr, betas=optim.betas, eps=optim.eps, fused=True)

@@ -1,0 +1,55 @@
+"""A run's directory: who may use it, and whether it is new, to be gone on with, or finished."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from prepare.cli import UserError
+from train.checkpoint import latest
+from train.config import Config, save_config
+from train.distributed import World
+
+DONE, CONFIG = "DONE", "config.yaml"
+
+
+class RunDir:
+    """The directory of this run, held by rank 0 for as long as the process lives.
+
+    Raises:
+        UserError: another process trains in it, or `run.fresh` and it is used already.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.path = Path(config.run.dir).resolve()
+        if config.run.fresh and (latest(self.path) or (self.path / "metrics.jsonl").exists()):
+            raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
+        self.is_main = world.is_main
+        if self.is_main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die
+            except OSError:
+                self._lock.seek(0)
+                holder = self._lock.read().strip() or "unknown"
+                raise UserError(
+                    f"{self.path} is in use by process {holder}: wait for it, or choose another --run.dir"
+                ) from None
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}")
+            self._lock.flush()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has finished."""
+        return (self.path / DONE).exists()
+
+    def begin(self, config: Config) -> None:
+        """Write down the configuration that this process trains with."""
+        if self.is_main:
+            save_config(config, self.path / CONFIG)
+
+    def finish(self, step: int) -> None:
+        """Mark the run as finished after `step` steps."""
+        if self.is_main:
+            (self.path / DONE).write_text(f"{step}\n")

@@ -1,0 +1,168 @@
+"""What a run writes down: metrics.jsonl, the console line, and wandb. Only rank 0 writes."""
+
+import json
+import math
+import netrc
+import os
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prepare.cli import UserError
+from train.config import Config
+from train.distributed import World
+from train.hardware import peak_flops
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """The rows of one run: each an object with `step`, the number of finished steps, and `kind`."""
+
+    def __init__(self, run_dir: Path, config: Config, step: int, flops_per_token: int, world: World) -> None:
+        """Open the log of a run that stands at `step`; rows of later steps, whose work was lost, are dropped."""
+        self.world, self.every, self.max_steps = world, config.log.every, config.train.max_steps
+        self.batch_tokens, self.flops_per_token = config.data.batch_tokens, flops_per_token
+        peak = peak_flops(world.device)
+        self.peak = peak and peak * world.size
+        self.seconds: list[float] = []  # of the steps since the last row
+        self.seconds_a_step = 0.0  # smoothed, for the time left
+        self.recorded: set[tuple[int, str]] = set()
+        self.file = self.wandb = None
+        if world.is_main:
+            path = run_dir / METRICS
+            kept = [row for row in read_rows(path) if row["step"] <= step] if path.exists() else []
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            unfinished.replace(path)
+            self.recorded = {(row["step"], row["kind"]) for row in kept}
+            self.file = path.open("a", buffering=1)
+            self.wandb = start_wandb(run_dir, config)
+
+    def write(self, step: int, kind: str, **values: Any) -> None:
+        """Add a row; `values` are JSON-able."""
+        self.recorded.add((step, kind))
+        if not self.file:
+            return
+        values = {key: None if _not_finite(value) else value for key, value in values.items()}
+        self.file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        if self.wandb and kind != "event":
+            self.wandb.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
+
+    def has(self, step: int, kind: str) -> bool:
+        """Whether a row of this step and kind is there, from before a resume too; only rank 0 knows."""
+        return (step, kind) in self.recorded
+
+    def say(self, text: str) -> None:
+        """A line on the console, from rank 0 only."""
+        self.world.say(text)
+
+    def event(self, step: int, event: str, **values: Any) -> None:
+        """A row of kind `event`, also said on the console."""
+        self.write(step, "event", event=event, **values)
+        self.say(f"step {step}: {event}" + "".join(f", {key} {value}" for key, value in values.items()))
+
+    def train_row(self, step: int, loss: float, lr: float, grad_norm: float, seconds: float) -> None:
+        """Take a finished step that took `seconds`; at the interval, write its row and console line.
+
+        MFU = FLOPs per token (GPT.flops_per_token) * tokens/s / peak FLOP/s of all GPUs together (hardware.py).
+        """
+        self.seconds.append(seconds)
+        if step % self.every and step != self.max_steps:
+            return
+        average = sum(self.seconds) / len(self.seconds)
+        self.seconds.clear()
+        speed = self.batch_tokens / average
+        mfu = self.flops_per_token * speed / self.peak if self.peak else None
+        tokens = step * self.batch_tokens
+        self.write(step, "train", loss=loss, lr=lr, grad_norm=grad_norm, tokens=tokens, tokens_per_s=speed, mfu=mfu)
+        self.seconds_a_step = 0.9 * self.seconds_a_step + 0.1 * average if self.seconds_a_step else average
+        left = duration((self.max_steps - step) * self.seconds_a_step)
+        share = f" | mfu {mfu:.1%}" if mfu else ""
+        self.say(
+            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
+            f"grad norm {grad_norm:.2f} | {speed:,.0f} tok/s{share} | {left} left"
+        )
+
+    def sync(self) -> None:
+        """Put the rows on disk, before a checkpoint that counts on them."""
+        if self.file:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """End the log."""
+        if self.file:
+            self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)  # JSON has no word for it
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a kill has cut off is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    lines = path.read_text().splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"{path}:{number} is not JSON ({line[:40]!r}): remove the line") from None
+    return rows
+
+
+def start_wandb(run_dir: Path, config: Config) -> Any | None:
+    """The run at Weights & Biases, or None; a resumed run goes on under its id.
+
+    `auto` is online where an API key is known (the environment, or `wandb login`), and disabled elsewhere.
+    """
+    mode = config.log.wandb
+    if mode == "disabled":
+        return None
+    if mode == "auto":
+        if not _logged_in_to_wandb():
+            return None
+        mode = "online"
+    import wandb
+
+    id_file = run_dir / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(secrets.token_hex(4))
+    try:
+        return wandb.init(
+            project=config.log.wandb_project,
+            name=run_dir.name,
+            id=id_file.read_text(),
+            resume="allow",
+            mode=mode,
+            dir=run_dir,
+            config=asdict(config),
+        )
+    except wandb.Error as failure:
+        reason = str(failure).splitlines()[0]
+        raise UserError(f"wandb could not start ({reason}): set log.wandb offline or disabled") from None
+
+
+def _logged_in_to_wandb() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def duration(seconds: float) -> str:
+    """3h12m, 4m05s or 12s."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

@@ -1,0 +1,60 @@
+"""One optimizer step: gradients accumulated over the micro-batches, averaged over the ranks, clipped once, applied."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+MicroBatch = tuple[Tensor, Tensor]
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    context: torch.autocast,
+    lr: float,
+    grad_clip: float,
+    seeds: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Move the model by one step, unless the gradient is not finite: then nothing moves.
+
+    Args:
+        model: maps (B, T) inputs and targets to the mean loss; may be compiled and wrapped in DDP.
+        micro_batches: this rank's inputs and targets, int64 (B, T) each, on the CPU.
+        context: the precision of the forward pass.
+        lr: learning rate of this step.
+        grad_clip: largest global gradient norm; 0 does not clip.
+        seeds: one for each micro-batch, of its dropout. They name the windows, not the rank, so that the masks are
+            the same for every world size, and after a resume.
+
+    Returns:
+        this rank's mean loss and the norm of the whole gradient before clipping, float32 scalars on the device. The
+        norm is that of the averaged gradient, the same on every rank: all of them skip a step, or none.
+    """
+    device = next(model.parameters()).device
+    loss = torch.zeros((), device=device)
+    for number, (inputs, targets) in enumerate(micro_batches):
+        x, y = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        torch.manual_seed(seeds[number])
+        # Gradients are exchanged once, behind the last micro-batch; DDP decides that in the forward pass.
+        last = number == len(micro_batches) - 1
+        with model.no_sync() if isinstance(model, DDP) and not last else nullcontext():
+            with context:
+                micro_loss = model(x, y) / len(micro_batches)
+            micro_loss.backward()
+        loss += micro_loss.detach()
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
+    if torch.isfinite(grad_norm):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, grad_norm
+
+
+def dropout_seeds(seed: int, first_window: int, micro_batch_size: int, n: int) -> list[int]:
+    """Seeds for n micro-batches: a function of the run's seed and the number of each one's first window."""
+    return [((seed << 40) + first_window + i * micro_batch_size) % 2**63 for i in range(n)]

@@ -1,0 +1,44 @@
+"""Requests to stop early: a signal, a file named STOP in the run directory, or Slurm's time limit coming near."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Remembers that somebody asked; the loop asks it at each step, and all ranks decide together."""
+
+    def __init__(self, run_dir: Path, margin_seconds: int, is_main: bool) -> None:
+        self.file = run_dir / "STOP"
+        self.deadline = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - margin_seconds
+        self.is_main = is_main
+        self.agreed: float = 0  # how many ranks asked, when all of them last spoke; above 0, all of them stop
+        self.signal: int | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait
+        self.signal = number
+
+    def requested(self) -> bool:
+        """Whether this process knows of a request; rank 0 looks for the file and at the clock."""
+        return self.signal is not None or (self.is_main and (time.time() >= self.deadline or self.file.exists()))
+
+    def reason(self) -> str:
+        """Why, in a few words."""
+        if self.signal is not None:
+            return signal.Signals(self.signal).name
+        if time.time() >= self.deadline:
+            return "Slurm's time limit"
+        return "a STOP file" if self.file.exists() else "another process's request"
+
+    def clear(self) -> None:
+        """Take the STOP file away once it is obeyed, so that the next start goes on."""
+        if self.is_main:
+            self.file.unlink(missing_ok=True)
