@@ -21,7 +21,7 @@ help:
 
 # The copy of requirements.txt says which requirements are whole; `incomplete` marks an install that was interrupted.
 $(ready): requirements.txt
-	@for candidate in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 none); do \
+	@for candidate in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11) none; do \
 	    $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && break; \
 	done; \
 	[ $$candidate != none ] || { echo "error: no Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python3"; exit 1; }; \

@@ -1,0 +1,28 @@
+# What differs from cluster to cluster. Edit it once, then submit with:
+#
+#     source slurm/site.sh && sbatch slurm/train.sbatch
+#
+# sbatch takes the SBATCH_* variables as if they were its options: they go before a #SBATCH line of the script, and an
+# option on the command line (`sbatch --partition=short ...`) goes before them. The jobs read this file again.
+
+# export SBATCH_PARTITION=gpu
+# export SBATCH_ACCOUNT=my_project
+# export SBATCH_QOS=normal
+# export SBATCH_TIMELIMIT=12:00:00
+
+# A training job takes whole nodes, with all their GPUs. For one GPU of a shared node:
+#     sbatch --oversubscribe --mem=64G --gpus-per-node=1 --cpus-per-gpu=8 slurm/train.sbatch
+
+if [ -n "${SLURM_JOB_ID:-}" ]; then # from here on: on the nodes of a job
+
+    # module load cuda
+    # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0   # the network between the nodes, where the default is wrong
+    # export HF_HUB_OFFLINE=1 WANDB_MODE=offline             # nodes that do not reach the internet
+
+    # Training processes on a node: one for each of its GPUs, or one where there is none.
+    processes_per_node=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+
+    # The environment that make built, or the one that was active when the job was submitted.
+    python=${PYTHON:-$repository/.venv/bin/python}
+    command -v "$python" > /dev/null || python=python3
+fi
