@@ -1,0 +1,176 @@
+"""The loader: the same global batch for every world size, each window once an epoch, nothing remembered."""
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prepare.cli import UserError
+from prepare.shards import open_shard, write_shard
+from tests.tiny import VOCAB, markov_tokens, write_shards
+from train.loader import (
+    Loader,
+    WindowOrder,
+    Windows,
+    check_tokenizer,
+    fingerprint,
+    permutation,
+    validation_windows,
+)
+
+T = 32
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    return sorted(write_shards(tmp_path).glob("*_train_*.bin"))
+
+
+def loader(paths: list[Path], per_step: int, micro: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> Loader:
+    windows = Windows(paths, T, VOCAB)
+    order = WindowOrder(windows.counts, seed=7, shuffle=shuffle)
+    return Loader(windows, order, per_step // world, micro, rank, world)
+
+
+def test_permutation_is_one_and_depends_on_every_part_of_the_key() -> None:
+    seen = {tuple(permutation(50, *key)) for key in [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]}
+    assert len(seen) == 4
+    assert all(sorted(order) == list(range(50)) for order in seen)
+    # fixed for good: a run that is resumed under another NumPy must read on in the same order
+    assert permutation(8, 1337, 0, 1).tolist() == [7, 4, 2, 6, 0, 3, 1, 5]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_epoch_holds_every_window_once(paths: list[Path], shuffle: bool) -> None:
+    counts = Windows(paths, T, VOCAB).counts
+    assert counts == [(6000 - 1) // T, (5000 - 1) // T, (3001 - 1) // T]
+    order = WindowOrder(counts, seed=3, shuffle=shuffle)
+    everything = {(shard, window) for shard, count in enumerate(counts) for window in range(count)}
+    epochs = [[order.locate(epoch * order.per_epoch + i) for i in range(order.per_epoch)] for epoch in range(3)]
+    for places in epochs:
+        assert Counter(places) == Counter(everything)
+    if shuffle:
+        assert epochs[0] != epochs[1] != epochs[2]
+        shards = [[shard for shard, _ in places] for places in epochs]
+        assert len({tuple(dict.fromkeys(order)) for order in shards}) > 1  # the shards change places too
+    else:
+        assert epochs[0] == epochs[1] == sorted(everything)
+
+
+def test_targets_are_the_next_tokens_and_no_boundary_target_is_lost(paths: list[Path]) -> None:
+    windows = Windows(paths[:1], T, VOCAB)
+    x, y = windows.read([(0, window) for window in range(windows.counts[0])])
+    tokens = torch.from_numpy(open_shard(paths[0]).astype(np.int64))
+    covered = windows.counts[0] * T
+    assert x.dtype == y.dtype == torch.int64
+    assert torch.equal(x.flatten(), tokens[:covered])
+    assert torch.equal(y.flatten(), tokens[1 : covered + 1])
+
+
+def test_the_global_batch_is_the_same_for_every_world_size_and_micro_batch(paths: list[Path]) -> None:
+    reference = loader(paths, per_step=24, micro=24)
+    for world, micro in [(1, 1), (1, 8), (2, 12), (2, 3), (3, 4), (4, 6), (8, 1)]:
+        for step in [0, 5, 17, 18, 19, 40]:  # 442 windows an epoch: step 18 lies across its end
+            (x, y), parts = reference.micro_batches(step)[0], []
+            for rank in range(world):
+                parts += loader(paths, 24, micro, rank, world).micro_batches(step)
+            assert all(part.shape == (micro, T) for part, _ in parts)
+            assert torch.equal(torch.cat([part for part, _ in parts]), x)
+            assert torch.equal(torch.cat([part for _, part in parts]), y)
+
+
+def test_a_step_depends_on_its_number_alone(paths: list[Path]) -> None:
+    one, other = loader(paths, 16, 4), loader(paths, 16, 4)
+    for step in [30, 3, 30]:
+        one.micro_batches(step)
+    for (x, _), (again, _) in zip(one.micro_batches(9), other.micro_batches(9), strict=True):
+        assert torch.equal(x, again)
+    prefetched = list(one.prefetch(7, 12))
+    assert len(prefetched) == 5
+    for step, batches in enumerate(prefetched, 7):
+        for (x, y), (u, v) in zip(batches, other.micro_batches(step), strict=True):
+            assert torch.equal(x, u)
+            assert torch.equal(y, v)
+
+
+def test_shuffling_mixes_and_straight_reading_does_not(paths: list[Path]) -> None:
+    straight = loader(paths, 8, 8, shuffle=False)
+    tokens = open_shard(paths[0])[: 8 * T].astype(np.int64)
+    assert torch.equal(straight.micro_batches(0)[0][0].flatten(), torch.from_numpy(tokens))
+    shuffled = loader(paths, 8, 8)
+    windows = [shuffled.order.locate(i)[1] for i in range(8)]
+    assert windows != sorted(windows)
+
+
+def test_prefetch_hands_on_what_goes_wrong_and_ends_its_thread(paths: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad_train_000009.bin"
+    tokens = markov_tokens(200, seed=1)
+    tokens[150] = VOCAB + 5
+    write_shard(bad, tokens)
+    with pytest.raises(UserError, match=r"bad_train_000009.bin holds token 69, but model.vocab_size is 64"):
+        list(loader([bad], 2, 2).prefetch(0, 10))
+    steps = loader(paths, 8, 8).prefetch(0, 10_000)
+    next(steps)
+    steps.close()
+    for thread in threading.enumerate():
+        if thread.name == "prefetch":
+            thread.join(timeout=5)
+            assert not thread.is_alive()
+
+
+def test_less_text_than_a_window_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a_train_000001.bin", markov_tokens(T, seed=0))
+    with pytest.raises(UserError, match="less than one window of model.block_size \\+ 1 = 33"):
+        Windows([tmp_path / "a_train_000001.bin"], T, VOCAB)
+    write_shard(tmp_path / "a_train_000001.bin", markov_tokens(T + 1, seed=0))
+    assert Windows([tmp_path / "a_train_000001.bin"], T, VOCAB).counts == [1]
+
+
+def test_nanogpts_and_build_nanogpts_files_are_read_too(tmp_path: Path) -> None:
+    tokens = markov_tokens(500, seed=4)
+    tokens.tofile(tmp_path / "train.bin")
+    np.save(tmp_path / "shard_train_000001.npy", tokens)
+    write_shard(tmp_path / "ours_train_000001.bin", tokens)
+    batches = [Windows([path], T, VOCAB).read([(0, 3)])[0] for path in sorted(tmp_path.iterdir())]
+    assert len(batches) == 3
+    assert torch.equal(batches[0], batches[1])
+    assert torch.equal(batches[0], batches[2])
+
+
+def test_validation_windows_are_the_same_set_for_every_world_and_batch_size(tmp_path: Path) -> None:
+    paths = [*sorted(write_shards(tmp_path).glob("*_val_*.bin")), *sorted(tmp_path.glob("*_train_*.bin"))]
+    tokens = 100 * T
+    for world, batch in [(1, 100), (1, 7), (2, 8), (3, 16), (4, 100)]:
+        ranks = [list(validation_windows(paths, T, tokens, batch, VOCAB, rank, world)) for rank in range(world)]
+        assert len({len(batches) for batches in ranks}) == 1  # as many batches on each rank, some of them empty
+        rows = torch.cat([x for batches in ranks for x, _ in batches])
+        assert rows.shape == (100, T)
+        if world == 1:
+            reference = rows if batch == 100 else reference
+        assert torch.equal(torch.unique(rows, dim=0), torch.unique(reference, dim=0))
+    assert torch.equal(reference[0], torch.from_numpy(open_shard(paths[0])[:T].astype(np.int64)))
+
+
+def test_validation_takes_what_there_is(tmp_path: Path) -> None:
+    paths = sorted(write_shards(tmp_path).glob("*_val_*.bin"))
+    rows = sum(len(x) for x, _ in validation_windows(paths, T, 10**9, 16, VOCAB))
+    assert rows == (3000 - 1) // T
+
+
+def test_fingerprint_changes_with_the_data_and_not_with_its_folder(tmp_path: Path) -> None:
+    here = sorted(write_shards(tmp_path / "a").glob("*_train_*.bin"))
+    there = sorted(write_shards(tmp_path / "b").glob("*_train_*.bin"))
+    assert fingerprint(here) == fingerprint(there)
+    assert fingerprint(here) != fingerprint(here[:2])
+    write_shard(there[0], markov_tokens(5999, seed=1))
+    assert fingerprint(here) != fingerprint(there)
+
+
+def test_data_of_a_larger_vocabulary_is_refused_at_the_start() -> None:
+    with pytest.raises(UserError, match="gpt2 tokenizer of 50257 ids, but model.vocab_size is 64"):
+        check_tokenizer({"name": "gpt2", "vocab_size": 50257}, 64, Path("x"))
+    check_tokenizer({"name": "char", "vocab_size": 65}, 65, Path("x"))
+    check_tokenizer(None, 64, Path("x"))

@@ -1,0 +1,155 @@
+"""The model against transformers' GPT-2: same weights, same logits, same gradients."""
+
+import math
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from train.config import ModelConfig
+from train.hf_weights import from_hf, to_hf
+from train.model import GPT, KVCache
+
+SHAPES = [
+    ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=11),
+    ModelConfig(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=97),
+    ModelConfig(n_layer=3, n_head=2, n_embd=64, block_size=33, vocab_size=256),
+    ModelConfig(n_layer=2, n_head=3, n_embd=48, block_size=8, vocab_size=50257),
+]
+
+
+def pair(config: ModelConfig, seed: int) -> tuple[GPT2LMHeadModel, GPT]:
+    """A transformers GPT-2 with random weights of some size, and ours with the same weights."""
+    torch.manual_seed(seed)
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_embd=config.n_embd,
+            n_positions=config.block_size,
+            vocab_size=config.vocab_size,
+            bos_token_id=None,
+            eos_token_id=None,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # biases and norms too, away from their initial 0 and 1
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    ours = GPT(config)
+    from_hf(ours, theirs.state_dict(), "test")
+    return theirs, ours
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config.n_layer}x{config.n_embd}v{config.vocab_size}")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_logits_loss_and_gradients_equal_transformers(config: ModelConfig, batch: int) -> None:
+    theirs, ours = pair(config, seed=batch)
+    idx = torch.randint(config.vocab_size, (batch, config.block_size))
+    torch.testing.assert_close(ours(idx), theirs(idx).logits, atol=1e-5, rtol=1e-5)
+
+    targets = torch.randint(config.vocab_size, (batch, config.block_size))
+    loss = ours(idx, targets)
+    reference = torch.nn.functional.cross_entropy(theirs(idx).logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, reference, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    reference.backward()
+    gradients = GPT(config)  # a model-shaped place for theirs
+    from_hf(gradients, {name: parameter.grad for name, parameter in theirs.named_parameters()}, "test")
+    for (name, parameter), theirs_grad in zip(ours.named_parameters(), gradients.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, theirs_grad.data, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_weights_survive_the_way_to_transformers_and_back() -> None:
+    theirs, ours = pair(SHAPES[1], seed=5)
+    state = {**to_hf(ours), "lm_head.weight": ours.wte.weight}
+    assert state.keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_parameter_counts_are_openais() -> None:
+    # 124M is openai/gpt-2's; the others are the published sizes of gpt2-medium, -large and -xl
+    shapes = {
+        (12, 12, 768): 124_439_808,
+        (24, 16, 1024): 354_823_168,
+        (36, 20, 1280): 774_030_080,
+        (48, 25, 1600): 1_557_611_200,
+    }
+    for (n_layer, n_head, n_embd), count in shapes.items():
+        with torch.device("meta"):
+            assert GPT(ModelConfig(n_layer, n_head, n_embd)).num_parameters() == count
+
+
+def test_initialization_is_openais() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(n_layer=8, n_head=4, n_embd=256, block_size=256, vocab_size=1000)
+    for name, parameter in GPT(config).named_parameters():
+        if parameter.dim() == 1:
+            assert torch.equal(parameter, torch.full_like(parameter, float("ln" in name and "weight" in name))), name
+            continue
+        expected = 0.01 if name == "wpe.weight" else 0.02 / math.sqrt(16) if "c_proj" in name else 0.02
+        assert parameter.std().item() == pytest.approx(expected, rel=0.03), name
+        assert abs(parameter.mean().item()) < expected / 20, name
+
+
+def test_initial_loss_is_that_of_a_uniform_guess() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64)
+    idx = torch.randint(config.vocab_size, (2, 65))
+    assert GPT(config)(idx[:, :-1], idx[:, 1:]).item() == pytest.approx(math.log(50257), abs=0.15)
+
+
+def test_the_future_is_not_seen() -> None:
+    _, model = pair(SHAPES[2], seed=1)
+    idx = torch.randint(256, (2, 33))
+    changed = idx.clone()
+    changed[:, 20:] = (changed[:, 20:] + 1) % 256
+    before, after = model(idx), model(changed)
+    torch.testing.assert_close(before[:, :20], after[:, :20])
+    assert (before[:, 20:] - after[:, 20:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("cuts", [[33], [1] * 33, [5, 1, 1, 10, 16], [32, 1]], ids=str)
+def test_cache_gives_the_logits_of_the_whole_sequence(cuts: list[int]) -> None:
+    _, model = pair(SHAPES[2], seed=2)
+    model.eval()
+    idx = torch.randint(256, (3, 33))
+    cache = KVCache(model.config, batch_size=3, length=33)
+    parts = [model(part, cache=cache) for part in idx.split(cuts, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(idx), atol=1e-5, rtol=1e-5)
+    assert cache.filled == 33
+
+
+def test_more_positions_than_the_block_size_are_refused() -> None:
+    model = GPT(SHAPES[0])
+    with pytest.raises(ValueError, match="5 positions are more than block_size 4"):
+        model(torch.zeros(1, 5, dtype=torch.int64))
+
+
+def test_ignored_targets_do_not_count() -> None:
+    _, model = pair(SHAPES[1], seed=3)
+    idx, targets = torch.randint(97, (2, 2, 16))
+    masked = targets.clone()
+    masked[:, :10] = -1
+    log_probs = model(idx).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(model(idx, masked), -log_probs[:, 10:].mean())
+
+
+def test_dropout_acts_in_training_only() -> None:
+    config = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50, dropout=0.5)
+    model, idx = GPT(config), torch.randint(50, (2, 16))
+    torch.manual_seed(0)
+    first, second = model(idx), model(idx)
+    assert not torch.allclose(first, second)
+    model.eval()
+    assert torch.equal(model(idx), model(idx))
+
+
+def test_without_biases() -> None:
+    config = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50, bias=False)
+    names = [name for name, _ in GPT(config).named_parameters()]
+    assert not [name for name in names if "bias" in name]
+    assert GPT(config)(torch.zeros(1, 16, dtype=torch.int64)).shape == (1, 16, 50)
