@@ -99,6 +99,8 @@ class SlurmCluster:
                 port_2=second,
             )
         )
+        # Version 1 is not looked at unless it is used; looking for the right one fails where /sys has no cgroups.
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         self._daemon(
             *("munged", "--foreground", "--force", "--num-threads=2"),
             *(f"--key-file={key}", f"--socket={self.folder}/munge.socket", f"--seed-file={self.folder}/munge.seed"),
@@ -111,7 +113,7 @@ class SlurmCluster:
         self._until(self._idle, "the nodes do not become idle")
 
     def _daemon(self, *command: str) -> None:
-        with (self.folder / f"{command[0]}_{command[-1]}.out".replace("/", "_")).open("wb") as output:
+        with (self.folder / f"{command[0]}_{len(self.daemons)}.out").open("wb") as output:
             self.daemons.append(
                 subprocess.Popen(
                     command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT

@@ -1,0 +1,91 @@
+"""The sbatch scripts on a real Slurm of two nodes: training, a stop before the time limit, a job array, scores."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prepare.shards import write_shard
+from tests.conftest import ROOT, run_command
+from tests.slurm_cluster import SlurmCluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+TRAIN, PREPARE, EVAL = (ROOT / "slurm" / f"{name}.sbatch" for name in ("train", "prepare", "eval"))
+NODES_USE = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+
+CONFIG = """
+model: {{n_layer: 1, n_head: 2, n_embd: 16, block_size: 32, vocab_size: 64}}
+data:
+  train: "{folder}/data/toy_train_*.bin"
+  val: "{folder}/data/toy_val_*.bin"
+  batch_tokens: 256
+  micro_batch_size: 2
+optim: {{max_lr: 0.01, warmup_steps: 2}}
+train: {{max_steps: 8, device: cpu, compile: false}}
+eval: {{every: 4, val_tokens: 256, hellaswag_every: 0, sample_every: 0}}
+checkpoint: {{every: 4, margin_seconds: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory that is not the repository, with a toy's shards and configuration in it."""
+    folder = tmp_path_factory.mktemp("submitted from here")
+    (folder / "data").mkdir()
+    tokens = np.random.default_rng(0).integers(0, 64, 20_000).astype(np.uint16)
+    write_shard(folder / "data" / "toy_val_000000.bin", tokens[:1000])
+    write_shard(folder / "data" / "toy_train_000001.bin", tokens[1000:])
+    (folder / "toy.yaml").write_text(CONFIG.format(folder=folder))
+    return folder
+
+
+def log_of(name: str, job: str, folder: Path) -> str:
+    return (folder / f"{name}-{job}.log").read_text()
+
+
+def losses(run: Path) -> dict[int, float]:
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+
+
+def test_two_nodes_train_one_run_and_finish_it(slurm: SlurmCluster, work: Path):
+    job = slurm.sbatch("--nodes=2", TRAIN, "--config", "toy.yaml", "--run.dir", "two", cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
+    assert (work / "two" / "DONE").exists(), log_of("train", job, work)
+    assert "2 node(s) n[1-2], 1 process(es) on each" in log_of("train", job, work)
+    assert "step:  2 processes" in log_of("train", job, work)
+    alone = run_command("python", ROOT / "train/train_gpt2.py", "--config", "toy.yaml", "--run.dir", "alone", cwd=work)
+    assert alone.returncode == 0, alone.stderr
+    assert list(losses(work / "two")) == list(range(1, 9))
+    assert losses(work / "two") == pytest.approx(losses(work / "alone"), abs=1e-5)
+
+
+def test_near_the_time_limit_a_run_saves_and_the_same_command_finishes_it(slurm: SlurmCluster, work: Path):
+    command = (TRAIN, "--config", "toy.yaml", "--run.dir", "stopped", "--train.max_steps")
+    metrics = work / "stopped" / "metrics.jsonl"
+    job = slurm.sbatch("--nodes=2", *command, 1_000_000, cwd=work, **NODES_USE)
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"train"' in metrics.read_text()):
+        assert time.monotonic() < deadline, log_of("train", job, work)
+        time.sleep(0.2)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@120 does, without the wait
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
+    assert "the time limit is near; asking the run to save and stop" in log_of("train", job, work)
+    assert not (work / "stopped" / "DONE").exists()
+    saved = max(losses(work / "stopped"))
+    assert (work / "stopped" / "checkpoints" / f"step_{saved:08d}" / "meta.json").exists()
+
+    job = slurm.sbatch("--nodes=1", *command, saved + 2, cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
+    assert (work / "stopped" / "DONE").exists()
+    assert list(losses(work / "stopped")) == list(range(1, saved + 3))
+
+
+def test_a_mistake_fails_the_job_and_its_log_says_which(slurm: SlurmCluster, work: Path):
+    job = slurm.sbatch("--nodes=2", TRAIN, "--config", "toy.yaml", "--data.train", "none*.bin", cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"FAILED"}
+    assert "error: no token shards match 'none*.bin'" in log_of("train", job, work)
+    assert "the run failed with status" in log_of("train", job, work)
