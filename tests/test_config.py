@@ -76,7 +76,7 @@ def test_the_large_configurations_are_openais_shapes(name: str, parameters: int)
     ],
 )
 def test_mistakes_are_named(words: list[str], message: str) -> None:
-    with pytest.raises(ArgumentError, match="(?s).*".join(message.split(" ... "))):
+    with pytest.raises(ArgumentError, match="(?s)" + ".*".join(message.split(" ... "))):
         load_config(words, "")
 
 
@@ -87,7 +87,9 @@ def test_an_unknown_key_in_a_file_is_named(tmp_path: Path) -> None:
         load_config(["--config", str(file)], "")
 
 
-@pytest.mark.parametrize(("batch_tokens", "micro", "world"), [(1000, 4, 1), (524288, 48, 1), (524288, 64, 3), (5, 1, 2)])
+@pytest.mark.parametrize(
+    ("batch_tokens", "micro", "world"), [(1000, 4, 1), (524288, 48, 1), (524288, 64, 3), (5, 1, 2)]
+)
 def test_a_batch_that_does_not_divide_is_refused_with_values_that_do(batch_tokens: int, micro: int, world: int) -> None:
     config = Config(data=DataConfig(batch_tokens=batch_tokens, micro_batch_size=micro))
     with pytest.raises(ArgumentError, match=f"data.batch_tokens {batch_tokens} is not a multiple") as refusal:

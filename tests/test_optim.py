@@ -1,6 +1,7 @@
 """The schedule as a function of the step, and which parameters decay."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ def test_warmup_is_linear_and_the_last_step_reaches_min_lr() -> None:
     rates = [learning_rate(step, optim, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([6e-4 * (step + 1) / 10 for step in range(10)])
     assert rates[-1] == pytest.approx(6e-5)
-    assert all(later < earlier for earlier, later in zip(rates[9:], rates[10:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[9:]))
 
 
 def test_cosine_follows_its_formula() -> None:

@@ -1,5 +1,6 @@
 """One optimizer step: gradients accumulated over the micro-batches, averaged over the ranks, clipped once, applied."""
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -56,5 +57,10 @@ def train_step(
 
 
 def dropout_seeds(seed: int, first_window: int, micro_batch_size: int, n: int) -> list[int]:
-    """Seeds for n micro-batches: a function of the run's seed and the number of each one's first window."""
-    return [((seed << 40) + first_window + i * micro_batch_size) % 2**63 for i in range(n)]
+    """Seeds for n micro-batches: a function of the run's seed and the number of each one's first window.
+
+    Hashed, since torch's generator on the CPU looks at the low 32 bits alone.
+    """
+    windows = range(first_window, first_window + n * micro_batch_size, micro_batch_size)
+    digests = (hashlib.blake2b(f"{seed} {window}".encode(), digest_size=8).digest() for window in windows)
+    return [int.from_bytes(digest) for digest in digests]

@@ -1,0 +1,56 @@
+"""Precision, and how many sequences fit."""
+
+import pytest
+import torch
+
+from prepare.cli import UserError
+from train.config import ModelConfig
+from train.hardware import autocast, fitting_micro_batch, is_out_of_memory
+from train.model import GPT
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_float32_on_a_cpu() -> None:
+    a = torch.randn(8, 8)
+    for precision, dtype in (("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with autocast(CPU, precision):
+            assert (a @ a).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("block_size", "vocab_size", "per_rank", "expected"),
+    [(1024, 50257, 512, 2), (64, 50257, 24, 24), (64, 50257, 100, 25), (256, 65, 64, 64), (1024, 50257, 7, 1)],
+)
+def test_on_a_cpu_the_logits_are_bounded(block_size: int, vocab_size: int, per_rank: int, expected: int) -> None:
+    with torch.device("meta"):
+        model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=block_size, vocab_size=vocab_size))
+    size = fitting_micro_batch(model, per_rank, CPU, "fp32")
+    assert size == expected
+    assert per_rank % size == 0
+
+
+def test_on_a_gpu_sizes_are_tried_downwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def forward_backward(_model: GPT, size: int, *_: object) -> None:
+        tried.append(size)
+        if size > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("train.hardware._forward_backward", forward_backward)
+    model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=16))
+    limit = 20
+    assert fitting_micro_batch(model, 96, torch.device("cuda"), "bf16") == 16
+    assert tried == [48, 32, 24, 16]
+    limit = 0
+    with pytest.raises(UserError, match=r"not one sequence of model.block_size 8 fits"):
+        fitting_micro_batch(model, 96, torch.device("cuda"), "bf16")
+
+
+def test_out_of_memory_is_recognised() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as failure:
+        torch.empty(2**50)
+    assert is_out_of_memory(failure.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))

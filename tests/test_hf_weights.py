@@ -1,0 +1,109 @@
+"""Hugging Face's directories as transformers writes them, read without transformers."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from prepare.cli import UserError
+from train.checkpoint import load_model
+from train.config import ModelConfig
+from train.hf_weights import load_hf
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=16, vocab_size=50257)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def same_logits(folder: Path) -> None:
+    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    loaded = load_model(str(folder))
+    idx = torch.randint(50257, (2, 16))
+    torch.testing.assert_close(loaded.model(idx), theirs(idx).logits, atol=1e-5, rtol=1e-5)
+    assert (loaded.name, loaded.step, loaded.tokenizer.name) == ("hf", None, "gpt2")
+
+
+def test_a_directory_of_transformers_gives_its_logits(folder: Path) -> None:
+    same_logits(folder)
+    assert load_hf(folder).config == ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50257)
+
+
+def test_sharded_safetensors(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = [names[::2], names[1::2]]
+    for number, part in enumerate(parts, 1):
+        file = folder / f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, file, {"format": "pt"})
+    index = {name: f"model-{number:05}-of-00002.safetensors" for number, part in enumerate(parts, 1) for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    same_logits(folder)
+
+
+def test_openais_own_files_with_their_masks_and_without_the_prefix(folder: Path) -> None:
+    """The hub's gpt2 has names without `transformer.`, causal masks as tensors, and no lm_head."""
+    named = load_file(folder / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in named.items()}
+    for layer in range(2):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(16, 16).tril().view(1, 1, 16, 16)
+    reference = load_hf(folder)
+    save_file(tensors, folder / "model.safetensors")
+    for a, b in zip(load_hf(folder).parameters(), reference.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_pytorch_model_bin(folder: Path) -> None:
+    reference = load_hf(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    for a, b in zip(load_hf(folder).parameters(), reference.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"n_embd": 64}, r"is \(50257, 32\), not \(50257, 64\)"),
+        ({"n_layer": 3}, r"h.2.attn.c_attn.bias and 11 more missing"),
+        ({"n_layer": 1}, r"h.1.attn.c_attn.bias and 11 more missing or unknown"),
+        ({"vocab_size": 100}, r"not \(100, 32\)"),
+    ],
+)
+def test_what_is_not_this_gpt2_is_named(folder: Path, change: dict, message: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message):
+        load_hf(folder)
+
+
+def test_damaged_and_missing_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 10_000)
+    with pytest.raises(UserError, match="damaged weights"):
+        load_hf(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"neither model.safetensors nor pytorch_model.bin"):
+        load_hf(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
+        load_hf(folder)
+
+
+def test_a_hub_name_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"--model gpt2: no such folder, and the hub could not be reached .* offline"):
+        load_model("gpt2")

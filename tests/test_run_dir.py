@@ -1,0 +1,61 @@
+"""A run's directory: one process at a time, and `run.fresh` touches no used one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prepare.cli import ROOT, UserError
+from train.config import Config, RunConfig, load_config
+from train.distributed import World
+from train.run_dir import RunDir
+
+MAIN, OTHER = World(0, 1, torch.device("cpu")), World(1, 1, torch.device("cpu"))
+HOLD = """
+import sys, torch
+from train.config import Config, RunConfig
+from train.distributed import World
+from train.run_dir import RunDir
+run = RunDir(Config(run=RunConfig(dir=sys.argv[1])), World(0, 1, torch.device("cpu")))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def config(path: Path, fresh: bool = False) -> Config:
+    return Config(run=RunConfig(dir=str(path), fresh=fresh))
+
+
+def test_the_configuration_is_kept_and_done_marks_the_end(tmp_path: Path) -> None:
+    run = RunDir(config(tmp_path / "a"), MAIN)
+    run.begin(config(tmp_path / "a"))
+    assert load_config(["--config", str(tmp_path / "a" / "config.yaml")], "") == config(tmp_path / "a")
+    assert not run.is_done
+    run.finish(20)
+    assert run.is_done
+    assert (tmp_path / "a" / "DONE").read_text() == "20\n"
+
+
+def test_a_second_process_is_refused_with_the_pid_of_the_first_until_that_is_killed(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
+        RunDir(config(tmp_path), MAIN)
+    RunDir(config(tmp_path), OTHER)  # the other ranks of a run share its directory
+    os.kill(holder.pid, 9)
+    holder.communicate()
+    RunDir(config(tmp_path), MAIN)
+
+
+@pytest.mark.parametrize("used", ["metrics.jsonl", "checkpoints/step_00000005/meta.json"])
+def test_fresh_refuses_a_used_directory(tmp_path: Path, used: str) -> None:
+    RunDir(config(tmp_path / "new", fresh=True), MAIN)
+    (tmp_path / "old" / used).parent.mkdir(parents=True)
+    (tmp_path / "old" / used).touch()
+    with pytest.raises(UserError, match="holds a run already"):
+        RunDir(config(tmp_path / "old", fresh=True), MAIN)

@@ -1,0 +1,152 @@
+"""What a run writes down: rows that survive a kill, each step once, and the console line."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from prepare.cli import UserError
+from train import hardware, run_log
+from train.config import Config, DataConfig, LogConfig, TrainConfig
+from train.distributed import World
+from train.run_log import RunLog, duration, read_rows
+
+CONFIG = Config(
+    data=DataConfig(batch_tokens=1000), train=TrainConfig(max_steps=100), log=LogConfig(wandb="disabled", every=1)
+)
+MAIN = World(0, 1, torch.device("cpu"))
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def open_log(folder: Path, step: int = 0, config: Config = CONFIG, world: World = MAIN) -> RunLog:
+    return RunLog(folder, config, step, flops_per_token=600, world=world)
+
+
+def test_train_rows_carry_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    log = open_log(tmp_path)
+    log.train_row(7, loss=3.25, lr=1e-4, grad_norm=0.5, seconds=0.25)
+    assert rows(tmp_path) == [
+        {
+            "step": 7,
+            "kind": "train",
+            "loss": 3.25,
+            "lr": 1e-4,
+            "grad_norm": 0.5,
+            "tokens": 7000,
+            "tokens_per_s": 4000.0,
+            "mfu": None,
+        }
+    ]
+    line = capsys.readouterr().out
+    assert "step   7/100 | loss 3.2500 | lr 1.00e-04 | grad norm 0.50 | 4,000 tok/s | 23s left" in line
+    assert "mfu" not in line
+
+
+def test_mfu_divides_by_the_peak_of_all_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_log, "peak_flops", lambda _device: 1e6)
+    log = open_log(tmp_path, world=World(0, 1, torch.device("cpu")))
+    log.train_row(1, loss=1.0, lr=1.0, grad_norm=1.0, seconds=2.0)
+    assert rows(tmp_path)[0]["mfu"] == pytest.approx(600 * (1000 / 2.0) / 1e6)
+
+
+def test_peaks_are_found_by_the_devices_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "NVIDIA H200": 989.4e12,
+        "NVIDIA H100 80GB HBM3": 989.4e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA L4": 121e12,
+        "NVIDIA L40S": 362e12,
+        "NVIDIA GeForce RTX 4090": 165.2e12,
+        "NVIDIA T1000": None,
+    }
+    for name, peak in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device, name=name: name)
+        assert hardware.peak_flops(torch.device("cuda:0")) == peak, name
+    assert hardware.peak_flops(torch.device("cpu")) is None
+
+
+def test_the_interval_averages_its_steps(tmp_path: Path) -> None:
+    log = open_log(tmp_path, config=replace(CONFIG, log=LogConfig(every=4, wandb="disabled")))
+    for step in range(1, 9):
+        log.train_row(step, loss=float(step), lr=1.0, grad_norm=1.0, seconds=0.1 if step <= 4 else 0.2 * (step % 2))
+    written = rows(tmp_path)
+    assert [row["step"] for row in written] == [4, 8]
+    assert [row["tokens_per_s"] for row in written] == pytest.approx([10_000, 10_000])
+
+
+def test_after_a_resume_no_step_appears_twice(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    for step in range(1, 8):
+        log.train_row(step, loss=float(step), lr=1.0, grad_norm=1.0, seconds=1.0)
+    log.write(4, "val", loss=2.0)
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "kind": "tra')  # killed in the middle of a line
+    log = open_log(tmp_path, step=4)
+    assert log.has(4, "val")
+    assert log.has(4, "train")
+    assert not log.has(5, "train")
+    log.train_row(5, loss=50.0, lr=1.0, grad_norm=1.0, seconds=1.0)
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(1, 1), (2, 2), (3, 3), (4, 4), (4, 2), (5, 50)]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "val"}\nnonsense\n{"step": 2, "kind": "val"}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not JSON \('nonsense'\)"):
+        read_rows(tmp_path / "metrics.jsonl")
+
+
+def test_rows_are_json_even_when_the_loss_is_not_a_number(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log.train_row(1, loss=math.nan, lr=1.0, grad_norm=math.inf, seconds=1.0)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row["loss"] is None
+    assert row["grad_norm"] is None
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    log = open_log(tmp_path, world=World(1, 1, torch.device("cpu")))
+    log.train_row(1, loss=1.0, lr=1.0, grad_norm=1.0, seconds=1.0)
+    log.event(1, "something")
+    log.sync()
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_events_are_rows_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    open_log(tmp_path).event(12, "the next epoch begins", epoch=2)
+    assert rows(tmp_path) == [{"step": 12, "kind": "event", "event": "the next epoch begins", "epoch": 2}]
+    assert capsys.readouterr().out == "step 12: the next epoch begins, epoch 2\n"
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.4, 59, 61, 3599.6, 12_345)] == ["0s", "59s", "1m01s", "1h00m", "3h25m"]
+
+
+def test_wandb_offline_keeps_one_run_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    offline = replace(CONFIG, log=LogConfig(wandb="offline"))
+    for step in (0, 1):
+        log = open_log(tmp_path, step, offline)
+        log.train_row(step + 1, loss=1.0, lr=1.0, grad_norm=1.0, seconds=1.0)
+        log.close()
+    run_id = (tmp_path / "wandb_id").read_text()
+    folders = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(folders) >= 1
+    assert all(folder.name.endswith(run_id) for folder in folders)
+
+
+def test_wandb_auto_is_disabled_where_nobody_has_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    log = open_log(tmp_path, config=replace(CONFIG, log=LogConfig(wandb="auto")))
+    assert log.wandb is None
