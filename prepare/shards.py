@@ -1,7 +1,7 @@
 """Token shards: files of uint16 tokens behind a small header, written once and then memory-mapped.
 
 NAME_{train,val}_FFFPPP.bin: 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros), then the
-tokens as little-endian uint16; FFF is the input file, PPP the part of it. The format is llm.c's (dev/data/data_common.py)
+tokens as little-endian uint16; FFF is the input file, PPP the part of it. The format is llm.c's (data_common.py)
 and modded-nanogpt's. manifest.json beside the shards says what they were made of, and their checksums.
 """
 

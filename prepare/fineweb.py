@@ -1,0 +1,138 @@
+"""FineWeb, or your own files, to token shards.
+
+python prepare/fineweb.py                              # FineWeb sample-10BT from the hub -> data/fineweb10B
+python prepare/fineweb.py --input 'corpus/*.parquet'   # your own documents
+python prepare/fineweb.py --pretokenized 10            # a billion tokens that somebody else has tokenized
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, run_script
+from prepare.download import fetch_hub_file, fetch_pretokenized, hub_files
+from prepare.pipeline import PROGRESS, Job, add_options, positive, run_job
+from prepare.shards import build_manifest, file_sha256, open_shard, read_manifest, write_manifest
+from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
+from prepare.tokenizer import EOT, GPT2Tokenizer
+
+
+@dataclass
+class HubFile(Source):
+    """A parquet file of a dataset on the hub; on disk only while it is wanted."""
+
+    repo: str
+    revision: str
+    path: str  # in the repository
+    into: Path
+    column: str
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    def identity(self) -> dict:
+        return {"name": self.path}  # the revision, a commit, is the folder's
+
+    def fetch(self) -> None:
+        fetch_hub_file(self.repo, self.path, self.revision, self.into)
+
+    def batches(self) -> Iterator[Batch]:
+        return read_documents(self.into / self.path, self.column)
+
+    def release(self) -> None:
+        (self.into / self.path).unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    edu = "edu" if options.edu else ""
+    name = f"fineweb{edu}"
+    out = options.out or DATA / (name + options.version.replace("BT", "B"))
+    if options.pretokenized is not None:
+        manifest = pretokenized(out, options.edu, options.version, options.pretokenized or None)
+    else:
+        if options.input:
+            paths = find_inputs(options.input)
+            for path in paths:
+                check_documents(path, options.column)
+            sources, dataset, revision = [LocalFile(path, options.column) for path in paths], "local files", None
+        else:
+            dataset = "HuggingFaceFW/fineweb" + ("-edu" if edu else "")
+            listing = hub_files(dataset, f"sample/{options.version}", ".parquet")
+            revision, into = listing.revision, out / ".download"
+            sources = [HubFile(dataset, revision, path, into, options.column) for path in listing.files]
+        job = Job(sources, name, dataset, revision, GPT2Tokenizer(), {"column": options.column}, options.shard_tokens)
+        manifest = run_job(job, out, options.workers, options.task)
+        if manifest is not None:
+            shutil.rmtree(out / ".download", ignore_errors=True)
+    if manifest is not None and len(manifest["shards"]) == 1:
+        tokens = manifest["shards"][0]["tokens"]
+        print(
+            f"warning: all {tokens:,} tokens are in the validation shard, and none are left to train on: delete {out} "
+            f"and give a smaller shard, such as --shard-tokens {max(1, tokens // 10)}",
+            file=sys.stderr,
+        )
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser("Turn FineWeb, or files of your own, into shards of GPT-2 tokens.", "python prepare/fineweb.py")
+    parser.add_argument("--edu", action="store_true", help="FineWeb-Edu instead of FineWeb")
+    parser.add_argument("--version", choices=["10BT", "100BT", "350BT"], default="10BT", help="which sample of it")
+    parser.add_argument(
+        "--input", nargs="+", metavar="FILE", help="local .parquet, .jsonl[.gz|.zst] or .txt, not the hub"
+    )
+    parser.add_argument("--column", default="text", help="where a .parquet or .jsonl has the text")
+    parser.add_argument("--out", type=Path, help="folder of the shards; data/fineweb10B and the like when not given")
+    parser.add_argument(
+        "--pretokenized",
+        nargs="?",
+        type=positive,
+        const=0,
+        metavar="CHUNKS",
+        help="download published GPT-2 shards of this data instead (all, or the first CHUNKS of 100M tokens each)",
+    )
+    add_options(parser)
+    options = parser.parse_args(argv)
+    if options.pretokenized is not None and options.input:
+        raise ArgumentError("--pretokenized downloads shards and --input reads local files: give one of them")
+    return options
+
+
+def pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict:
+    """Download published shards, check each, and write their manifest."""
+    old = read_manifest(out)
+    if (out / PROGRESS).exists() or (old is not None and "pretokenized" not in old.get("options", {})):
+        raise UserError(f"{out} holds shards that were tokenized here: choose another --out, or delete it")
+    repo, revision = fetch_pretokenized(out, edu, version, chunks)
+    tokenizer = GPT2Tokenizer()
+    shards = []
+    paths = sorted(out.glob("*.bin"))
+    with Progress("checking", sum(path.stat().st_size for path in paths), "B") as progress:
+        for path in paths:
+            tokens = open_shard(path)
+            if tokens.max() >= tokenizer.vocab_size:
+                raise UserError(
+                    f"{path} holds token {tokens.max()}, above GPT-2's {tokenizer.vocab_size - 1}: delete it"
+                )
+            documents = int(np.count_nonzero(tokens == EOT))
+            record = {"file": path.name, "tokens": len(tokens), "documents": documents, "sha256": file_sha256(path)}
+            shards.append(record)
+            progress.update(path.stat().st_size)
+    inputs = [{"name": shard["file"], "documents": shard["documents"], "tokens": shard["tokens"]} for shard in shards]
+    manifest = build_manifest(repo, revision, inputs, tokenizer.describe(), {"pretokenized": True}, shards)
+    write_manifest(out, manifest)
+    print(f"{out}: {len(shards)} shards, {sum(shard['tokens'] for shard in shards):,} tokens from {repo}")
+    return manifest
+
+
+if __name__ == "__main__":
+    run_script(main)
