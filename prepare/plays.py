@@ -33,6 +33,7 @@ HELD_OUT = ("comedies/twelfth-night", "histories/henry-v", "romances/the-tempest
 
 # Emphasis, and brackets in it: _Exeunt_, _\[Aside]_, [Aside]_; a bracket may stay open to the paragraph's end.
 DIRECTION = re.compile(r"_*\\?\[[^\]]*(?:\]_*|$)|_+[^_]*_+")
+HEADING = re.compile(r"#|(ACT|SCENE) [IVX]+\b")  # two have lost their #
 SPEAKER = re.compile(r"\*\*(.+?)\*\*")
 MARKUP = re.compile(r"[_*#\\\[\]<>`|]")
 
@@ -58,7 +59,7 @@ def plain_text(markdown: str) -> str:
     for paragraph in re.split(r"\n\s*\n", markdown):
         for line in DIRECTION.sub("", paragraph).splitlines():
             line = " ".join(line.replace("\\", "").replace("& c.", "&c.").split())
-            if line.startswith("#"):
+            if HEADING.match(line):
                 speaking = False
             elif named := SPEAKER.fullmatch(line):
                 speeches.append([named[1].replace(":", "").replace("& & C", "& others") + ":"])
