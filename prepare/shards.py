@@ -278,6 +278,8 @@ def read_manifest(folder: Path | str) -> dict | None:
     except ValueError as failure:
         raise UserError(f"{path} is no JSON ({failure}): delete it and prepare the folder again") from failure
     missing = {"dataset", "revision", "inputs", "tokenizer", "versions", "shards"} - set(manifest)
+    for shard in manifest.get("shards", []):
+        missing |= {"file", "tokens", "documents", "sha256"} - set(shard)
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}: delete it and prepare the folder again")
     return manifest

@@ -26,7 +26,7 @@ MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc
 # tiktoken_ext.openai_public's pattern for gpt2: possessive, so that long runs of letters do not backtrack.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
-# The pattern's \s+(?!\S) is the one part that backtracks: some 600,000 spaces before a word make tiktoken give up. All
+# The pattern's \s+(?!\S) is the one part that backtracks: a million spaces before a word make tiktoken give up. All
 # of such a run but its last character is one piece, so the text can be cut around it. This is Unicode's White_Space,
 # which \s means in Rust; Python's own \s has four more.
 _SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     for damage in sorted(damages):
         print(damage)
     if damages:
-        raise UserError(f"{folder} is not whole, {len(damages)} wrong: delete those files and run its preparation again")
+        raise UserError(f"{folder} is not whole: delete those {len(damages)} files and run its preparation again")
     known = "checksums match" if manifest else "no manifest: only structure and token ids were checked"
     print(f"{folder}: {len(records)} shards, {tokens:,} tokens, {documents:,} documents: whole ({known})")
 

@@ -1,0 +1,188 @@
+"""Documents out of every kind of file, the odd ones, and the damaged ones."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from prepare import sources
+from prepare.cli import UserError
+from prepare.sources import LocalFile, check_documents, find_inputs, group, read_documents
+
+TEXTS = ["one", "", "two\r\nlines", "naïve 日本 😀", "<|endoftext|>", "x" * 10_000]
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path, row_group_size=2)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(lines))
+    elif path.suffix == ".zst":
+        path.write_bytes(zstandard.compress(lines))
+    else:
+        path.write_bytes(lines)
+    return path
+
+
+def read(path: Path, column: str = "text") -> tuple[list[str], int]:
+    batches = list(read_documents(path, column))
+    assert [batch.done for batch in batches] == sorted(batch.done for batch in batches)
+    return [text for batch in batches for text in batch.texts], sum(batch.skipped for batch in batches)
+
+
+@pytest.fixture(params=["parquet", "jsonl", "jsonl.gz", "jsonl.zst"])
+def path(request, tmp_path) -> Path:
+    return tmp_path / f"a.{request.param}"
+
+
+def test_every_kind_gives_its_texts_in_order(path):
+    write(path, [{"id": i, "text": text} for i, text in enumerate(TEXTS)])
+    check_documents(path, "text")
+    assert read(path) == (TEXTS, 0)
+
+
+def test_another_column_and_nulls(path):
+    write(path, [{"text": "no", "body": text} for text in ["a", None, "b", None]])
+    assert read(path, "body") == (["a", "b"], 2)
+
+
+def test_small_batches_hold_the_same(path, monkeypatch):
+    texts = [f"document {i} " * (i % 50) for i in range(3000)]
+    write(path, [{"text": text} for text in texts])
+    whole = read(path)
+    monkeypatch.setattr(sources, "BATCH_CHARACTERS", 5000)
+    assert len(list(read_documents(path, "text"))) > 50
+    assert read(path) == whole == (texts, 0)
+
+
+def test_a_missing_column_is_named_before_and_while_reading(path):
+    write(path, [{"body": "a", "url": "b"}])
+    with pytest.raises(UserError, match=r"a\.\w+.* 'text'.*body, url.*--column"):
+        check_documents(path, "text")
+
+
+def test_cut_short_or_damaged_files_are_named(path):
+    write(path, [{"text": f"some text {i * i}"} for i in range(20_000)])
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-3], b"not this kind of file, surely"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=str(path)):
+            read(path)
+
+
+def test_concatenated_archives(tmp_path):
+    line = b'{"text": "a"}\n'
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line) + gzip.compress(line))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(line) + zstandard.compress(line))
+    assert read(tmp_path / "a.jsonl.gz") == read(tmp_path / "a.jsonl.zst") == (["a", "a"], 0)
+
+
+def test_jsonl_oddities(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [
+        b'\xef\xbb\xbf{"text": "after a byte-order mark"}\r',
+        b"",
+        b"   ",
+        b'{"text": 5}',
+        b'{"text": ["list"]}',
+        b'{"other": "no text"}',
+        b'{"text": "bad \xff utf-8"}',
+        b'{"text": "lone \\ud800 surrogate", "id": NaN}',
+        b'{"text": "no line end"}',
+    ]
+    path.write_bytes(b"\n".join(lines))
+    check_documents(path, "text")
+    texts = ["after a byte-order mark", "bad \ufffd utf-8", "lone \ud800 surrogate", "no line end"]
+    assert read(path) == (texts, 3)
+
+
+@pytest.mark.parametrize("bad", [b"{", b'{"text": "a"', b"[1]", b'"text"', b"7", b"nonsense", b"[" * 100_000])
+def test_malformed_lines_are_named_by_file_and_line(tmp_path, bad):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n\n{"text": "b"}\n' + bad + b"\n")
+    check_documents(path, "text")
+    with pytest.raises(UserError, match=r"a\.jsonl, line 4: .*mend or delete"):
+        read(path)
+
+
+def test_text_is_one_document(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo \xff\n")
+    check_documents(path, "text")
+    assert read(path) == (["one\r\n\r\ntwo \ufffd\n"], 0)
+    path.write_bytes(b"")
+    assert read(path) == ([""], 0)
+
+
+def test_parquet_kinds_of_text(tmp_path):
+    path = tmp_path / "a.parquet"
+    values = ["a", None, "é"]
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(pa.table({"text": pa.array(values, pa.string()).cast(kind)}), path)
+        check_documents(path, "text")
+        assert read(path) == (["a", "é"], 1), kind
+    bad = pa.array([b"bad \xff", None, "é".encode()], pa.binary())
+    for array in (bad, bad.view(pa.string())):
+        pq.write_table(pa.table({"nested": [{"a": 1, "b": 2}] * 3, "text": array}), path)
+        check_documents(path, "text")
+        assert read(path) == (["bad \ufffd", "é"], 1)
+    for array, kind in ((pa.array([1, 2]), "int64"), (pa.array([["a"], ["b"]]), "list")):
+        pq.write_table(pa.table({"text": array}), path)
+        with pytest.raises(UserError, match=f"'text' holds {kind}.*not text"):
+            check_documents(path, "text")
+
+
+def test_empty_parquet(tmp_path):
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    check_documents(tmp_path / "a.parquet", "text")
+    assert read(tmp_path / "a.parquet") == ([], 0)
+
+
+def test_group_counts_what_is_no_text():
+    batches = list(group(["a", None, 3, b"x", "", float("nan")], lambda: 0.5))
+    assert [(batch.texts, batch.skipped, batch.done) for batch in batches] == [(["a", ""], 4, 0.5)]
+    assert list(group([], lambda: 1.0)) == []
+
+
+def test_find_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.jsonl", "a.jsonl", "[x].txt", "c.csv"):
+        Path(name).touch()
+    assert [str(path) for path in find_inputs(["[x].txt", "*.jsonl", "b.jsonl"])] == [
+        "[x].txt",
+        "a.jsonl",
+        "b.jsonl",
+        "b.jsonl",
+    ]
+    for wrong, said in (
+        ("d.txt", "no such file"),
+        ("*.zst", "no such file"),
+        (".", "folder"),
+        ("c.csv", "unknown kind"),
+    ):
+        with pytest.raises(UserError, match=said):
+            find_inputs([wrong])
+
+
+def test_identity_tells_files_apart(tmp_path):
+    path = tmp_path / "a.txt"
+    seen = set()
+    for content in (b"", b"a", b"b", b"a" * 200_000, b"a" * 199_999 + b"b", b"b" + b"a" * 199_999):
+        path.write_bytes(content)
+        identity = LocalFile(path, "text").identity()
+        assert identity["name"] == "a.txt"
+        assert identity["size"] == len(content)
+        seen.add(json.dumps(identity))
+    assert len(seen) == 6
+
+
+def test_long_documents_come_few_at_a_time(tmp_path):
+    texts = [chr(97 + i) * 3_000_000 for i in range(8)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
+    batches = list(read_documents(tmp_path / "a.parquet", "text"))
+    assert [batch.texts for batch in batches] == [[text] for text in texts]
