@@ -1,0 +1,377 @@
+"""The pipeline: the same bytes whatever the workers, tasks and interruptions; one process to a folder."""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from prepare import sources
+from prepare.cli import UserError
+from prepare.pipeline import Job, positive, run_job, task
+from prepare.shards import find_shards, open_shard, read_manifest
+from prepare.sources import Batch, LocalFile, Source
+from prepare.tokenizer import EOT, CharTokenizer, GPT2Tokenizer
+from tests.conftest import ROOT, one_line_error, run_command
+
+
+def make_corpus(folder: Path, files: int = 4, documents: int = 60) -> list[Path]:
+    rng = random.Random(0)
+    folder.mkdir()
+    words = ["token", "shard", "the", "naïve", "日本", "😀", "\n", "<|endoftext|>", "resumes", "42", "  "]
+    for number in range(files):
+        records = [{"text": " ".join(rng.choices(words, k=rng.randrange(200)))} for _ in range(documents)]
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def corpus(tmp_path) -> list[Path]:
+    return make_corpus(tmp_path / "corpus")
+
+
+def job(paths: list[Path], **changes: object) -> Job:
+    sources = [LocalFile(path, "text") for path in paths]
+    return Job(**({
+        "sources": sources, "name": "x", "dataset": "test", "revision": None, "tokenizer": GPT2Tokenizer(),
+        "options": {"column": "text"}, "shard_tokens": 3000,
+    } | changes))  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def texts(paths: list[Path]) -> list[str]:
+    return [json.loads(line)["text"] for path in paths for line in path.read_text().splitlines()]
+
+
+def test_tokens_are_those_of_tiktoken(corpus, tmp_path):
+    manifest = run_job(job(corpus), tmp_path / "out")
+    encoding = GPT2Tokenizer()._encoding
+    for number, path in enumerate(corpus):
+        expected = [token for text in texts([path]) for token in (EOT, *encoding.encode_ordinary(text))]
+        shards = [shard for shard in manifest["shards"] if int(shard["file"][-10:-4]) // 1000 == number]
+        tokens = [token for shard in shards for token in open_shard(tmp_path / "out" / shard["file"]).tolist()]
+        assert tokens == expected
+        assert {shard["tokens"] for shard in shards[:-1]} == {3000}
+        assert manifest["inputs"][number] == LocalFile(path, "text").identity() | {
+            "documents": len(texts([path])),
+            "tokens": len(expected),
+            "bytes": len("".join(texts([path])).encode()),
+            "empty": texts([path]).count(""),
+            "skipped": 0,
+        }
+    names = [shard["file"] for shard in manifest["shards"]]
+    assert names[:2] == ["x_val_000000.bin", "x_train_000001.bin"]
+    assert sum("_val_" in name for name in names) == 1
+    assert sorted(contents(tmp_path / "out")) == sorted([*names, "manifest.json"])
+    assert read_manifest(tmp_path / "out") == manifest
+
+
+@pytest.mark.parametrize("batch", [100, 5000])
+def test_same_bytes_for_every_number_of_workers_and_batch_size(corpus, tmp_path, monkeypatch, batch):
+    run_job(job(corpus), tmp_path / "one")
+    monkeypatch.setattr(sources, "BATCH_CHARACTERS", batch)
+    for workers in (1, 2, 7):
+        run_job(job(corpus), tmp_path / f"{batch}-{workers}", workers)
+        assert contents(tmp_path / f"{batch}-{workers}") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_same_bytes_for_every_number_of_tasks(corpus, tmp_path, count):
+    run_job(job(corpus), tmp_path / "one")
+    order = random.Random(count).sample(range(1, count + 1), count)
+    for index in order:
+        assert read_manifest(tmp_path / "out") is None
+        manifest = run_job(job(corpus), tmp_path / "out", 1, (index, count))
+        if index <= len(corpus) and manifest is not None:
+            break
+    for index in range(1, count + 1):  # requeued ones, and those that come last, find it finished
+        assert run_job(job(corpus), tmp_path / "out", 1, (index, count)) is not None
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+def test_tasks_at_the_same_time(tmp_path):
+    paths = make_corpus(tmp_path / "corpus", files=12, documents=10)
+    run_job(job(paths), tmp_path / "one")
+    for round_ in range(3):
+        results: list[dict | None] = []
+
+        def work(index: int, out: Path = tmp_path / f"out{round_}", results: list = results) -> None:
+            results.append(run_job(job(paths), out, 1, (index, 6)))
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(1, 7)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(results) == 6
+        assert any(results)
+        assert contents(tmp_path / f"out{round_}") == contents(tmp_path / "one")
+
+
+@dataclass
+class Failing(Source):
+    """A source of documents that stops with an error at one of them, as often as it is told."""
+
+    name: str
+    count: int
+    failures: int = 0
+    log: list[str] = field(default_factory=list)
+
+    def identity(self) -> dict:
+        return {"name": self.name}
+
+    def fetch(self) -> None:
+        self.log.append(f"fetch {self.name}")
+
+    def release(self) -> None:
+        self.log.append(f"release {self.name}")
+
+    def batches(self) -> Iterator[Batch]:
+        self.log.append(f"read {self.name}")
+        for number in range(self.count):
+            if self.failures and number == self.count // 2:
+                self.failures -= 1
+                raise UserError(f"{self.name} broke")
+            yield Batch([f"{self.name} {number} " * 50], 0, number / self.count)
+
+
+def test_a_broken_source_keeps_the_finished_ones(tmp_path):
+    log: list[str] = []
+    whole = job([], sources=[Failing(name, 40, 0) for name in "abc"], shard_tokens=500)
+    run_job(whole, tmp_path / "one")
+    broken = job([], sources=[Failing(name, 40, int(name == "b"), log) for name in "abc"], shard_tokens=500)
+    with pytest.raises(UserError, match="b broke"):
+        run_job(broken, tmp_path / "out", 2)
+    left = sorted(path.name for path in (tmp_path / "out").glob("*.bin*"))
+    assert left
+    assert all(int(name[-10:-4]) < 1000 for name in left)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    del log[:]
+    run_job(broken, tmp_path / "out", 2)
+    assert [line for line in log if line.startswith("read")] == ["read b", "read c"]
+    assert log.index("fetch c") < log.index("release b")  # the next one comes while this one is worked on
+    assert log[-1] == "release c"
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+def test_nothing_is_left_when_nothing_was_finished(tmp_path):
+    with pytest.raises(UserError, match="a broke"):
+        run_job(job([], sources=[Failing("a", 40, 1)]), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "notes").touch()
+    with pytest.raises(UserError, match="a broke"):
+        run_job(job([], sources=[Failing("a", 40, 1)]), tmp_path / "old")
+    assert list(contents(tmp_path / "old")) == ["notes"]
+
+
+def test_a_failed_fetch_is_this_run_s_error(tmp_path):
+    source = Failing("a", 3)
+    source.fetch = lambda: (_ for _ in ()).throw(UserError("no network"))
+    with pytest.raises(UserError, match="no network"):
+        run_job(job([], sources=[source]), tmp_path / "out")
+
+
+def test_no_text_at_all(tmp_path):
+    for name, content in (("a.jsonl", ""), ("b.txt", ""), ("c.jsonl", '{"text": null}\n{"text": ""}\n')):
+        (tmp_path / name).write_text(content)
+    for names in (["a.jsonl"], ["b.txt"], ["a.jsonl", "b.txt", "c.jsonl"]):
+        with pytest.raises(UserError, match="no text"):
+            run_job(job([tmp_path / name for name in names]), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_empty_documents_are_kept_and_nulls_are_not(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": ""}\n{"text": null}\n{"text": "b"}\n')
+    manifest = run_job(job([path]), tmp_path / "out")
+    assert open_shard(tmp_path / "out" / "x_val_000000.bin").tolist() == [EOT, 64, EOT, EOT, 65]
+    facts = manifest["inputs"][0]
+    assert (facts["documents"], facts["empty"], facts["skipped"]) == (3, 1, 1)
+    assert manifest["shards"][0]["documents"] == 3
+
+
+def test_characters_have_no_separator_and_a_source_may_choose_its_split(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "ab"}\n{"text": "ba"}\n')
+    held_out, train = LocalFile(path, "text"), LocalFile(path, "text")
+    held_out.split, train.split = "val", "train"
+    run_job(job([], sources=[held_out, train], tokenizer=CharTokenizer("ab"), shard_tokens=3), tmp_path / "out")
+    shards = {path.name: open_shard(path).tolist() for path in find_shards(str(tmp_path / "out" / "*.bin"))}
+    assert shards == {
+        "x_train_001000.bin": [0, 1, 1],
+        "x_train_001001.bin": [0],
+        "x_val_000000.bin": [0, 1, 1],
+        "x_val_000001.bin": [0],
+    }
+
+
+def test_too_many_parts_proposes_a_size_that_works(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("12345 xyz\n" * 2000)
+    with pytest.raises(UserError, match=r"--shard-tokens 3 .*a\.txt") as refused:
+        run_job(job([path], shard_tokens=3), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    proposed = int(str(refused.value).split()[-3])
+    run_job(job([path], shard_tokens=proposed), tmp_path / "out")
+
+
+def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
+    out = tmp_path / "out"
+    changed = tmp_path / "changed" / corpus[1].name
+    changed.parent.mkdir()
+    changed.write_text(corpus[1].read_text() + '{"text": "more"}\n')
+    others = {
+        r"shard_tokens 3000, not 4000": job(corpus, shard_tokens=4000),
+        r"column text, not body": job(corpus, options={"column": "body"}),
+        r"name x, not y": job(corpus, name="y"),
+        r"revision None, not abc": job(corpus, revision="abc"),
+        r"tokenizer .*gpt2.*char": job(corpus, tokenizer=CharTokenizer("ab")),
+        r"number of input files 4, not 3": job(corpus[:3]),
+        r"name of input file 0 0\.jsonl, not 1\.jsonl": job(corpus[::-1][:2] + corpus[2:]),
+        r"size of input file 1 ": job([corpus[0], changed, *corpus[2:]]),
+    }
+    others[r"name of input file 0 0\.jsonl, not 1\.jsonl"] = job([corpus[1], corpus[0], *corpus[2:]])
+    run_job(job(corpus), out, 1, (1, 2))
+    for finished in (False, True):
+        if finished:
+            run_job(job(corpus), out, 1, (2, 2))
+        before = contents(out)
+        for said, other in others.items():
+            with pytest.raises(UserError, match=said):
+                run_job(other, out)
+        assert (
+            contents(out).items() >= {name: data for name, data in before.items() if not name.endswith("lock")}.items()
+        )
+    assert (".progress" in str(list(out.iterdir()))) is False
+
+
+def test_strange_shards_are_left_alone(corpus, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x_train_000001.bin").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"x_train_000001\.bin is there"):
+        run_job(job(corpus), tmp_path / "out")
+    assert contents(tmp_path / "out") == {"x_train_000001.bin": b"precious"}
+    with pytest.raises(UserError, match="is a file"):
+        run_job(job(corpus), tmp_path / "out" / "x_train_000001.bin")
+
+
+def test_deleted_shards_of_a_finished_folder_are_made_again(corpus, tmp_path):
+    run_job(job(corpus), tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "x_train_002001.bin").unlink()
+    os.truncate(tmp_path / "out" / "x_val_000000.bin", 1000)
+    run_job(job(corpus), tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/4", ""])
+def test_task_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        task(text)
+
+
+def test_option_types():
+    assert task("3/8") == (3, 8)
+    assert positive("100_000") == 100_000
+    for wrong in ("0", "-1", "1.5", "1e6", "", "_"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            positive(wrong)
+
+
+# --- whole processes --------------------------------------------------------------------------------------------------
+
+
+def command(paths: list[Path], out: Path, *more: object) -> list[object]:
+    return ["python", "prepare/fineweb.py", "--input", *paths, "--out", out, "--shard-tokens", 20_000, *more]
+
+
+def start(paths: list[Path], out: Path, *more: object) -> subprocess.Popen:
+    words = [sys.executable, *map(str, command(paths, out, *more)[1:])]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_run_again(tmp_path):
+    paths = make_corpus(tmp_path / "corpus", files=5, documents=2500)
+    assert run_command(*command(paths, tmp_path / "one")).returncode == 0
+    rng = random.Random(3)
+    kills = 0
+    while kills < 5:
+        out = tmp_path / f"out{kills}"
+        for workers in (1, 2, 3):
+            process = start(paths, out, "--workers", workers)
+            while not list(out.glob("*_*.bin*")) and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(rng.random() * 0.8)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += process.returncode == -signal.SIGKILL
+        assert run_command(*command(paths, out)).returncode == 0
+        assert contents(out) == contents(tmp_path / "one")
+
+
+def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
+    fifo, out = tmp_path / "a.jsonl", tmp_path / "out"
+    paths = make_corpus(tmp_path / "corpus", files=1)
+    os.mkfifo(fifo)  # the first process waits here for its text
+    code = (
+        "import sys; from pathlib import Path; from tests.test_pipeline import Failing, job; "
+        "from prepare.pipeline import run_job\n"
+        "class Waiting(Failing):\n"
+        "    def batches(self):\n"
+        "        open(sys.argv[1]).read()\n"
+        "        yield from super().batches()\n"
+        "run_job(job([], sources=[Waiting('w', 3)]), Path(sys.argv[2]))"
+    )
+    words = [sys.executable, "-c", code, str(fifo), str(out)]
+    first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        writer = fifo.open("w")  # returns once the first process reads
+        for more in ((), ("--task", "1/2")):
+            said = one_line_error(run_command(*command(paths, out, *more)))
+            assert f"process {first.pid} on " in said
+    finally:
+        first.kill()
+        first.wait()
+    writer.close()
+    # the lock of the dead process is stale; its unfinished folder is still another job's
+    assert "not local files" in one_line_error(run_command(*command(paths, out)))
+    with pytest.raises(UserError, match="w broke"):
+        run_job(job([], sources=[Failing("w", 3, 1)]), out)
+    assert not out.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path):
+    paths = make_corpus(tmp_path / "corpus", files=3, documents=600)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    assert run_command(*command(paths, tmp_path / "one")).returncode == 0
+    needed = sum(path.stat().st_size for path in (tmp_path / "one").iterdir())
+    mount = run_command("mount", "-t", "tmpfs", "-o", f"size={needed * 2 // 3}", "tmpfs", disk)
+    if mount.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
+    try:
+        said = one_line_error(run_command(*command(paths, disk / "out")))
+        assert "No space left" in said
+        assert not list((disk / "out").glob("*.tmp"))
+        assert list((disk / "out").glob("*.bin"))
+        assert run_command("mount", "-o", f"remount,size={needed * 2}", disk).returncode == 0
+        again = run_command(*command(paths, disk / "out"))
+        assert again.returncode == 0, again.stderr
+        assert contents(disk / "out") == contents(tmp_path / "one")
+    finally:
+        run_command("umount", disk)
