@@ -1,0 +1,83 @@
+"""The evaluation sets: HellaSwag and LAMBADA as they were published, or tasks out of held-out text of your own.
+
+python prepare/eval_sets.py                     # both -> data/hellaswag_val.jsonl and data/lambada_test.jsonl
+python prepare/eval_sets.py hellaswag
+python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'    # needs no network
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+
+import argparse
+import json
+import os
+
+from prepare.cli import DATA, ArgumentError, Parser, run_script
+from prepare.continuation import make_tasks
+from prepare.known_files import HELLASWAG, LAMBADA
+from prepare.pipeline import positive
+from prepare.shards import find_shards
+
+KNOWN = {"hellaswag": HELLASWAG, "lambada": LAMBADA}
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["continuation"]:
+        continuation(arguments[1:])
+    else:
+        published(arguments)
+
+
+def published(arguments: list[str]) -> None:
+    """Download HellaSwag and LAMBADA, or one of them."""
+    parser = Parser(
+        "Download HellaSwag and LAMBADA, checked (or make tasks of your own text: eval_sets.py continuation --help).",
+        "python prepare/eval_sets.py",
+    )
+    parser.add_argument("sets", nargs="*", type=known, metavar="SET", default=[*KNOWN], help="hellaswag, lambada")
+    parser.add_argument("--out", type=Path, default=DATA, help="folder of the files")
+    parser.add_argument("--hellaswag-url", default=HELLASWAG.url, metavar="URL", help="a mirror of the same file")
+    parser.add_argument("--lambada-url", default=LAMBADA.url, metavar="URL", help="a mirror of the same file")
+    options = parser.parse_args(arguments)
+    for name in options.sets:
+        path = KNOWN[name].fetch(options.out, getattr(options, f"{name}_url"))
+        print(f"{path}: {len(path.read_bytes().splitlines()):,} tasks")
+
+
+def known(name: str) -> str:
+    """argparse's type for a published set."""
+    if name not in KNOWN:
+        raise argparse.ArgumentTypeError(f"{name!r} is unknown: give {', '.join(KNOWN)}, or continuation as first word")
+    return name
+
+
+def continuation(arguments: list[str]) -> None:
+    """Write tasks in HellaSwag's format out of held-out shards."""
+    parser = Parser(
+        "Make tasks in HellaSwag's format out of held-out text: which of four endings follows?",
+        "python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'",
+    )
+    parser.prog += " continuation"
+    parser.add_argument("--shards", required=True, nargs="+", metavar="GLOB", help="token shards of held-out text")
+    parser.add_argument("--out", type=Path, default=DATA / "continuation_val.jsonl", metavar="FILE", help="where to")
+    parser.add_argument("--tasks", type=positive, default=200, metavar="N", help="how many tasks")
+    parser.add_argument("--seed", type=int, default=1, help="which of the possible tasks")
+    options = parser.parse_args(arguments)
+    tasks = make_tasks(find_shards(options.shards), options.tasks, options.seed)
+    if options.out.is_dir():
+        raise ArgumentError(f"--out {options.out} is a folder: name a file in it")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = options.out.with_name(options.out.name + ".tmp")
+    with temporary.open("w", encoding="ascii") as file:
+        file.writelines(json.dumps(task) + "\n" for task in tasks)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(options.out)
+    print(f"{options.out}: {len(tasks)} tasks out of held-out text (HellaSwag's format, not HellaSwag)")
+
+
+if __name__ == "__main__":
+    run_script(main)
