@@ -51,16 +51,24 @@ def losses(run: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
 
 
-def test_two_nodes_train_one_run_and_finish_it(slurm: SlurmCluster, work: Path):
+@pytest.fixture(scope="module")
+def finished(slurm: SlurmCluster, work: Path) -> Path:
+    """A run that a job of two nodes has trained; its log is beside it."""
     job = slurm.sbatch("--nodes=2", TRAIN, "--config", "toy.yaml", "--run.dir", "two", cwd=work, **NODES_USE)
     assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
-    assert (work / "two" / "DONE").exists(), log_of("train", job, work)
-    assert "2 node(s) n[1-2], 1 process(es) on each" in log_of("train", job, work)
-    assert "step:  2 processes" in log_of("train", job, work)
+    (work / "two.log").write_text(log_of("train", job, work))
+    return work / "two"
+
+
+def test_two_nodes_train_one_run_and_finish_it(finished: Path, work: Path):
+    log = (work / "two.log").read_text()
+    assert (finished / "DONE").exists(), log
+    assert "2 node(s) n[1-2], 1 process(es) on each" in log
+    assert "step:  2 processes" in log
     alone = run_command("python", ROOT / "train/train_gpt2.py", "--config", "toy.yaml", "--run.dir", "alone", cwd=work)
     assert alone.returncode == 0, alone.stderr
-    assert list(losses(work / "two")) == list(range(1, 9))
-    assert losses(work / "two") == pytest.approx(losses(work / "alone"), abs=1e-5)
+    assert list(losses(finished)) == list(range(1, 9))
+    assert losses(finished) == pytest.approx(losses(work / "alone"), abs=1e-5)
 
 
 def test_near_the_time_limit_a_run_saves_and_the_same_command_finishes_it(slurm: SlurmCluster, work: Path):
@@ -69,6 +77,7 @@ def test_near_the_time_limit_a_run_saves_and_the_same_command_finishes_it(slurm:
     job = slurm.sbatch("--nodes=2", *command, 1_000_000, cwd=work, **NODES_USE)
     deadline = time.monotonic() + 120
     while not (metrics.exists() and '"train"' in metrics.read_text()):
+        assert set(slurm.state(job).values()) <= {"PENDING", "RUNNING"}, log_of("train", job, work)
         assert time.monotonic() < deadline, log_of("train", job, work)
         time.sleep(0.2)
     slurm.run("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@120 does, without the wait
@@ -89,3 +98,30 @@ def test_a_mistake_fails_the_job_and_its_log_says_which(slurm: SlurmCluster, wor
     assert slurm.wait(job) == {"FAILED"}
     assert "error: no token shards match 'none*.bin'" in log_of("train", job, work)
     assert "the run failed with status" in log_of("train", job, work)
+
+
+def test_two_tasks_of_an_array_write_what_one_process_writes(slurm: SlurmCluster, work: Path):
+    generator = np.random.default_rng(1)
+    (work / "docs").mkdir()
+    for number in range(5):
+        documents = [{"text": " ".join(map(str, generator.integers(0, 10**6, 40)))} for _ in range(30)]
+        (work / "docs" / f"{number}.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    inputs = ("--input", *(f"docs/{number}.jsonl" for number in range(5)), "--shard-tokens", "3000")
+    job = slurm.sbatch("--array=3-5:2", PREPARE, *inputs, "--out", "array", cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, [log.read_text() for log in work.glob("prepare-*.log")]
+    logs = [log_of("prepare", f"{job}_{task}", work) for task in (3, 5)]
+    assert "task 1/2 with 4 workers" in logs[0]
+    assert "task 2/2 with 4 workers" in logs[1]
+    alone = run_command("python", ROOT / "prepare/fineweb.py", *inputs, "--out", "alone_shards", cwd=work)
+    assert alone.returncode == 0, alone.stderr
+    names = sorted(path.name for path in (work / "alone_shards").glob("*.bin"))
+    assert len(names) >= 5
+    for name in [*names, "manifest.json"]:
+        assert (work / "array" / name).read_bytes() == (work / "alone_shards" / name).read_bytes(), name
+    assert sorted(path.name for path in (work / "array").glob("*.bin")) == names
+
+
+def test_a_finished_run_is_scored(slurm: SlurmCluster, finished: Path, work: Path):
+    job = slurm.sbatch(EVAL, "val_loss", "--model", finished, "--data", "data/toy_val_*.bin", cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("eval", job, work)
+    assert "loss" in log_of("eval", job, work)
