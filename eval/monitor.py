@@ -1,0 +1,169 @@
+"""What is measured while a model trains: validation loss, HellaSwag, and a sample. All ranks share the work.
+
+Between two pieces of it the ranks exchange their sums, and with them whether any was asked to stop: then the
+measurement is given up, and the run can be saved at once.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from eval.sampling import generate
+from eval.scoring import choice_counts, score_requests, sum_loss
+from eval.tasks import Request, hellaswag_request, load_hellaswag
+from prepare.cli import ROOT
+from prepare.shards import find_shards
+from prepare.tokenizer import load_tokenizer
+from train.config import Config
+from train.distributed import World
+from train.loader import Windows, validation_windows
+from train.model import GPT
+from train.run_log import RunLog
+from train.stopping import StopRequest
+
+BATCHES = 8  # validation batches a rank takes between two exchanges
+
+
+class Stopped(Exception):
+    """A rank was asked to stop; all of them know."""
+
+
+class Monitor:
+    """The measurements of one run. Every rank calls `run` at every step."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: GPT,
+        tokenizer: dict | None,
+        context: torch.autocast,
+        batch_size: int,
+        world: World,
+        log: RunLog,
+        stop: StopRequest,
+    ) -> None:
+        """Check what the measurements need, so that a missing file is known before training begins.
+
+        Args:
+            model: the uncompiled module: shapes that change from call to call would compile anew each time.
+            tokenizer: the manifest's description.
+            batch_size: sequences at a time.
+
+        Raises:
+            UserError: the validation shards are missing or hold less than one window.
+        """
+        self.eval, self.model, self.context, self.batch_size = config.eval, model, context, batch_size
+        self.world, self.log, self.stop, self.last = world, log, stop, config.train.max_steps
+        self.seed = config.train.seed
+        self.tokenizer = load_tokenizer(tokenizer)
+        speaks = self.tokenizer.vocab_size <= config.model.vocab_size
+        self.intervals = {
+            "val": self.eval.every,
+            "hellaswag": self.eval.hellaswag_every,
+            "sample": self.eval.sample_every,
+        }
+        if self.eval.every:
+            self.val_paths = find_shards(config.data.val)
+            Windows(self.val_paths, config.model.block_size, config.model.vocab_size)
+        if not speaks:  # bare shards of an unknown vocabulary
+            self.intervals |= {"hellaswag": 0, "sample": 0}
+        if self.intervals["hellaswag"]:
+            self.requests = self._load_requests()
+
+    def _load_requests(self) -> list[Request]:
+        path = Path(self.eval.hellaswag_data)
+        path = path if path.exists() else ROOT / path
+        if path.exists():
+            tasks = load_hellaswag(path, self.eval.hellaswag_limit)
+            return [hellaswag_request(task, self.tokenizer, "plain") for task in tasks]
+        self.intervals["hellaswag"] = 0
+        self.world.say(
+            f"no HellaSwag during training: eval.hellaswag_data {self.eval.hellaswag_data} is not there "
+            "(python prepare/eval_sets.py hellaswag fetches it)"
+        )
+        return []
+
+    def run(self, step: int) -> bool:
+        """Measure what is due after `step` finished steps; whether a stop was asked for meanwhile."""
+        measures = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
+        due = [kind for kind in measures if self._is_due(step, kind)]
+        try:
+            for kind in due:
+                row = measures[kind]()
+                self.log.write(step, kind, **row)
+                self.log.say(f"step {step}: {kind} | " + " | ".join(_words(key, row[key]) for key in row))
+        except Stopped:
+            return True
+        return False
+
+    def _is_due(self, step: int, kind: str) -> bool:
+        every = self.intervals[kind]
+        if not every or (step % every and step != self.last) or (step == 0 and kind != "val"):
+            return False
+        return not self.world.sum([self.log.has(step, kind)])[0]  # done already, by the run that we resumed
+
+    def _exchange(self, *sums: float) -> list[float]:
+        """The sums over all ranks; Stopped if any rank was asked to stop."""
+        *totals, asked = self.world.sum([*sums, self.stop.requested()])
+        if asked:
+            raise Stopped
+        return totals
+
+    def _validate(self) -> dict[str, float]:
+        config = self.model.config
+        batches: Iterator = validation_windows(
+            self.val_paths,
+            config.block_size,
+            self.eval.val_tokens,
+            self.batch_size,
+            config.vocab_size,
+            self.world.rank,
+            self.world.size,
+        )
+        loss_sum, tokens = 0.0, 0.0
+        while some := list(islice(batches, BATCHES)):
+            sums = self._exchange(*sum_loss(self.model, some, self.world.device, self.context))
+            loss_sum, tokens = loss_sum + sums[0], tokens + sums[1]
+        return {"loss": loss_sum / tokens, "tokens": int(tokens)}
+
+    def _hellaswag(self) -> dict[str, float]:
+        scores = score_requests(
+            self.model,
+            self.requests,
+            self.world.device,
+            self.context,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            poll=lambda _done: self._exchange(),
+        )
+        right, right_norm, tasks = self._exchange(*choice_counts(self.requests, scores))
+        return {"acc": right / tasks, "acc_norm": right_norm / tasks, "tasks": int(tasks)}
+
+    def _sample(self) -> dict[str, str]:
+        """Rank 0 speaks, from a generator of its own: a sample does not change what is drawn in training."""
+        text = ""
+        if self.world.is_main:
+            prompt = self.tokenizer.encode(self.eval.sample_prompt)
+            columns = generate(
+                self.model,
+                torch.tensor([prompt]),
+                self.eval.sample_tokens,
+                top_k=50,
+                generator=torch.Generator().manual_seed(self.seed),
+                vocab_size=self.tokenizer.vocab_size,
+                stop=self.tokenizer.eot,
+            )
+            tokens = []
+            for column in columns:
+                if self.stop.requested():
+                    break
+                tokens.append(int(column))
+            text = self.eval.sample_prompt + self.tokenizer.decode(tokens)
+        self._exchange()
+        return {"text": text}
+
+
+def _words(key: str, value: object) -> str:
+    return f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value!r}"
