@@ -1,0 +1,179 @@
+"""metrics.jsonl as a picture: loss, learning rate, throughput and HellaSwag, of one run or several."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from prepare.cli import UserError
+from train.run_log import METRICS, read_rows
+
+Over = Literal["tokens", "steps"]
+CHANCE = 0.25  # HellaSwag by guessing
+THIN = "every step"  # marks the lines of single steps, where a smoothed one is over them
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "#555555",
+    "axes.edgecolor": "#bbbbbb",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line that a kill cut off is left out.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = Path(run_dir) / METRICS
+    if not path.is_file():
+        raise UserError(f"{run_dir} has no {METRICS}: give the directory of a run, such as runs/quickstart")
+    return read_rows(path)
+
+
+def series(rows: Sequence[dict[str, Any]], kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one kind of row, float64 (n,) each; a null (it was not finite) is nan."""
+    pairs = [(row["step"], row[key]) for row in rows if row["kind"] == kind]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps, dtype=float), np.array(values, dtype=float)  # float64(None) is nan
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """A centred mean over about a fiftieth of the values, (n,); nan does not count."""
+    half = len(values) // 100
+    if half == 0:
+        return values
+    known = np.isfinite(values)
+    window = np.ones(2 * half + 1)
+    sums = np.convolve(np.where(known, values, 0), window, "same")
+    counts = np.convolve(known.astype(float), window, "same")
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def tokens_a_step(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Tokens in a step of the run; None before its first train row."""
+    return next((row["tokens"] / row["step"] for row in reversed(rows) if row["kind"] == "train"), None)
+
+
+def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "tokens") -> Path:
+    """Draw the runs into one PNG (or whatever the suffix says) and return its path.
+
+    Args:
+        over: the horizontal axis; steps where a run has no train row yet.
+
+    Raises:
+        UserError: a directory that is no run's, or a suffix that is no picture's.
+    """
+    runs = [(_label(run, run_dirs), read_metrics(run)) for run in run_dirs]
+    scales = [tokens_a_step(rows) for _, rows in runs]
+    if over == "steps" or None in scales:
+        over, scales = "steps", [1.0] * len(runs)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches
+        panels: list[Axes] = list(axes.flat)
+        colors = matplotlib.colormaps["tab10"].colors
+        for number, ((name, rows), scale) in enumerate(zip(runs, scales, strict=True)):
+            _draw(panels, rows, scale, name, colors[number % len(colors)])
+        _dress(panels, over)
+        output = Path(output)
+        unfinished = output.with_name(f".{output.stem}.tmp{output.suffix}")
+        try:
+            figure.savefig(unfinished, dpi=150)
+        except ValueError:  # an unknown suffix, or none
+            raise UserError(f"{output}: pictures are .png, .pdf, .svg or .jpg; choose another name") from None
+        finally:
+            plt.close(figure)
+    unfinished.replace(output)
+    return output
+
+
+def _label(run: Path | str, all_runs: Sequence[Path | str]) -> str:
+    """The run's name, or its path where names alone would not tell runs apart."""
+    name = Path(run).resolve().name
+    return name if [Path(other).resolve().name for other in all_runs].count(name) == 1 else str(run)
+
+
+def _draw(panels: Sequence[Axes], rows: Sequence[dict[str, Any]], scale: float, name: str, color: Any) -> None:
+    """One run: every value thin, a smoothed line over it, measurements as dots."""
+    for panel, key in zip(panels, ("loss", "lr", "tokens_per_s"), strict=False):
+        steps, values = series(rows, "train", key)
+        smoothed = values if key == "lr" else smooth(values)
+        if smoothed is not values:
+            panel.plot(steps * scale, values, color=color, linewidth=0.6, alpha=0.35, gid=THIN)
+        panel.plot(steps * scale, smoothed, color=color, linewidth=1.4)
+    loss, hellaswag = panels[0], panels[-1]
+    steps, values = series(rows, "val", "loss")
+    label = name + (f" (val {values[-1]:.3f})" if len(values) else "")
+    dots = {"color": color, "marker": "o", "markersize": 5 if len(values) < 60 else 3.5, "markeredgecolor": "white"}
+    loss.plot(steps * scale, values, **dots, markeredgewidth=0.6, linestyle="", clip_on=False, zorder=3)
+    loss.plot([], [], color=color, linewidth=4, label=label)
+    steps, values = series(rows, "hellaswag", "acc_norm")
+    label = f"{values[-1]:.2%}" if len(values) else None
+    hellaswag.plot(steps * scale, values, **dots, markeredgewidth=0.6, linewidth=1.4, label=label)
+
+
+def _dress(panels: Sequence[Axes], over: Over) -> None:
+    """Titles, units and legends, once everything is drawn."""
+    loss, rate, speed, hellaswag = panels
+    loss.set(title="Loss", ylabel="nats per token", ylim=_loss_limits(loss))
+    rate.set(title="Learning rate")
+    speed.set(title="Throughput", ylabel="tokens per second")
+    hellaswag.set(title="HellaSwag", ylabel="acc_norm")
+    rate.yaxis.set_major_formatter("{x:g}")
+    speed.yaxis.set_major_formatter(FuncFormatter(_short))
+    hellaswag.yaxis.set_major_formatter("{x:.1%}")
+    right = max((x for panel in panels for line in panel.get_lines() for x in line.get_xdata()), default=0) or 1
+    for panel in panels:
+        panel.set_xlim(0, 1.02 * right)
+        panel.set_xlabel(over)
+        panel.xaxis.set_major_formatter(FuncFormatter(_short))
+    for panel in (rate, speed):
+        panel.set_ylim(bottom=0)
+    loss.plot([], [], color="#777777", linewidth=1.4, label="train")
+    loss.plot([], [], color="#777777", marker="o", markersize=5, linestyle="", label="validation")
+    loss.legend(loc="upper right")
+    if any(len(line.get_xdata()) for line in hellaswag.get_lines()):
+        hellaswag.axhline(CHANCE, color="#999999", linewidth=1, linestyle=":", label="chance")
+        hellaswag.legend(loc="upper left")
+    else:
+        hellaswag.text(0.5, 0.5, "not measured", transform=hellaswag.transAxes, ha="center", color="#999999")
+        hellaswag.set_yticks([])
+
+
+def _loss_limits(panel: Axes) -> tuple[float, float]:
+    """Room for the smoothed lines and the dots; a spike of one step may leave the picture."""
+    values = np.concatenate([line.get_ydata() for line in panel.get_lines() if line.get_gid() != THIN])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * max(high - low, 0.1)
+    return low - margin, high + margin
+
+
+def _short(value: float, _position: int | None = None) -> str:
+    """10k, 500M, 1.5B."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

@@ -1,0 +1,41 @@
+"""Draw the curves of one run, or of several on one picture."""
+
+import sys
+from pathlib import Path
+
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+
+from eval.curves import plot_runs, read_metrics
+from prepare.cli import RUNS, ArgumentError, Parser, UserError, run_script
+from train.run_log import METRICS
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
+        "Draw loss, learning rate, throughput and HellaSwag of runs, from their metrics.jsonl.",
+        "python eval/plot.py runs/gpt2_124m --output curves.png",
+    )
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories; none: the newest run")
+    parser.add_argument("--output", type=Path, help="picture; default: RUN/loss.png, or curves.png for several")
+    parser.add_argument("--over", choices=("tokens", "steps"), default="tokens", help="the horizontal axis")
+    args = parser.parse_args(argv)
+    runs = args.runs or [newest_run()]
+    output = args.output or (runs[0] / "loss.png" if len(runs) == 1 else Path("curves.png"))
+    if not output.parent.is_dir():
+        raise ArgumentError(f"--output {output}: there is no folder {output.parent}; make it first")
+    for run in runs:
+        if all(row["kind"] == "event" for row in read_metrics(run)):
+            raise UserError(f"{run} has logged nothing to draw yet: let it run longer, or name another RUN")
+    print(plot_runs(runs, output, args.over))
+
+
+def newest_run() -> Path:
+    """The run under runs/ that was written to last."""
+    logs = sorted(RUNS.glob(f"*/{METRICS}"), key=lambda path: path.stat().st_mtime)
+    if not logs:
+        raise UserError(f"no run with a {METRICS} under {RUNS}: train one (make quickstart), or name a RUN")
+    return logs[-1].parent
+
+
+if __name__ == "__main__":
+    run_script(main)
