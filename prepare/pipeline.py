@@ -267,21 +267,43 @@ class _Folder:
 
     def _begin(self) -> None:
         manifest = read_manifest(self.path)
+        done = self.finished()
         if manifest is not None:
-            _refuse_difference(self.path, manifest, self.plan)
-            done = self.finished()
+            self._refuse_difference(manifest, dict(enumerate(manifest["inputs"])))
             if len(done) < len(self.plan["inputs"]):  # shards were deleted since: make them again
-                write_json(self._plan_path, self.plan)
                 for number, record in done.items():
                     self.finish(number, record)
+                write_json(self._plan_path, self.plan)
                 (self.path / MANIFEST).unlink()
-        elif self._plan_path.is_file():
-            _refuse_difference(self.path, json.loads(self._plan_path.read_bytes()), self.plan)
+            return
+        if self._plan_path.is_file():
+            plan = json.loads(self._plan_path.read_bytes())
+            self._refuse_difference(plan, {number: record["input"] for number, record in done.items()})
         else:
             strange = next((path for path in sorted(self.path.iterdir()) if path.suffix in (".bin", ".npy")), None)
             if strange:
                 raise UserError(f"{strange} is there, but no manifest says of what: choose another --out, or delete it")
-            write_json(self._plan_path, self.plan)
+        write_json(self._plan_path, self.plan)
+
+    def _refuse_difference(self, before: dict, done: dict[int, dict]) -> None:
+        """UserError if what is finished here was not made as it would be now; unfinished inputs may have changed."""
+
+        def facts(plan: dict, inputs: dict[int, dict]) -> dict:
+            options = {key: plan[key] for key in ("dataset", "revision", "tokenizer")} | plan.get("options", {})
+            options["number of input files"] = len(plan["inputs"])
+            return options | {
+                f"{key} of input file {number}": inputs[number].get(key)
+                for number in sorted(done.keys() & set(range(len(self.plan["inputs"]))))
+                for key in self.plan["inputs"][number]
+            }
+
+        theirs, ours = facts(before, done), facts(self.plan, dict(enumerate(self.plan["inputs"])))
+        for key in theirs | ours:
+            if theirs.get(key) != ours.get(key):
+                raise UserError(
+                    f"{self.path} was made with {key} {theirs.get(key)}, not {ours.get(key)}: "
+                    "give the same options and input, or choose another --out, or delete the folder"
+                )
 
     def finished(self) -> dict[int, dict]:
         """The records of the sources whose shards are all there, by number."""
@@ -376,20 +398,3 @@ def _lock(path: Path, folder: Path) -> Iterator[None]:
         file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
-
-
-def _refuse_difference(folder: Path, theirs: dict, ours: dict) -> None:
-    def flat(plan: dict) -> dict:
-        flat = {key: plan[key] for key in ("dataset", "revision", "tokenizer")} | plan.get("options", {})
-        flat["number of input files"] = len(plan["inputs"])
-        for number, (facts, known) in enumerate(zip(plan["inputs"], ours["inputs"], strict=False)):
-            flat |= {f"{key} of input file {number}": facts.get(key) for key in known}
-        return flat
-
-    before, now = flat(theirs), flat(ours)
-    for key in before | now:
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{folder} was made with {key} {before.get(key)}, not {now.get(key)}: "
-                "give the same options and input, or choose another --out, or delete the folder"
-            )

@@ -177,7 +177,7 @@ def _check_schema(path: Path, schema: pa.Schema, column: str) -> None:
         raise UserError(f"{path} has no column {column!r}; it has {_names(schema.names)}: choose one with --column")
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if value not in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()):
+    if value not in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.null()):
         raise UserError(f"{path}: column {column!r} holds {kind}, not text: choose another with --column")
 
 

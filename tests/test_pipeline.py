@@ -230,9 +230,9 @@ def test_too_many_parts_proposes_a_size_that_works(tmp_path):
 
 def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
     out = tmp_path / "out"
-    changed = tmp_path / "changed" / corpus[1].name
+    changed = tmp_path / "changed" / corpus[2].name
     changed.parent.mkdir()
-    changed.write_text(corpus[1].read_text() + '{"text": "more"}\n')
+    changed.write_text(corpus[2].read_text() + '{"text": "more"}\n')
     others = {
         r"shard_tokens 3000, not 4000": job(corpus, shard_tokens=4000),
         r"column text, not body": job(corpus, options={"column": "body"}),
@@ -241,7 +241,7 @@ def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
         r"tokenizer .*gpt2.*char": job(corpus, tokenizer=CharTokenizer("ab")),
         r"number of input files 4, not 3": job(corpus[:3]),
         r"name of input file 0 0\.jsonl, not 1\.jsonl": job(corpus[::-1][:2] + corpus[2:]),
-        r"size of input file 1 ": job([corpus[0], changed, *corpus[2:]]),
+        r"size of input file 2 ": job([*corpus[:2], changed, corpus[3]]),
     }
     others[r"name of input file 0 0\.jsonl, not 1\.jsonl"] = job([corpus[1], corpus[0], *corpus[2:]])
     run_job(job(corpus), out, 1, (1, 2))
@@ -252,10 +252,22 @@ def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
         for said, other in others.items():
             with pytest.raises(UserError, match=said):
                 run_job(other, out)
-        assert (
-            contents(out).items() >= {name: data for name, data in before.items() if not name.endswith("lock")}.items()
-        )
-    assert (".progress" in str(list(out.iterdir()))) is False
+        after = contents(out)
+        assert {name: after.get(name) for name in before if "lock" not in name} == {
+            name: data for name, data in before.items() if "lock" not in name
+        }
+    assert after.keys() == before.keys()  # no .progress is left in a finished folder
+
+
+def test_an_input_may_be_mended_before_it_is_finished(corpus, tmp_path):
+    whole = corpus[2].read_text()
+    corpus[2].write_text(whole + "{")
+    with pytest.raises(UserError, match=r"2\.jsonl, line 61: "):
+        run_job(job(corpus), tmp_path / "out")
+    corpus[2].write_text(whole)
+    run_job(job(corpus), tmp_path / "out")
+    run_job(job(corpus), tmp_path / "one")
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
 
 
 def test_strange_shards_are_left_alone(corpus, tmp_path):

@@ -137,10 +137,12 @@ def test_parquet_kinds_of_text(tmp_path):
             check_documents(path, "text")
 
 
-def test_empty_parquet(tmp_path):
-    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+@pytest.mark.parametrize("kind", [pa.string(), pa.null()])
+@pytest.mark.parametrize("rows", [0, 2])
+def test_parquet_without_any_text(tmp_path, kind, rows):
+    pq.write_table(pa.table({"text": pa.array([None] * rows, kind)}), tmp_path / "a.parquet")
     check_documents(tmp_path / "a.parquet", "text")
-    assert read(tmp_path / "a.parquet") == ([], 0)
+    assert read(tmp_path / "a.parquet") == ([], rows)
 
 
 def test_group_counts_what_is_no_text():
