@@ -1,0 +1,130 @@
+"""prepare/fineweb.py from end to end against a hub on loopback that misbehaves."""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prepare.shards import find_shards, open_shard, read_manifest, write_shard
+from prepare.tokenizer import EOT, GPT2Tokenizer
+from tests.conftest import one_line_error, run_command
+from tests.loopback_hub import Fault, LoopbackHub
+
+SCRIPT = "prepare/fineweb.py"
+TEXTS = [[f"File {file}, document {number}: naïve café {number * 7}.\n" for number in range(700)] for file in range(3)]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """The folder of a FineWeb-Edu of three files and 2,100 documents."""
+    folder = tmp_path / "served/datasets/HuggingFaceFW/fineweb-edu/sample/10BT"
+    folder.mkdir(parents=True)
+    for index, texts in enumerate(TEXTS):
+        pq.write_table(pa.table({"text": texts, "id": list(range(700))}), folder / f"{index:03d}_00000.parquet")
+    (folder.parents[1] / "README.md").write_text("# FineWeb-Edu\n")
+    return folder
+
+
+def check(out: Path) -> None:
+    """The tokens are those of the texts, and verify.py agrees."""
+    expected = [token for texts in TEXTS for text in texts for token in [EOT, *GPT2Tokenizer().encode(text)]]
+    numbered = sorted(out.glob("*.bin"), key=lambda path: path.name[-10:])
+    assert [token for path in numbered for token in open_shard(path).tolist()] == expected
+    verified = run_command("python", "prepare/verify.py", out)
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_downloads_through_every_mishap(tmp_path: Path, dataset: Path) -> None:
+    faults = [
+        Fault("/api/datasets", status=429, retry_after=0),
+        Fault("000_00000", drop_after=3000),
+        Fault("001_00000", status=500, times=2),
+        Fault("002_00000", status=503, method="HEAD"),
+        Fault("002_00000", drop_after=1000),
+    ]
+    out = tmp_path / "out"
+    with LoopbackHub(tmp_path / "served", faults, page=2) as hub:
+        command = ("python", SCRIPT, "--edu", "--out", out, "--shard-tokens", 5000)
+        result = run_command(*command, **hub.environment(tmp_path))
+        assert result.returncode == 0, result.stderr
+        assert hub.ranges("000_00000") == [None, "bytes=3000-"]
+        assert hub.ranges("002_00000") == [None, "bytes=1000-"]
+        manifest = read_manifest(out)
+        assert manifest["dataset"] == "HuggingFaceFW/fineweb-edu"
+        assert manifest["revision"] == hub.commit(dataset.parents[1])
+        asked = len(hub.ranges(".parquet"))
+        assert run_command(*command, **hub.environment(tmp_path)).returncode == 0
+        assert len(hub.ranges(".parquet")) == asked, "finished files are not downloaded again"
+    check(out)
+    assert find_shards(str(out / "*_val_*.bin")) == [out / "finewebedu_val_000000.bin"]
+    assert not list(out.rglob("*.parquet*"))
+
+
+@pytest.mark.usefixtures("dataset")
+def test_a_file_that_is_missing_for_a_while(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with LoopbackHub(tmp_path / "served", [Fault("001_00000", status=404, method="HEAD")]) as hub:
+        command = ("python", SCRIPT, "--edu", "--out", out, "--shard-tokens", 5000)
+        error = one_line_error(run_command(*command, **hub.environment(tmp_path)))
+        assert "001_00000.parquet" in error
+        assert not (out / "manifest.json").exists()
+        first = len(hub.ranges("000_00000"))
+        result = run_command(*command, **hub.environment(tmp_path))
+        assert result.returncode == 0, result.stderr
+        assert len(hub.ranges("000_00000")) == first, "the file that was finished is not downloaded again"
+    check(out)
+
+
+@pytest.mark.usefixtures("dataset")
+def test_what_is_not_there(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with LoopbackHub(tmp_path / "served") as hub:
+        world = hub.environment(tmp_path)
+        command = ("python", SCRIPT, "--edu", "--out", out)
+        absent = one_line_error(run_command(*command, "--version", "350BT", **world))  # of the samples only 10BT is here
+        assert "HuggingFaceFW/fineweb-edu" in absent
+        hub.stop()
+        refused = one_line_error(run_command(*command, **world))
+        assert "refused" in refused
+        assert "--input" in refused
+    assert not out.exists()
+
+
+def test_published_tokens(tmp_path: Path) -> None:
+    repo = tmp_path / "served/datasets/kjj0/fineweb10B-gpt2"
+    repo.mkdir(parents=True)
+    names = ["fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"]
+    for number, name in enumerate(names):
+        write_shard(repo / name, [EOT, 1, 2, EOT, 3 + number], 2)
+    out = tmp_path / "out"
+    with LoopbackHub(tmp_path / "served", [Fault("train_000001", drop_after=1000)]) as hub:
+        command = ("python", SCRIPT, "--out", out, "--pretokenized")
+        result = run_command(*command, 1, **hub.environment(tmp_path))
+        assert result.returncode == 0, result.stderr
+        assert sorted(path.name for path in out.glob("*.bin")) == sorted(names[:2])
+        result = run_command(*command, **hub.environment(tmp_path))
+        assert result.returncode == 0, result.stderr
+        assert len(hub.ranges("train_000001")) == 2, "dropped once; then kept"
+        assert "at most" in one_line_error(run_command(*command, 3, **hub.environment(tmp_path)), 2)
+    for name in names:
+        assert (out / name).read_bytes() == (repo / name).read_bytes()
+    hashes = {shard["file"]: shard["sha256"] for shard in read_manifest(out)["shards"]}
+    assert hashes == {name: hashlib.sha256((repo / name).read_bytes()).hexdigest() for name in names}
+    assert run_command("python", "prepare/verify.py", out).returncode == 0
+
+
+def test_damaged_published_tokens(tmp_path: Path) -> None:
+    repo = tmp_path / "served/datasets/kjj0/fineweb10B-gpt2"
+    repo.mkdir(parents=True)
+    write_shard(repo / "fineweb_val_000000.bin", [EOT, 1, 2], 1)
+    write_shard(repo / "fineweb_train_000001.bin", [EOT, 1, 60_000], 1)
+    out = tmp_path / "out"
+    with LoopbackHub(tmp_path / "served", [Fault("fineweb_val", corrupt=True)]) as hub:
+        command = ("python", SCRIPT, "--out", out, "--pretokenized")
+        assert "hash differs" in one_line_error(run_command(*command, **hub.environment(tmp_path)))
+        assert not list(out.glob("*.bin*"))
+        error = one_line_error(run_command(*command, **hub.environment(tmp_path)))
+        assert "fineweb_train_000001.bin holds token 60000" in error
+    assert not (out / "manifest.json").exists()
