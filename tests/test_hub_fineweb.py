@@ -83,7 +83,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with LoopbackHub(tmp_path / "served") as hub:
         world = hub.environment(tmp_path)
         command = ("python", SCRIPT, "--edu", "--out", out)
-        absent = one_line_error(run_command(*command, "--version", "350BT", **world))  # of the samples only 10BT is here
+        absent = one_line_error(run_command(*command, "--version", "350BT", **world))  # only 10BT is here
         assert "HuggingFaceFW/fineweb-edu" in absent
         hub.stop()
         refused = one_line_error(run_command(*command, **world))
