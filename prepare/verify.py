@@ -11,6 +11,7 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 import numpy as np
 
 from prepare.cli import Parser, Progress, UserError, run_script
+from prepare.pipeline import PROGRESS
 from prepare.shards import (
     HEADER_BYTES,
     MANIFEST,
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = parser.parse_args(argv).folder
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give the one that the shards are in")
+    if (folder / PROGRESS / "plan.json").is_file():
+        raise UserError(f"{folder} is unfinished: run the command that began it again, it goes on")
     manifest = read_manifest(folder)
     present = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".npy"))
     if manifest is None and not present:

@@ -165,6 +165,14 @@ def test_characters(tmp_path):
         assert verify(tmp_path).returncode == status
 
 
+def test_unfinished(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("words")
+    words = ["--input", tmp_path / "a.txt", tmp_path / "b.txt", "--out", tmp_path / "out", "--task", "1/2"]
+    assert run_command("python", "prepare/fineweb.py", *words).returncode == 0
+    assert "unfinished" in one_line_error(verify(tmp_path / "out"))
+
+
 def test_no_folder_and_no_shards(tmp_path):
     assert "no folder" in one_line_error(verify(tmp_path / "absent"))
     assert "no token shards" in one_line_error(verify(tmp_path))
