@@ -1,0 +1,347 @@
+"""The trainer end to end: real processes, real torchrun, kills and stops, and mistakes in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prepare.shards import open_shard, write_shard
+from prepare.tokenizer import GPT2Tokenizer
+from tests.conftest import ROOT, one_line_error, run_command
+from tests.tiny import VOCAB, markov_tokens, settings, write_shards
+
+SCRIPT = ROOT / "train" / "train_gpt2.py"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def train(data: Path, run: Path, processes: int = 1, **changes: object) -> subprocess.CompletedProcess:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    result = run_command("python", *torchrun, SCRIPT, *settings(data, run, **changes), **ONE_THREAD)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def rows(run: Path, kind: str = "train") -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in rows(run)]
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((run / "checkpoints").iterdir())[-1] / "model.safetensors")
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    ours, theirs = final_weights(run), final_weights(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run on one process, with dropout."""
+    run = tmp_path_factory.mktemp("runs") / "reference"
+    train(data, run, model__dropout=0.1, eval__every=10, checkpoint__every=4)
+    return run
+
+
+def test_a_run_leaves_what_is_promised(reference: Path) -> None:
+    names = {path.name for path in reference.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "DONE", "loss.png"} <= names
+    assert sorted(path.name for path in (reference / "checkpoints").iterdir()) == ["step_00000016", "step_00000020"]
+    train_rows = rows(reference)
+    assert [row["step"] for row in train_rows] == list(range(1, 21))
+    assert train_rows[-1]["tokens"] == 20 * 512
+    assert train_rows[-1].keys() == {"step", "kind", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "mfu"}
+    assert train_rows[0]["lr"] == pytest.approx(1e-2 / 5)
+    assert train_rows[-1]["lr"] == 0.0
+    assert [row["step"] for row in rows(reference, "val")] == [0, 10, 20]
+    assert (reference / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_loss_falls_from_a_uniform_guess(reference: Path) -> None:
+    assert rows(reference, "val")[0]["loss"] == pytest.approx(np.log(VOCAB), abs=0.1)
+    assert rows(reference, "val")[-1]["loss"] < rows(reference, "val")[0]["loss"] - 0.7
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(2, 4), (2, 2), (1, 16)])
+def test_losses_are_the_same_for_every_world_size_and_micro_batch(
+    data: Path, tmp_path: Path, processes: int, micro: int
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    train(data, one, eval__every=20)
+    train(data, other, processes, data__micro_batch_size=micro, eval__every=20)
+    assert losses(other) == pytest.approx(losses(one), abs=1e-5)
+    for ours, theirs in zip(rows(other, "val"), rows(one, "val"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["tokens"] == theirs["tokens"]
+
+
+def test_dropout_too_is_the_same_on_two_processes(data: Path, tmp_path: Path, reference: Path) -> None:
+    train(data, tmp_path / "two", 2, model__dropout=0.1)
+    assert losses(tmp_path / "two") == pytest.approx(losses(reference), abs=1e-5)
+
+
+def start_training(data: Path, run: Path, **changes: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *settings(data, run, **changes)],
+        env={**os.environ, **ONE_THREAD},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"ended with {process.wait()} before {text!r}")
+
+
+def test_a_killed_run_ends_in_the_same_weights(data: Path, tmp_path: Path, reference: Path) -> None:
+    run, changes = tmp_path / "killed", {"model__dropout": 0.1, "eval__every": 10, "checkpoint__every": 4}
+    for step in (6, 11):
+        process = start_training(data, run, **changes)
+        wait_for(process, f"step {step:>2}/20")
+        process.kill()
+        process.communicate()
+    result = train(data, run, **changes)
+    assert "going on from step " in result.stdout
+    assert losses(run) == losses(reference)
+    assert [row["step"] for row in rows(run)] == list(range(1, 21))
+    assert [(row["step"], row["loss"]) for row in rows(run, "val")] == [
+        (row["step"], row["loss"]) for row in rows(reference, "val")
+    ]
+    assert_same_weights(run, reference)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGUSR1", "STOP"])
+def test_a_stopped_run_has_saved_exits_0_and_goes_on(data: Path, tmp_path: Path, reference: Path, how: str) -> None:
+    run, changes = tmp_path / "stopped", {"model__dropout": 0.1, "eval__every": 10}
+    process = start_training(data, run, **changes)
+    wait_for(process, "step  5/20")
+    if how == "STOP":
+        (run / "STOP").touch()
+    else:
+        process.send_signal(signal.Signals[how])
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert not (run / "DONE").exists()
+    assert not (run / "STOP").exists()
+    assert len(list((run / "checkpoints").iterdir())) == 1
+    event = rows(run, "event")[-1]
+    assert ("a STOP file" if how == "STOP" else how) in event["event"]
+    train(data, run, **changes)
+    assert (run / "DONE").exists()
+    assert losses(run) == losses(reference)
+    assert_same_weights(run, reference)
+
+
+def test_a_stop_during_an_evaluation_does_not_wait_for_its_end(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_training(
+        data, run, eval__every=2, eval__val_tokens=2000 * 32, data__val=f"{data}/*.bin", data__micro_batch_size=1
+    )
+    wait_for(process, "step  2/20")
+    (run / "STOP").touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopped by a STOP file" in output
+    assert (run / "checkpoints").is_dir()
+    val_steps = [row["step"] for row in rows(run, "val")]
+    result = train(
+        data, run, eval__every=2, eval__val_tokens=2000 * 32, data__val=f"{data}/*.bin", data__micro_batch_size=1
+    )
+    assert result.returncode == 0
+    assert [row["step"] for row in rows(run, "val")] == list(range(0, 21, 2)), val_steps
+
+
+def test_resuming_on_another_number_of_processes(data: Path, tmp_path: Path, reference: Path) -> None:
+    run = tmp_path / "run"
+    process = start_training(data, run, model__dropout=0.1, checkpoint__every=2)
+    wait_for(process, "step  7/20")
+    process.kill()
+    process.communicate()
+    train(data, run, 2, model__dropout=0.1, checkpoint__every=2)
+    assert losses(run) == pytest.approx(losses(reference), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_with_evaluation_hellaswag_and_samples_between_the_steps(tmp_path: Path) -> None:
+    """BPE text, so that all three measurements have their tokens; two ranks share them, one does the same alone."""
+    data = tmp_path / "data"
+    data.mkdir()
+    text = (ROOT / "README.md").read_text() * 6
+    tokens = np.array(GPT2Tokenizer().encode(text), dtype=np.uint16)
+    write_shard(data / "tiny_train_000001.bin", tokens)
+    write_shard(data / "tiny_val_000000.bin", tokens[:3000])
+    tasks = data / "hellaswag.jsonl"
+    endings = ["sits down.", "runs away from the camera.", "eats it.", "is a dog"]
+    task = {"activity_label": "Fun", "endings": endings}
+    lines = [json.dumps({"ind": i, "ctx": f"Number {i} of them", "label": i % 4, **task}) for i in range(11)]
+    tasks.write_text("\n".join(lines))
+    changes = {
+        "model__vocab_size": 50257,
+        "train__max_steps": 6,
+        "train__compile": "true",
+        "eval__every": 3,
+        "eval__hellaswag_every": 3,
+        "eval__hellaswag_data": tasks,
+        "eval__sample_every": 3,
+        "eval__sample_tokens": 40,
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(data, one, **changes)
+    train(data, two, 2, **changes)
+    eager = tmp_path / "eager"
+    train(data, eager, **{**changes, "train__compile": "false"})
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    assert losses(eager) == pytest.approx(losses(one), abs=1e-4)
+    for kind, steps in (("val", [0, 3, 6]), ("hellaswag", [3, 6]), ("sample", [3, 6])):
+        assert [row["step"] for row in rows(one, kind)] == steps
+    for ours, theirs in zip(rows(two, "hellaswag"), rows(one, "hellaswag"), strict=True):
+        assert ours["tasks"] == theirs["tasks"] == 11
+        assert ours["acc"] == theirs["acc"]
+    assert all(row["text"].startswith("Hello, I'm a language model,") for row in rows(one, "sample"))
+    assert all(len(row["text"]) > 60 for row in rows(one, "sample"))
+
+
+def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = run_command(
+        "python",
+        SCRIPT,
+        *settings(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1, optim__max_skipped=3),
+        **ONE_THREAD,
+    )
+    assert "3 steps in a row had a non-finite gradient" in one_line_error(result)
+    assert len(rows(run, "event")) == 3
+    for tensor in final_weights(run).values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_a_second_epoch_is_said(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = train(data, run, train__max_steps=60)
+    assert "60 steps of 512 tokens are 2.20 epochs" in result.stdout
+    assert [(row["step"], row["epoch"]) for row in rows(run, "event")] == [(28, 2), (55, 3)]
+
+
+def test_fresh_refuses_and_a_finished_run_says_so(data: Path, reference: Path) -> None:
+    again = train(data, reference, model__dropout=0.1)
+    assert "is finished" in again.stdout
+    result = run_command("python", SCRIPT, *settings(data, reference, run__fresh="true"))
+    assert "holds a run already" in one_line_error(result)
+
+
+def damaged(folder: Path, offset: int, value: int) -> Path:
+    """Shards of which one has another int32 in its header."""
+    write_shards(folder)
+    with (folder / "tiny_train_000002.bin").open("r+b") as file:
+        file.seek(4 * offset)
+        file.write(np.int32(value).tobytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "message"),
+    [
+        ("missing glob", 1, "no token shards match"),
+        ("empty folder", 1, "no token shards match"),
+        ("magic", 1, "tiny_train_000002.bin begins with 7, not with the magic number 20240520"),
+        ("length", 1, "tiny_train_000002.bin holds 11,024 bytes where its header says 4,999 tokens"),
+        ("cut", 1, "tiny_train_000002.bin holds 1,500 bytes where its header says 5,000 tokens"),
+        ("token", 1, "holds token 64, but model.vocab_size is 64"),
+        ("unknown key", 2, "optim.learning_rate"),
+        ("batch", 2, "take 384 or 512"),
+        ("short", 1, "less than one window"),
+        ("no validation data", 1, "no token shards match"),
+    ],
+)
+def test_mistakes_end_in_one_line(data: Path, tmp_path: Path, case: str, status: int, message: str) -> None:
+    changes: dict[str, object] = {"eval__every": 10}
+    if case == "missing glob":
+        changes["data__train"] = str(tmp_path / "nowhere" / "*.bin")
+    elif case == "empty folder":
+        changes["data__train"] = str(tmp_path / "*.bin")
+    elif case == "magic":
+        data = damaged(tmp_path / "d", 0, 7)
+    elif case == "length":
+        data = damaged(tmp_path / "d", 2, 4999)
+    elif case == "cut":
+        data = write_shards(tmp_path / "d")
+        os.truncate(data / "tiny_train_000002.bin", 1500)
+    elif case == "token":
+        data = write_shards(tmp_path / "d")
+        tokens = markov_tokens(6000, seed=1)
+        tokens[:6000:100] = VOCAB
+        write_shard(data / "tiny_train_000001.bin", tokens)
+    elif case == "unknown key":
+        changes["optim__learning_rate"] = 1
+    elif case == "batch":
+        changes["data__batch_tokens"] = 500
+    elif case == "short":
+        data = write_shards(tmp_path / "d", sizes=(20,))
+    elif case == "no validation data":
+        changes["data__val"] = str(tmp_path / "*.bin")
+    result = run_command("python", SCRIPT, *settings(data, tmp_path / "run", **changes), **ONE_THREAD)
+    assert message in one_line_error(result, status)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_shape_or_other_data_is_refused(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(data, run, train__max_steps=2)
+    (run / "DONE").unlink()
+    wider = run_command("python", SCRIPT, *settings(data, run, model__n_embd=64), **ONE_THREAD)
+    assert "another shape: n_embd 32 (now 64)" in one_line_error(wider)
+    other = write_shards(tmp_path / "other", sizes=(4000, 4000))
+    changed = run_command("python", SCRIPT, *settings(other, run), **ONE_THREAD)
+    assert "trained on other data" in one_line_error(changed)
+    train(other, run, data__allow_change="true", train__max_steps=4)
+
+
+def test_two_runs_in_one_directory(data: Path, tmp_path: Path) -> None:
+    process = start_training(data, tmp_path / "run", train__max_steps=100_000)
+    wait_for(process, "step      3/")
+    result = run_command("python", SCRIPT, *settings(data, tmp_path / "run"), **ONE_THREAD)
+    assert f"in use by process {process.pid}" in one_line_error(result)
+    process.kill()
+    process.communicate()
+
+
+def test_nanogpts_header_less_files_train(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "d")
+    open_shard(shards / "tiny_train_000001.bin").tofile(tmp_path / "train.bin")
+    open_shard(shards / "tiny_val_000000.bin").tofile(tmp_path / "val.bin")
+    changes = {"data__train": tmp_path / "train.bin", "data__val": tmp_path / "val.bin", "train__max_steps": 2}
+    train(shards, tmp_path / "run", eval__every=2, **changes)
+    assert rows(tmp_path / "run", "val")[-1]["tokens"] == 2048
+
+
+def test_slurms_time_limit_stops_the_run(data: Path, tmp_path: Path) -> None:
+    environment = {**ONE_THREAD, "SLURM_JOB_END_TIME": str(int(time.time()) + 60)}
+    command = settings(data, tmp_path / "run", checkpoint__margin_seconds=120)
+    result = run_command("python", SCRIPT, *command, **environment)
+    assert result.returncode == 0
+    assert "stopped by Slurm's time limit" in result.stdout
+    assert not (tmp_path / "run" / "DONE").exists()
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1]
