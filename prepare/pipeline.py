@@ -48,10 +48,15 @@ PROGRESS = ".progress"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every script with a pipeline has: --shard-tokens, --workers, --task."""
     parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N", help="encoding threads")
+    parser.add_argument("--workers", type=positive, default=_cores(), metavar="N", help="encoding threads")
     parser.add_argument(
         "--task", type=task, default="1/1", metavar="I/N", help="do the Ith of N shares of the input files (job arrays)"
     )
+
+
+def _cores() -> int:
+    """Those that this process may use: a job scheduler often grants fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def positive(text: str) -> int:
@@ -267,9 +272,9 @@ class _Folder:
 
     def _begin(self) -> None:
         manifest = read_manifest(self.path)
-        done = self.finished()
         if manifest is not None:
             self._refuse_difference(manifest, dict(enumerate(manifest["inputs"])))
+            done = self.finished()
             if len(done) < len(self.plan["inputs"]):  # shards were deleted since: make them again
                 for number, record in done.items():
                     self.finish(number, record)
@@ -278,7 +283,7 @@ class _Folder:
             return
         if self._plan_path.is_file():
             plan = json.loads(self._plan_path.read_bytes())
-            self._refuse_difference(plan, {number: record["input"] for number, record in done.items()})
+            self._refuse_difference(plan, {number: record["input"] for number, record in self.finished().items()})
         else:
             strange = next((path for path in sorted(self.path.iterdir()) if path.suffix in (".bin", ".npy")), None)
             if strange:

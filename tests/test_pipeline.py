@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prepare import sources
 from prepare.cli import UserError
 from prepare.pipeline import Job, positive, run_job, task
-from prepare.shards import find_shards, open_shard, read_manifest
+from prepare.shards import build_manifest, find_shards, open_shard, read_manifest, write_manifest, write_shard
 from prepare.sources import Batch, LocalFile, Source
 from prepare.tokenizer import EOT, CharTokenizer, GPT2Tokenizer
 from tests.conftest import ROOT, one_line_error, run_command
@@ -268,6 +269,15 @@ def test_an_input_may_be_mended_before_it_is_finished(corpus, tmp_path):
     run_job(job(corpus), tmp_path / "out")
     run_job(job(corpus), tmp_path / "one")
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+def test_a_manifest_of_another_kind_is_refused(corpus, tmp_path):
+    record = write_shard(tmp_path / "out.bin", np.arange(5, dtype=np.uint16))
+    manifest = build_manifest("other", None, [], GPT2Tokenizer().describe(), {}, [record])
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(UserError, match="made with dataset other, not test"):
+        run_job(job(corpus), tmp_path)
+    assert not (tmp_path / ".progress").exists()
 
 
 def test_strange_shards_are_left_alone(corpus, tmp_path):
