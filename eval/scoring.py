@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.tasks import Request
+from train.distributed import World
 from train.model import GPT
 
 POSITIONS_AT_A_TIME = 1024  # 1024 x 50257 float32 logits are 206 MB
@@ -156,6 +157,16 @@ def _float32_logits(model: GPT, hidden: Tensor, targets: Tensor) -> Iterator[tup
         with torch.autocast(hidden.device.type, enabled=False):
             logits = model.logits(states.float())
         yield logits, wanted
+
+
+def gather(scores: Mapping[int, Sequence[Score]], requests: Sequence[Request], world: World) -> list[list[Score]]:
+    """The scores of all requests, in their order, from each rank's share. Every rank must call it."""
+    shares: list[list[float]] = []  # of each continuation: its log-likelihood and whether it is greedy, 0 elsewhere
+    for index, request in enumerate(requests):
+        found = scores.get(index, [Score(0.0, False)] * len(request.continuations))
+        shares += [[score.loglik, score.greedy] for score in found]
+    total = iter(world.sum([value for pair in shares for value in pair]))
+    return [[Score(next(total), bool(next(total))) for _ in request.continuations] for request in requests]
 
 
 def choices(request: Request, scores: Sequence[Score]) -> tuple[int, int]:
