@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
 
 from prepare.cli import ArgumentError, Progress, UserError
 
@@ -236,6 +236,9 @@ def _persist(ask: Callable[[], T], what: str, remedy: str, progress: Callable[[]
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait; None when it does not say (or gives a date)."""
+    """Seconds that the server asks to wait, by Retry-After or by the hub's RateLimit; None when it does not say."""
     value = headers.get("Retry-After", "")
-    return float(value) if value.isdigit() else None
+    if value.isdigit():
+        return float(value)
+    limit = parse_ratelimit_headers(headers)
+    return None if limit is None or limit.remaining else limit.reset_in_seconds + 1.0

@@ -117,8 +117,9 @@ def test_retry_after_is_waited_for(hub: LoopbackHub, tmp_path: Path, monkeypatch
     waited: list[float] = []
     monkeypatch.setattr(download.time, "sleep", waited.append)
     hub.faults += [Fault("plain", status=429, retry_after=7), Fault("plain", status=429)]
+    hub.faults += [Fault("plain", status=429, rate_limit='"api";r=0;t=55')]
     fetch_url(f"{hub.endpoint}/plain.txt", tmp_path / "plain.txt", sha256=SHA256)
-    assert [wait for wait in waited if wait] == [7, download.WAITS[1]]
+    assert [wait for wait in waited if wait] == [7, download.WAITS[1], 56]
 
 
 def test_a_killed_download_goes_on_where_it_stopped(hub: LoopbackHub, tmp_path: Path) -> None:
