@@ -140,7 +140,10 @@ def _fetch(
     """Bring `url` to `final` through `final`.part."""
     if is_right(final, size, sha256, git_blob):
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"cannot make {final.parent}: it is a file, or inside one; choose another folder") from None
     part = final.with_name(final.name + ".part")
     with part.open("ab") as file:
         try:

@@ -67,9 +67,8 @@ def continuation(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=1, help="which of the possible tasks")
     options = parser.parse_args(arguments)
     tasks = make_tasks(find_shards(options.shards), options.tasks, options.seed)
-    if options.out.is_dir():
-        raise ArgumentError(f"--out {options.out} is a folder: name a file in it")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.out.is_dir() or not options.out.absolute().parent.is_dir():
+        raise ArgumentError(f"--out {options.out} is a folder, or not in one that exists: name a file in a folder")
     temporary = options.out.with_name(options.out.name + ".tmp")
     with temporary.open("w", encoding="ascii") as file:
         file.writelines(json.dumps(task) + "\n" for task in tasks)

@@ -202,6 +202,13 @@ def test_no_network(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.Monkey
     assert os.environ["HTTP_PROXY"] == CLOSED
 
 
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in ("file/plain.txt", "file/inside/plain.txt"):
+        with pytest.raises(UserError, match="it is a file"):
+            fetch_url("http://127.0.0.1:9/plain.txt", tmp_path / path, sha256=SHA256)
+
+
 def test_pretokenized_shards(hub: LoopbackHub, tmp_path: Path) -> None:
     repo = tmp_path / "served/datasets/kjj0/finewebedu10B-gpt2"
     repo.mkdir(parents=True)

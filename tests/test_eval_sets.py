@@ -50,7 +50,7 @@ def test_without_a_network(tmp_path: Path) -> None:
 
 def test_tasks_out_of_held_out_text(tmp_path: Path) -> None:
     shard = shard_of(tmp_path / "data", [read_play(HELD_OUT[0])], GPT2Tokenizer())
-    out = tmp_path / "new/tasks.jsonl"
+    out = tmp_path / "tasks.jsonl"
     command = ("python", SCRIPT, "continuation", "--shards", tmp_path / "data/*_val_*.bin", "--out", out)
     result = run_command(*command, "--tasks", 150, "--seed", 3)
     assert result.returncode == 0, result.stderr
@@ -58,5 +58,6 @@ def test_tasks_out_of_held_out_text(tmp_path: Path) -> None:
     too_many = run_command(*command[:-1], tmp_path / "many.jsonl", "--tasks", 999_999)
     assert "999999 tasks need 999999" in one_line_error(too_many)
     assert "a folder" in one_line_error(run_command(*command[:-1], tmp_path), 2)
+    assert "a folder" in one_line_error(run_command(*command[:-1], out / "x.jsonl"), 2)
     assert "no token shards match" in one_line_error(run_command("python", *command[1:-3], tmp_path / "absent*"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tasks.jsonl"]
