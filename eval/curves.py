@@ -125,7 +125,8 @@ def _draw(panels: Sequence[Axes], rows: Sequence[dict[str, Any]], scale: float, 
     steps, values = series(rows, "val", "loss")
     label = name + (f" (val {values[-1]:.3f})" if len(values) else "")
     dots = {"color": color, "marker": "o", "markersize": 5 if len(values) < 60 else 3.5, "markeredgecolor": "white"}
-    loss.plot(steps * scale, values, **dots, markeredgewidth=0.6, linestyle="", clip_on=False, zorder=3)
+    whole = {"clip_on": False, "in_layout": False, "zorder": 3}  # a dot on the edge of the panel is not cut in two
+    loss.plot(steps * scale, values, **dots, **whole, markeredgewidth=0.6, linestyle="")
     loss.plot([], [], color=color, linewidth=4, label=label)
     steps, values = series(rows, "hellaswag", "acc_norm")
     label = f"{values[-1]:.2%}" if len(values) else None
@@ -167,7 +168,7 @@ def _loss_limits(panel: Axes) -> tuple[float, float]:
     if not len(values):
         return 0.0, 1.0
     low, high = float(values.min()), float(values.max())
-    margin = 0.05 * max(high - low, 0.1)
+    margin = max(0.05 * (high - low), 0.05)
     return low - margin, high + margin
 
 
