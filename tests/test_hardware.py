@@ -11,9 +11,12 @@ from train.model import GPT
 CPU = torch.device("cpu")
 
 
-def test_auto_is_float32_on_a_cpu() -> None:
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_on_a_cpu_bf16_is_taken_when_asked_for_and_there(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
+    monkeypatch.setattr("train.hardware._cpu_has_bf16", lambda: has_bf16)
     a = torch.randn(8, 8)
-    for precision, dtype in (("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    asked = torch.bfloat16 if has_bf16 else torch.float32
+    for precision, dtype in (("auto", torch.float32), ("fp32", torch.float32), ("bf16", asked)):
         with autocast(CPU, precision):
             assert (a @ a).dtype == dtype
 

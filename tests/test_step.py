@@ -135,7 +135,8 @@ def test_gradients_are_exchanged_once_a_step() -> None:
         dist.destroy_process_group()
 
 
-def test_bf16_computes_in_bf16_and_the_loss_in_float32() -> None:
+def test_bf16_computes_in_bf16_and_the_loss_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.hardware._cpu_has_bf16", lambda: True)
     model, optimizer = build()
     seeds = dropout_seeds(0, 0, 8, 1)
     loss, _ = train_step(model, optimizer, split(8, 1), autocast(torch.device("cpu"), "bf16"), 1e-3, 1.0, seeds)

@@ -96,7 +96,7 @@ class TrainConfig:
         max_steps: optimizer steps in the whole run
         seed: of the weights, the order of the data and the dropout
         device: auto takes the GPU when there is one
-        precision: of the matrix products; auto is bf16 on a GPU that has it, and fp32 elsewhere
+        precision: of the matrix products; bf16 where the device has it; auto is fp32 on a CPU, bf16 on a GPU
         compile: use torch.compile
     """
 

@@ -1,5 +1,7 @@
 """What the device can do: precision, peak FLOP/s for MFU, and how many sequences fit."""
 
+import ctypes
+
 import torch
 
 from prepare.cli import UserError
@@ -20,6 +22,8 @@ PEAK_FLOPS = {
     "RTX 5090": 209.5e12,
 }
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
 
 def peak_flops(device: torch.device) -> float | None:
     """The peak that MFU divides by: dense bf16 FLOP/s of this GPU model; None where it is not known."""
@@ -33,11 +37,31 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context for the forward pass: bf16 matrix products, or (fp32) no change at all.
 
     Args:
-        precision: fp32, bf16, or auto: bf16 on a GPU that has it, fp32 elsewhere.
+        precision: fp32; bf16, which a CPU without bf16 instructions would only emulate, slowly, so that it takes fp32
+            instead; or auto, which is bf16 on a GPU that has it, and fp32 elsewhere.
     """
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    enabled = precision == "bf16" and (device.type != "cpu" or _cpu_has_bf16())
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that tensors free: on a CPU, a step otherwise faults its large buffers in anew.
+
+    A model of 4 layers, 128 wide, 16 x 64 tokens on one core of an EPYC 9004: 1.3 to 1.5 times the tokens/s in
+    float32, 1.4 to 1.8 times in bf16. Elsewhere (macOS, musl) nothing is changed.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def fitting_micro_batch(model: GPT, per_rank: int, device: torch.device, precision: str) -> int:

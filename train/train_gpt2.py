@@ -22,7 +22,7 @@ from prepare.shards import find_shards, read_manifest
 from train import checkpoint, distributed
 from train.config import Config, load_config, sequences_per_rank
 from train.distributed import World
-from train.hardware import autocast, fitting_micro_batch, is_out_of_memory
+from train.hardware import autocast, fitting_micro_batch, is_out_of_memory, keep_freed_memory
 from train.loader import Loader, WindowOrder, Windows, check_tokenizer, fingerprint
 from train.model import GPT
 from train.optim import build_optimizer, learning_rate
@@ -58,6 +58,8 @@ def train(config: Config, world: World) -> None:
     run = RunDir(config, world)
     if run.is_done:
         return world.say(f"{run.path} is finished (DONE is there): eval/ scores it; another --run.dir starts a new run")
+    if world.device.type == "cpu":
+        keep_freed_memory()
     stop = StopRequest(run.path, config.checkpoint.margin_seconds, world.is_main)
 
     # The data: which windows there are, and the order in which they are read.
