@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import sys
 import time
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main; a UserError becomes `error: ...` on stderr and exit status 1 (2: arguments), no traceback."""
+    """Run a script's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments), no traceback."""
     try:
         main()
         sys.stdout.flush()
@@ -60,7 +61,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 def _fail(message: str, status: int) -> NoReturn:
     sys.stdout.flush()
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")  # under torchrun every process may say it; rank 0's is the line to read
+    who = "error" if rank == "0" else f"rank {rank}"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 
@@ -71,7 +74,7 @@ class Progress:
     """
 
     def __init__(self, what: str, total: float | None, unit: str, every: float = 10.0) -> None:
-        self.every, self.last = every, time.monotonic()
+        self.every, self.last, self.said = every, time.monotonic(), -1.0
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=total,
@@ -79,8 +82,7 @@ class Progress:
             unit=unit,
             unit_scale=True,
             dynamic_ncols=True,
-            mininterval=0.5 if self.terminal else every,
-            file=sys.stderr if self.terminal else open(os.devnull, "w"),  # noqa: SIM115 (closed with the bar)
+            file=sys.stderr if self.terminal else io.StringIO(),
         )
 
     def update(self, amount: float) -> None:
@@ -96,8 +98,9 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def _line(self) -> None:
-        self.last = time.monotonic()
-        print(str(self.bar).strip(), file=sys.stderr, flush=True)
+        if self.bar.n != self.said:
+            print(str(self.bar).strip(), file=sys.stderr, flush=True)
+        self.last, self.said = time.monotonic(), self.bar.n
 
     def __enter__(self) -> "Progress":
         return self
@@ -106,5 +109,3 @@ class Progress:
         if not self.terminal:
             self._line()
         self.bar.close()
-        if not self.terminal:
-            self.bar.fp.close()

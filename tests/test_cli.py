@@ -1,0 +1,90 @@
+"""What every script shares: one-line errors with their status, help that opens with a command, progress lines."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prepare.cli import ArgumentError, Parser, Progress, UserError, run_script
+from tests.conftest import ROOT, one_line_error, run_command
+
+FAIL = "from prepare.cli import *\ndef main(): {}\nrun_script(main)"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ("raise UserError('a file is\\n  missing: make it')", 1, "error: a file is missing: make it"),
+        ("raise ArgumentError('--n is 0: give more')", 2, "error: --n is 0: give more"),
+        ("raise OSError(28, 'No space left on device', '/x')", 1, "error: No space left on device (/x): free space"),
+        ("raise PermissionError(13, 'Permission denied', 'f')", 1, "error: Permission denied (f)"),
+        ("raise KeyboardInterrupt", 130, "error: interrupted"),
+    ],
+)
+def test_mistakes_are_one_line_with_their_status(body: str, status: int, message: str) -> None:
+    result = run_command("python", "-c", FAIL.format(body))
+    assert one_line_error(result, status).startswith(message)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    result = run_command("python", "-c", FAIL.format("raise ValueError('a bug')"))
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_under_torchrun_only_rank_0_says_error() -> None:
+    result = run_command("python", "-c", FAIL.format("raise UserError('no')"), RANK="3")
+    assert (result.returncode, result.stderr) == (1, "rank 3: no\n")
+
+
+def test_output_into_a_closed_pipe_is_no_traceback() -> None:
+    script = FAIL.format("[print(i, flush=True) for i in range(100_000)]")
+    result = run_command("bash", "-c", f'{sys.executable} -c "{script}" | head -n 1')
+    assert result.stdout == "0\n"
+    assert result.stderr == ""
+
+
+def test_help_opens_with_a_sentence_and_a_command(capsys: pytest.CaptureFixture) -> None:
+    parser = Parser("Count things.", "python prepare/count.py --n 3")
+    parser.add_argument("--n", type=int, default=5, help="how many")
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Count things.\n\n    python prepare/count.py --n 3\n")
+    assert "how many (default: 5)" in out
+    with pytest.raises(ArgumentError, match=r"invalid int value: 'x' \(see .* --help\)"):
+        parser.parse_args(["--n", "x"])
+
+
+def test_run_script_ends_with_status_0() -> None:
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: None)
+    assert end.value.code == 0
+    assert issubclass(ArgumentError, UserError)
+
+
+def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture) -> None:
+    with Progress("reading", 100, "B", every=0.0) as progress:
+        progress.update(40)
+        progress.note("half way")
+        progress.update(60)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("reading:  40%")
+    assert lines[1] == "half way"
+    assert lines[2].startswith("reading: 100%")
+    assert "\r" not in "".join(lines)
+
+
+def test_progress_on_a_terminal_is_a_bar(tmp_path: Path) -> None:
+    script = tmp_path / "bar.py"
+    script.write_text("from prepare.cli import Progress\nwith Progress('reading', 100, 'B') as p:\n    p.update(100)\n")
+    read_end, write_end = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, script], stderr=write_end, check=True, env=environment)
+    os.close(write_end)
+    assert "\rreading: 100%|" in os.read(read_end, 10_000).decode()
