@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path: Path) -> None:
     script = tmp_path / "bar.py"
     script.write_text("from prepare.cli import Progress\nwith Progress('reading', 100, 'B') as p:\n    p.update(100)\n")
     read_end, write_end = pty.openpty()
+    termios.tcsetwinsize(write_end, (24, 80))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, script], stderr=write_end, check=True, env=environment)
     os.close(write_end)
