@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = args.runs or [newest_run()]
     output = args.output or (runs[0] / "loss.png" if len(runs) == 1 else Path("curves.png"))
-    if not output.parent.is_dir():
+    if args.output and not output.parent.is_dir():
         raise ArgumentError(f"--output {output}: there is no folder {output.parent}; make it first")
     for run in runs:
         if all(row["kind"] == "event" for row in read_metrics(run)):
