@@ -25,11 +25,18 @@ class ArgumentError(UserError):
     """A UserError about the command line or the configuration: exit status 2 instead of 1."""
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of an option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose help opens with one sentence and one command that runs."""
 
     def __init__(self, sentence: str, example: str) -> None:
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(formatter_class=_Defaults)
         self.opening = f"{sentence}\n\n    {example}\n\n"
 
     def format_help(self) -> str:

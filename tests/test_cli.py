@@ -51,12 +51,14 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
 def test_help_opens_with_a_sentence_and_a_command(capsys: pytest.CaptureFixture) -> None:
     parser = Parser("Count things.", "python prepare/count.py --n 3")
     parser.add_argument("--n", type=int, default=5, help="how many")
+    parser.add_argument("--out", help="where to")
     with pytest.raises(SystemExit) as end:
         parser.parse_args(["--help"])
     assert end.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith("Count things.\n\n    python prepare/count.py --n 3\n")
     assert "how many (default: 5)" in out
+    assert "None" not in out
     with pytest.raises(ArgumentError, match=r"invalid int value: 'x' \(see .* --help\)"):
         parser.parse_args(["--n", "x"])
 
