@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -121,6 +122,25 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
                 f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)} as config.json says"
             )
         parameter.copy_(tensor)
+
+
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a model of this shape."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_positions": config.block_size,
+        "vocab_size": config.vocab_size,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "tie_word_embeddings": True,
+    }
 
 
 def to_hf(model: GPT) -> dict[str, Tensor]:

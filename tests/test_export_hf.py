@@ -1,0 +1,77 @@
+"""The way to Hugging Face: transformers opens what is exported, offline, with the same logits, tokens and text."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
+from tests.conftest import ROOT, one_line_error, run_command
+from train import checkpoint
+from train.checkpoint import load_model
+from train.config import ModelConfig, OptimConfig
+from train.model import GPT
+from train.optim import build_optimizer
+
+SCRIPT = ROOT / "train" / "export_hf.py"
+TEXTS = ["Hello, I'm a language model,", "naïve 東京 🙂\n\n  tabs\tand spaces  ", "it's 12345 o'clock<|endoftext|>"]
+
+
+def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**{"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, **shape}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    checkpoint.save(folder, 3, model, build_optimizer(model, OptimConfig()), {"tokenizer": tokenizer, "data": ""}, 1)
+    return folder
+
+
+def test_transformers_opens_it_with_the_same_logits_tokens_and_text(tmp_path: Path) -> None:
+    run, output = make_run(tmp_path / "run", GPT2Tokenizer().describe()), tmp_path / "hf"
+    result = run_command("python", SCRIPT, "--model", run, "--output", output)
+    assert (result.returncode, result.stdout) == (0, f"run at step 3 -> {output}\n"), result.stderr
+
+    ours = load_model(str(run))
+    theirs = AutoModelForCausalLM.from_pretrained(output, local_files_only=True).eval()
+    idx = torch.randint(50257, (2, 24))
+    torch.testing.assert_close(theirs(idx).logits, ours.model(idx), atol=1e-5, rtol=1e-5)
+
+    tokenizer = AutoTokenizer.from_pretrained(output, local_files_only=True)
+    for text in TEXTS[:2]:
+        assert tokenizer(text)["input_ids"] == ours.tokenizer.encode(text)
+    assert tokenizer.eos_token_id == 50256
+
+    prompt = torch.tensor([ours.tokenizer.encode("The")])
+    written = theirs.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    tokens = prompt
+    for _ in range(12):
+        tokens = torch.cat([tokens, ours.model(tokens)[:, -1:].argmax(-1)], dim=1)
+    assert written.tolist() == tokens.tolist()
+
+    again = load_model(str(output))  # and back
+    for a, b in zip(ours.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_character_model_has_weights_only(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", CharTokenizer("abcde\n").describe(), vocab_size=6)
+    result = run_command("python", SCRIPT, "--model", run, "--output", tmp_path / "hf")
+    assert "no Hugging Face tokenizer" in result.stdout
+    idx = torch.randint(6, (2, 24))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True).eval()
+    torch.testing.assert_close(theirs(idx).logits, load_model(str(run)).model(idx), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["exists", "no biases", "no model"])
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, case: str) -> None:
+    run = make_run(tmp_path / "run", GPT2Tokenizer().describe(), bias=case != "no biases")
+    output = tmp_path / "hf"
+    if case == "exists":
+        output.mkdir()
+    model = tmp_path / "gone" if case == "no model" else run
+    result = run_command("python", SCRIPT, "--model", model, "--output", output)
+    message = {"exists": "exists already", "no biases": "has no biases", "no model": "there is no such folder"}[case]
+    assert message in one_line_error(result)
+    assert [path.name for path in tmp_path.iterdir() if "hf" in path.name] == (["hf"] if case == "exists" else [])
