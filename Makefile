@@ -33,6 +33,44 @@ $(ready): requirements.txt
 	    && $(python) -m pip install --quiet --disable-pip-version-check -r requirements.txt \
 	    && cp requirements.txt $@ && rm $(VENV)/incomplete
 
+run := runs/quickstart
+held_out := 'data/shakespeare_bpe/*_val_*.bin'
+hellaswag := data/hellaswag_val.jsonl
+continuation := data/continuation_val.jsonl
+
+# glibc gives large blocks back to the system at every free, and a step frees its logits: keeping them is twice as fast.
+quickstart: export MALLOC_MMAP_MAX_ = 0
+quickstart: export MALLOC_TRIM_THRESHOLD_ = 4000000000
+quickstart: $(ready)
+	@echo && echo "== 1 of 6  Text to tokens: Shakespeare's 37 plays, which came with the packages"
+	@$(python) prepare/shakespeare.py --level bpe
+	@echo && echo "== 2 of 6  Training: two processes, about two minutes (again: goes on, or is finished already)"
+	@OMP_NUM_THREADS=1 $(python) -m torch.distributed.run --standalone --nproc_per_node=2 \
+	    train/train_gpt2.py --config configs/quickstart.yaml
+	@echo && echo "== 3 of 6  Validation loss, on plays that it has not read"
+	@$(python) eval/val_loss.py --model $(run) --data $(held_out) --tokens 65536 | tee $(run)/val_loss.txt
+	@echo && echo "== 4 of 6  HellaSwag: which of four endings follows?"
+	@if [ -e $(hellaswag) ] || timeout 30 $(python) prepare/eval_sets.py hellaswag 2> /dev/null; then \
+	    tasks=$(hellaswag); \
+	else \
+	    echo "HellaSwag itself cannot be downloaded here; tasks of its form out of the held-out plays instead"; \
+	    $(python) prepare/eval_sets.py continuation --shards $(held_out) --out $(continuation); \
+	    tasks=$(continuation); \
+	fi; \
+	$(python) eval/hellaswag.py --model $(run) --data $$tasks --limit 200 | tee $(run)/hellaswag.txt
+	@echo && echo "== 5 of 6  A sample"
+	@$(python) eval/generate.py --model $(run) --prompt $$'ROMEO:\n' --temperature 0.8 --max-new-tokens 120 | tee $(run)/sample.txt
+	@echo && echo "== 6 of 6  Curves"
+	@$(python) eval/plot.py $(run)
+	@echo && echo "== Made"
+	@echo "shards           data/shakespeare_bpe ($$(du -sh data/shakespeare_bpe | cut -f 1))"
+	@echo "run              $(run), latest checkpoint $$(ls $(run)/checkpoints | tail -n 1)"
+	@grep -hE '^(loss|unigram):' $(run)/val_loss.txt | sed 's/^/validation       /'
+	@grep -hE '^(tasks|acc_norm):' $(run)/hellaswag.txt | sed 's/^/HellaSwag        /'
+	@echo "sample           $(run)/sample.txt"
+	@echo "curves           $(run)/loss.png"
+	@echo "Next: $(python) eval/generate.py --model $(run) --interactive"
+
 test: $(ready)
 	@echo "== Tests"
 	@$(python) -m pytest $(PYTEST)
@@ -44,4 +82,4 @@ lint: $(ready)
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf data/shakespeare_bpe runs/quickstart
+	rm -rf data/shakespeare_bpe $(continuation) $(run)
