@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="scores, and each task's log-likelihoods")
     parser.add_argument("--batch-tokens", type=positive, default=BATCH_TOKENS, metavar="N", help="in a forward pass")
     args = parser.parse_args(argv)
-    if args.output and not args.output.parent.is_dir():
-        raise ArgumentError(f"--output {args.output}: there is no folder {args.output.parent}; make it first")
+    if args.output and (args.output.is_dir() or not args.output.parent.is_dir()):
+        raise ArgumentError(f"--output {args.output}: name a file, in a folder that is there")
 
     tasks = load_hellaswag(args.data, args.limit)
     try:

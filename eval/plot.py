@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = args.runs or [newest_run()]
     output = args.output or (runs[0] / "loss.png" if len(runs) == 1 else Path("curves.png"))
-    if args.output and not output.parent.is_dir():
-        raise ArgumentError(f"--output {output}: there is no folder {output.parent}; make it first")
+    if output.is_dir() or (args.output and not output.parent.is_dir()):
+        raise ArgumentError(f"--output {output}: name a file, in a folder that is there")
     for run in runs:
         if all(row["kind"] == "event" for row in read_metrics(run)):
             raise UserError(f"{run} has logged nothing to draw yet: let it run longer, or name another RUN")

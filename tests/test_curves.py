@@ -1,3 +1,5 @@
+"""Metrics read, smoothed and drawn."""
+
 import json
 import math
 

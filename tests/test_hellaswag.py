@@ -127,7 +127,8 @@ def test_mistakes_are_one_line_each(model, tmp_path):
     for options, kind, words in (
         (["--limit=0"], ArgumentError, "--limit"),
         (["--format=other"], ArgumentError, "--format"),
-        ([f"--output={tmp_path / 'absent' / 'x.json'}"], ArgumentError, "there is no folder"),
+        ([f"--output={tmp_path / 'absent' / 'x.json'}"], ArgumentError, "name a file"),
+        ([f"--output={tmp_path}"], ArgumentError, "name a file"),
         (["--model=./nothing-here"], UserError, "nothing-here"),
     ):
         with pytest.raises(kind, match=words):

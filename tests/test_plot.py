@@ -54,5 +54,6 @@ def test_mistakes_are_one_line(tmp_path):
     (begun / "metrics.jsonl").write_text('{"step": 0, "kind": "event", "event": "started"}\n')
     with pytest.raises(UserError, match="nothing to draw yet"):
         plot.main([str(begun)])
-    with pytest.raises(ArgumentError, match="there is no folder"):
-        plot.main([str(run), f"--output={tmp_path / 'absent' / 'x.png'}"])
+    for output in (tmp_path / "absent" / "x.png", tmp_path):
+        with pytest.raises(ArgumentError, match="name a file"):
+            plot.main([str(run), f"--output={output}"])

@@ -1,3 +1,5 @@
+"""The window rule, the cache, the distribution against transformers' processors, and streams of text."""
+
 import itertools
 
 import pytest

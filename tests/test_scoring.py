@@ -1,3 +1,5 @@
+"""Scores against transformers computed alone; batches, ranks, precision and accuracies."""
+
 import math
 import random
 

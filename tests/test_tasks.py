@@ -1,3 +1,5 @@
+"""HellaSwag's and LAMBADA's files, prompts and tokens; their bad lines."""
+
 import json
 
 import pytest

@@ -70,7 +70,7 @@ def test_loss_is_transformers_and_entropy_that_of_the_targets(model, tmp_path, c
 
 @pytest.mark.slow
 def test_two_processes_print_what_one_does(model, tmp_path):
-    glob, _ = _shards(tmp_path / "data", sizes=(3000, 2000))
+    glob, _ = _shards(tmp_path / "data", sizes=(1000, 800))
     options = ["eval/val_loss.py", "--model", model[0], "--data", glob, "--device", "cpu"]
     alone = run_command("python", *options)
     launcher = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
