@@ -1,6 +1,7 @@
 """The sbatch scripts on a real Slurm of two nodes: training, a stop before the time limit, a job array, scores."""
 
 import json
+import string
 import sys
 import time
 from pathlib import Path
@@ -8,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prepare.shards import write_shard
 from tests.conftest import ROOT, run_command
 from tests.slurm_cluster import SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 TRAIN, PREPARE, EVAL = (ROOT / "slurm" / f"{name}.sbatch" for name in ("train", "prepare", "eval"))
+TOY = ("--level", "char", "--input", "toy.txt", "--out", "data")
 NODES_USE = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
 
 CONFIG = """
 model: {{n_layer: 1, n_head: 2, n_embd: 16, block_size: 32, vocab_size: 64}}
 data:
-  train: "{folder}/data/toy_train_*.bin"
-  val: "{folder}/data/toy_val_*.bin"
+  train: "{folder}/data/*_train_*.bin"
+  val: "{folder}/data/*_val_*.bin"
   batch_tokens: 256
   micro_batch_size: 2
 optim: {{max_lr: 0.01, warmup_steps: 2}}
@@ -34,10 +35,10 @@ checkpoint: {{every: 4, margin_seconds: 0}}
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory that is not the repository, with a toy's shards and configuration in it."""
     folder = tmp_path_factory.mktemp("submitted from here")
-    (folder / "data").mkdir()
-    tokens = np.random.default_rng(0).integers(0, 64, 20_000).astype(np.uint16)
-    write_shard(folder / "data" / "toy_val_000000.bin", tokens[:1000])
-    write_shard(folder / "data" / "toy_train_000001.bin", tokens[1000:])
+    letters = np.array([*(string.ascii_letters + string.digits + " \n")])
+    (folder / "toy.txt").write_text("".join(np.random.default_rng(0).choice(letters, 20_000)))
+    made = run_command("python", ROOT / "prepare/shakespeare.py", *TOY, cwd=folder)
+    assert made.returncode == 0, made.stderr
     (folder / "toy.yaml").write_text(CONFIG.format(folder=folder))
     return folder
 
@@ -122,6 +123,6 @@ def test_two_tasks_of_an_array_write_what_one_process_writes(slurm: SlurmCluster
 
 
 def test_a_finished_run_is_scored(slurm: SlurmCluster, finished: Path, work: Path):
-    job = slurm.sbatch(EVAL, "val_loss", "--model", finished, "--data", "data/toy_val_*.bin", cwd=work, **NODES_USE)
+    job = slurm.sbatch(EVAL, "val_loss", "--model", finished, "--data", "data/*_val_*.bin", cwd=work, **NODES_USE)
     assert slurm.wait(job) == {"COMPLETED"}, log_of("eval", job, work)
-    assert "loss" in log_of("eval", job, work)
+    assert "loss:    4." in log_of("eval", job, work)  # random letters: ln 64 = 4.16
