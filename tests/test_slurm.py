@@ -95,7 +95,8 @@ def test_near_the_time_limit_a_run_saves_and_the_same_command_finishes_it(slurm:
 
 
 def test_a_mistake_fails_the_job_and_its_log_says_which(slurm: SlurmCluster, work: Path):
-    job = slurm.sbatch("--nodes=2", TRAIN, "--config", "toy.yaml", "--data.train", "none*.bin", cwd=work, **NODES_USE)
+    arguments = ("--config", "toy.yaml", "--run.dir", "mistaken", "--data.train", "none*.bin")
+    job = slurm.sbatch("--nodes=2", TRAIN, *arguments, cwd=work, **NODES_USE)
     assert slurm.wait(job) == {"FAILED"}
     assert "error: no token shards match 'none*.bin'" in log_of("train", job, work)
     assert "the run failed with status" in log_of("train", job, work)
