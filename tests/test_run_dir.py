@@ -35,8 +35,12 @@ def test_the_configuration_is_kept_and_done_marks_the_end(tmp_path: Path) -> Non
     assert load_config(["--config", str(tmp_path / "a" / "config.yaml")], "") == config(tmp_path / "a")
     assert not run.is_done
     run.finish(20)
-    assert run.is_done
     assert (tmp_path / "a" / "DONE").read_text() == "20\n"
+    assert not run.is_done  # train.max_steps is 18865: somebody has raised it
+    run.finish(18865)
+    assert run.is_done
+    run.begin(config(tmp_path / "a"))
+    assert not (tmp_path / "a" / "DONE").exists()
 
 
 def test_a_second_process_is_refused_with_the_pid_of_the_first_until_that_is_killed(tmp_path: Path) -> None:

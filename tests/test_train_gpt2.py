@@ -310,13 +310,13 @@ def test_mistakes_end_in_one_line(data: Path, tmp_path: Path, case: str, status:
 def test_a_checkpoint_of_another_shape_or_other_data_is_refused(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(data, run, train__max_steps=2)
-    (run / "DONE").unlink()
     wider = run_command("python", SCRIPT, *settings(data, run, model__n_embd=64), **ONE_THREAD)
     assert "another shape: n_embd 32 (now 64)" in one_line_error(wider)
     other = write_shards(tmp_path / "other", sizes=(4000, 4000))
     changed = run_command("python", SCRIPT, *settings(other, run), **ONE_THREAD)
     assert "trained on other data" in one_line_error(changed)
     train(other, run, data__allow_change="true", train__max_steps=4)
+    assert (run / "DONE").read_text() == "4\n"
 
 
 def test_two_runs_in_one_directory(data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ class RunDir:
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        self.path = Path(config.run.dir).resolve()
+        self.path, self.max_steps = Path(config.run.dir).resolve(), config.train.max_steps
         if config.run.fresh and (latest(self.path) or (self.path / "metrics.jsonl").exists()):
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
         self.is_main = world.is_main
@@ -41,12 +41,14 @@ class RunDir:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has finished."""
-        return (self.path / DONE).exists()
+        """Whether the run has finished train.max_steps; raised later, it goes on."""
+        done = self.path / DONE
+        return done.exists() and int(done.read_text() or 0) >= self.max_steps
 
     def begin(self, config: Config) -> None:
-        """Write down the configuration that this process trains with."""
+        """Write down the configuration that this process trains with; from here on the run is not done."""
         if self.is_main:
+            (self.path / DONE).unlink(missing_ok=True)
             save_config(config, self.path / CONFIG)
 
     def finish(self, step: int) -> None:
