@@ -38,9 +38,6 @@ held_out := 'data/shakespeare_bpe/*_val_*.bin'
 hellaswag := data/hellaswag_val.jsonl
 continuation := data/continuation_val.jsonl
 
-# glibc gives large blocks back to the system at every free, and a step frees its logits: keeping them is twice as fast.
-quickstart: export MALLOC_MMAP_MAX_ = 0
-quickstart: export MALLOC_TRIM_THRESHOLD_ = 4000000000
 quickstart: $(ready)
 	@echo && echo "== 1 of 6  Text to tokens: Shakespeare's 37 plays, which came with the packages"
 	@$(python) prepare/shakespeare.py --level bpe
