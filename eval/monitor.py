@@ -4,7 +4,7 @@ Between two pieces of it the ranks exchange their sums, and with them whether an
 measurement is given up, and the run can be saved at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,8 +13,7 @@ import torch
 from eval.sampling import generate
 from eval.scoring import choice_counts, score_requests, sum_loss
 from eval.tasks import Request, hellaswag_request, load_hellaswag
-from prepare.cli import ROOT
-from prepare.shards import find_shards
+from prepare.cli import ROOT, UserError
 from prepare.tokenizer import load_tokenizer
 from train.config import Config
 from train.distributed import World
@@ -38,13 +37,14 @@ class Monitor:
         config: Config,
         model: GPT,
         tokenizer: dict | None,
+        val_paths: Sequence[Path],
         context: torch.autocast,
         batch_size: int,
         world: World,
         log: RunLog,
         stop: StopRequest,
     ) -> None:
-        """Check what the measurements need, so that a missing file is known before training begins.
+        """Check what the measurements need before training begins. What cannot be measured is said, and left out.
 
         Args:
             model: the uncompiled module: shapes that change from call to call would compile anew each time.
@@ -52,38 +52,52 @@ class Monitor:
             batch_size: sequences at a time.
 
         Raises:
-            UserError: the validation shards are missing or hold less than one window.
+            UserError: the validation shards hold less than one window, or the HellaSwag file is damaged.
         """
         self.eval, self.model, self.context, self.batch_size = config.eval, model, context, batch_size
         self.world, self.log, self.stop, self.last = world, log, stop, config.train.max_steps
         self.seed = config.train.seed
-        self.tokenizer = load_tokenizer(tokenizer)
-        speaks = self.tokenizer.vocab_size <= config.model.vocab_size
+        self.tokenizer, self.val_paths = load_tokenizer(tokenizer), val_paths
         self.intervals = {
             "val": self.eval.every,
             "hellaswag": self.eval.hellaswag_every,
             "sample": self.eval.sample_every,
         }
         if self.eval.every:
-            self.val_paths = find_shards(config.data.val)
-            Windows(self.val_paths, config.model.block_size, config.model.vocab_size)
-        if not speaks:  # bare shards of an unknown vocabulary
+            Windows(val_paths, config.model.block_size, config.model.vocab_size)
+        if self.tokenizer.vocab_size > config.model.vocab_size:  # bare shards, of a vocabulary that nobody described
             self.intervals |= {"hellaswag": 0, "sample": 0}
         if self.intervals["hellaswag"]:
             self.requests = self._load_requests()
+        if self.intervals["sample"]:
+            self.prompt = self._load_prompt()
 
     def _load_requests(self) -> list[Request]:
         path = Path(self.eval.hellaswag_data)
         path = path if path.exists() else ROOT / path
-        if path.exists():
-            tasks = load_hellaswag(path, self.eval.hellaswag_limit)
+        if not path.exists():
+            self._leave_out(
+                "hellaswag", f"{self.eval.hellaswag_data} is not there: python prepare/eval_sets.py hellaswag"
+            )
+            return []
+        tasks = load_hellaswag(path, self.eval.hellaswag_limit)
+        try:
             return [hellaswag_request(task, self.tokenizer, "plain") for task in tasks]
-        self.intervals["hellaswag"] = 0
-        self.world.say(
-            f"no HellaSwag during training: eval.hellaswag_data {self.eval.hellaswag_data} is not there "
-            "(python prepare/eval_sets.py hellaswag fetches it)"
-        )
-        return []
+        except UserError as reason:  # a character vocabulary
+            self._leave_out("hellaswag", str(reason))
+            return []
+
+    def _load_prompt(self) -> list[int]:
+        try:
+            prompt = self.tokenizer.encode(self.eval.sample_prompt)
+        except UserError as reason:
+            self._leave_out("sample", f"eval.sample_prompt: {reason}")
+            return []
+        return prompt or [self.tokenizer.eot or 0]
+
+    def _leave_out(self, kind: str, reason: str) -> None:
+        self.intervals[kind] = 0
+        self.world.say(f"no {kind} while training (eval.{kind}_every 0 says so without this line): {reason}")
 
     def run(self, step: int) -> bool:
         """Measure what is due after `step` finished steps; whether a stop was asked for meanwhile."""
@@ -145,10 +159,9 @@ class Monitor:
         """Rank 0 speaks, from a generator of its own: a sample does not change what is drawn in training."""
         text = ""
         if self.world.is_main:
-            prompt = self.tokenizer.encode(self.eval.sample_prompt)
             columns = generate(
                 self.model,
-                torch.tensor([prompt]),
+                torch.tensor([self.prompt]),
                 self.eval.sample_tokens,
                 top_k=50,
                 generator=torch.Generator().manual_seed(self.seed),
@@ -156,10 +169,13 @@ class Monitor:
                 stop=self.tokenizer.eot,
             )
             tokens = []
-            for column in columns:
-                if self.stop.requested():
-                    break
-                tokens.append(int(column))
+            try:
+                for column in columns:
+                    if self.stop.requested():
+                        break
+                    tokens.append(int(column))
+            except UserError as reason:  # the weights have diverged; the run itself will say so
+                self.world.say(f"the sample ends early: {reason}")
             text = self.eval.sample_prompt + self.tokenizer.decode(tokens)
         self._exchange()
         return {"text": text}

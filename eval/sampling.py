@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eval.scoring import evaluating
+from prepare.cli import UserError
 from prepare.tokenizer import Tokenizer
 from train.model import GPT, KVCache
 
@@ -63,6 +64,8 @@ def generate(
                     cache.filled = 0
             hidden = model.hidden(tokens[:, seen:n], cache)[:, -1]  # (B, C)
             logits = model.logits(hidden)[:, :vocab_size].float().cpu()  # (B, V)
+            if not logits.isfinite().all():
+                raise UserError("the model's logits are not finite: it has diverged, or its weights are damaged")
             new = choose(logits, temperature, top_k, top_p, generator)
             if stop is not None:
                 new[ended] = stop

@@ -20,11 +20,11 @@ from eval.model_option import add_model_options, open_model
 from eval.scoring import BATCH_TOKENS, sum_loss
 from prepare.cli import Parser, Progress, UserError, run_script
 from prepare.pipeline import positive
-from prepare.shards import find_shards, open_shard, read_manifest
+from prepare.shards import find_shards, open_shard
 from prepare.tokenizer import Tokenizer
 from train import distributed
 from train.config import EvalConfig
-from train.loader import validation_windows
+from train.loader import common_tokenizer, validation_windows
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,14 +65,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_same_tokenizer(paths: list[Path], tokenizer: Tokenizer) -> None:
     """Refuse shards whose manifest names another vocabulary than the model's."""
-    for folder in sorted({path.parent for path in paths}):
-        manifest = read_manifest(folder)
-        if manifest and manifest["tokenizer"]["sha256"] != tokenizer.describe()["sha256"]:
-            theirs = manifest["tokenizer"]
-            raise UserError(
-                f"{folder} was made with the {theirs['name']} vocabulary of {theirs['vocab_size']} ids, the model's is "
-                f"{tokenizer.name} with {tokenizer.vocab_size}: give --data made with the model's, or another --model"
-            )
+    theirs = common_tokenizer(paths, tokenizer.vocab_size)
+    if theirs and theirs["sha256"] != tokenizer.describe()["sha256"]:
+        raise UserError(
+            f"{paths[0].parent} was made with the {theirs['name']} vocabulary of {theirs['vocab_size']} ids, the "
+            f"model's is {tokenizer.name} with {tokenizer.vocab_size}: give --data made with that, or another --model"
+        )
 
 
 def counted(

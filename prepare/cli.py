@@ -17,6 +17,21 @@ DATA = ROOT / "data"
 RUNS = ROOT / "runs"
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file under its final name at one stroke, when it is whole and on disk."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def available_cores() -> int:
+    """The CPU cores that this process may use, not all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class UserError(Exception):
     """A mistake the user can mend: the message says what is wrong, which value, and what to do, in one line."""
 

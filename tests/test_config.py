@@ -22,7 +22,7 @@ def test_without_arguments_it_is_the_124m_recipe() -> None:
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("model: {n_layer: 4}\noptim: {max_lr: 1e-3, betas: [0.9, 0.99]}\ndata: {train: [a, b]}\n")
-    config = load_config(["--config", str(file), "--optim.max_lr", "3e-4", "--data.micro_batch_size", "8"], "")
+    config = load_config(["--optim.max_lr", "3e-4", "--config", str(file), "--data.micro_batch_size", "8"], "")
     assert config.model == ModelConfig(n_layer=4)
     assert (config.optim.max_lr, config.optim.betas, config.data.micro_batch_size) == (3e-4, (0.9, 0.99), 8)
     assert config.data.train == ["a", "b"]
@@ -73,6 +73,12 @@ def test_the_large_configurations_are_openais_shapes(name: str, parameters: int)
         (["--log.wandb", "sometimes"], "log.wandb"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model", "{n_layr: 3}"], "n_layr"),
+        (["--model", "null"], "null"),
+        (["--eval", "{every: null}"], "eval.every"),
+        (["--data.train", "[]"], "data.train or data.val is empty"),
+        (["--run.dir", ""], "run.dir is empty"),
+        (["--train.seed", "99999999999999999999"], "below 2"),
+        (["--data.train", "a_000001.bin", "a_000002.bin"], "quote globs"),
     ],
 )
 def test_mistakes_are_named(words: list[str], message: str) -> None:

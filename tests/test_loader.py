@@ -1,5 +1,6 @@
 """The loader: the same global batch for every world size, each window once an epoch, nothing remembered."""
 
+import resource
 import threading
 from collections import Counter
 from pathlib import Path
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from prepare.cli import UserError
-from prepare.shards import open_shard, write_shard
+from prepare.shards import build_manifest, open_shard, write_manifest, write_shard
+from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.tiny import VOCAB, markov_tokens, write_shards
 from train.loader import (
     Loader,
     WindowOrder,
     Windows,
-    check_tokenizer,
+    common_tokenizer,
     fingerprint,
     permutation,
     validation_windows,
@@ -168,8 +170,31 @@ def test_fingerprint_changes_with_the_data_and_not_with_its_folder(tmp_path: Pat
     assert fingerprint(here) != fingerprint(there)
 
 
-def test_data_of_a_larger_vocabulary_is_refused_at_the_start() -> None:
+def test_one_vocabulary_for_all_shards_and_the_model(tmp_path: Path) -> None:
+    paths = [path for name in "abc" for path in write_shards(tmp_path / name).glob("*_train_*.bin")]
+    assert common_tokenizer(paths, 64) is None
+
+    def describe(name: str, tokenizer: dict) -> None:
+        facts = {"dataset": "", "revision": None, "inputs": [], "options": {}, "shards": []}
+        write_manifest(tmp_path / name, build_manifest(**facts, tokenizer=tokenizer))
+
+    gpt2, char = GPT2Tokenizer().describe(), CharTokenizer("abc").describe()
+    describe("a", gpt2)
+    describe("b", gpt2)
+    assert common_tokenizer(paths, 50257) == gpt2
     with pytest.raises(UserError, match=r"gpt2 tokenizer of 50257 ids, but model.vocab_size is 64"):
-        check_tokenizer({"name": "gpt2", "vocab_size": 50257}, 64, Path("x"))
-    check_tokenizer({"name": "char", "vocab_size": 65}, 65, Path("x"))
-    check_tokenizer(None, 64, Path("x"))
+        common_tokenizer(paths, 64)
+    describe("c", char)
+    with pytest.raises(UserError, match=r"a was made with the gpt2 vocabulary .*c with another, char with 3"):
+        common_tokenizer(paths, 50257)
+
+
+def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    paths = sorted(write_shards(tmp_path, sizes=(40,) * 300).glob("*_train_*.bin"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (290 + len(list(Path("/proc/self/fd").iterdir())), hard))
+    try:
+        windows = Windows(paths, T, VOCAB)
+        assert windows.read([(shard, 0) for shard in range(300)])[0].shape == (300, T)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -64,6 +64,12 @@ def test_peaks_are_found_by_the_devices_name(monkeypatch: pytest.MonkeyPatch) ->
         "NVIDIA L4": 121e12,
         "NVIDIA L40S": 362e12,
         "NVIDIA GeForce RTX 4090": 165.2e12,
+        "NVIDIA GeForce RTX 3090 Ti": None,
+        "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None,
+        "NVIDIA L40": 181e12,
+        "NVIDIA GB200": None,
+        "NVIDIA B200": 2250e12,
         "NVIDIA T1000": None,
     }
     for name, peak in names.items():
@@ -99,7 +105,7 @@ def test_after_a_resume_no_step_appears_twice(tmp_path: Path) -> None:
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "val"}\nnonsense\n{"step": 2, "kind": "val"}\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not JSON \('nonsense'\)"):
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a row \('nonsense'\)"):
         read_rows(tmp_path / "metrics.jsonl")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -189,7 +190,7 @@ def test_compiled_with_evaluation_hellaswag_and_samples_between_the_steps(tmp_pa
     """BPE text, so that all three measurements have their tokens; two ranks share them, one does the same alone."""
     data = tmp_path / "data"
     data.mkdir()
-    text = (ROOT / "README.md").read_text() * 6
+    text = (ROOT / "train" / "model.py").read_text() * 6
     tokens = np.array(GPT2Tokenizer().encode(text), dtype=np.uint16)
     write_shard(data / "tiny_train_000001.bin", tokens)
     write_shard(data / "tiny_val_000000.bin", tokens[:3000])
@@ -222,6 +223,64 @@ def test_compiled_with_evaluation_hellaswag_and_samples_between_the_steps(tmp_pa
         assert ours["acc"] == theirs["acc"]
     assert all(row["text"].startswith("Hello, I'm a language model,") for row in rows(one, "sample"))
     assert all(len(row["text"]) > 60 for row in rows(one, "sample"))
+
+
+def test_a_stop_at_the_last_step_leaves_its_evaluation_to_the_next_start(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_training(data, run, eval__every=20, train__max_steps=400)
+    wait_for(process, "step 399/400")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    train(data, run, eval__every=20, train__max_steps=400)
+    assert (run / "DONE").exists()
+    assert [row["step"] for row in rows(run, "val")] == list(range(0, 401, 20))
+
+
+def test_a_character_run_leaves_out_what_it_has_no_characters_for(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be\n" * 400)
+    made = run_command(
+        "python", ROOT / "prepare" / "shakespeare.py", "--level", "char", "--input", text, "--out", tmp_path / "d"
+    )
+    assert made.returncode == 0, made.stderr
+    changes = {
+        "data__train": f"{tmp_path}/d/*_train_*.bin",
+        "data__val": f"{tmp_path}/d/*_val_*.bin",
+        "eval__every": 10,
+        "eval__sample_every": 10,
+    }
+    foreign = train(tmp_path, tmp_path / "run", **changes)
+    assert "no sample while training" in foreign.stdout
+    assert "the character 'H'" in foreign.stdout
+    train(tmp_path, tmp_path / "own", **changes, eval__sample_prompt="to be")
+    assert all(row["text"].startswith("to be") for row in rows(tmp_path / "own", "sample"))
+    assert len(rows(tmp_path / "own", "sample")) == 2
+
+
+def test_ranks_that_see_different_data_are_refused(data: Path, tmp_path: Path) -> None:
+    """Each rank is started by hand, with shards of its own."""
+    other = write_shards(tmp_path / "other", sizes=(6000, 5000))
+    environment = {**os.environ, **ONE_THREAD, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = str(free_port())
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), *settings(folder, tmp_path / "run")],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, folder in enumerate((data, other))
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 1]
+    assert "error: the processes see different checkpoints, shards" in errors[0]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
@@ -313,8 +372,10 @@ def test_a_checkpoint_of_another_shape_or_other_data_is_refused(data: Path, tmp_
     wider = run_command("python", SCRIPT, *settings(data, run, model__n_embd=64), **ONE_THREAD)
     assert "another shape: n_embd 32 (now 64)" in one_line_error(wider)
     other = write_shards(tmp_path / "other", sizes=(4000, 4000))
-    changed = run_command("python", SCRIPT, *settings(other, run), **ONE_THREAD)
-    assert "trained on other data" in one_line_error(changed)
+    changed = run_command("python", SCRIPT, *settings(other, run, data__batch_tokens=1024), **ONE_THREAD)
+    message = one_line_error(changed)
+    assert "trained on other data or batches: data " in message
+    assert "'tokens': 512" in message
     train(other, run, data__allow_change="true", train__max_steps=4)
     assert (run / "DONE").read_text() == "4\n"
 

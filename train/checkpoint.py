@@ -1,19 +1,20 @@
 """Checkpoints: written so that a killed run never leaves half of one, found by one rule, opened without running code.
 
     RUN/checkpoints/step_00000500/model.safetensors   the weights
-                                  train_state.pt      the optimizer's state
-                                  meta.json           step, model shape, tokenizer, data fingerprint
+                                  train_state.pt      the optimizer's moments
+                                  meta.json           step, model shape, tokenizer, what was read in which batches
 
 The random state needs no saving: dropout is seeded by (seed, window), see train/step.py.
 """
 
+import errno
 import json
 import os
-import pickle
 import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -36,20 +37,28 @@ def save(
     """Write the checkpoint of `step` finished steps; it appears by one rename, when it is whole and on disk.
 
     Older checkpoints beyond the latest `keep` are removed afterwards.
+
+    Args:
+        meta: what the run must agree with when it is resumed, and the tokenizer.
+
+    Raises:
+        UserError: it could not be written; nothing of it is left, and the earlier ones are untouched.
     """
     folder = run_dir / "checkpoints"
     final, unfinished = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
-    for leftover in folder.glob(".step_*.tmp"):  # of a run that was killed while it saved
-        shutil.rmtree(leftover)
-    unfinished.mkdir(parents=True)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, unfinished / WEIGHTS)
-    torch.save({"step": step, "optimizer": optimizer.state_dict()}, unfinished / TRAIN_STATE)
-    described = {"step": step, "model": asdict(model.config), **meta}
-    (unfinished / META).write_text(json.dumps(described, indent=2) + "\n")
-    for path in (*unfinished.iterdir(), unfinished):
-        _to_disk(path)
-    if final.exists():  # the same step, saved by a run whose later steps were given up
-        shutil.rmtree(final)
+    try:
+        _write(unfinished, step, model, optimizer, meta)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as failure:  # torch and safetensors have words of their own for ENOSPC
+        shutil.rmtree(unfinished, ignore_errors=True)
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        raise UserError(
+            f"{final} could not be written ({reason}): make room on the disk and start again; it goes on from the "
+            "checkpoint before it"
+        ) from None
     unfinished.rename(final)
     _to_disk(folder)
     for old in all_checkpoints(run_dir)[:-keep]:
@@ -57,6 +66,23 @@ def save(
         old.rename(going)
         shutil.rmtree(going)
     return final
+
+
+def _write(unfinished: Path, step: int, model: GPT, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
+    unfinished.mkdir(parents=True)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, unfinished / WEIGHTS)
+    # AdamW's moments only: its learning rate, betas and decay are the configuration's
+    torch.save({"optimizer": optimizer.state_dict()["state"]}, unfinished / TRAIN_STATE)
+    described = {"step": step, "model": asdict(model.config), **meta}
+    (unfinished / META).write_text(json.dumps(described, indent=2) + "\n")
+    for path in (*unfinished.iterdir(), unfinished):
+        _to_disk(path)
+
+
+def clear_leftovers(run_dir: Path) -> None:
+    """Remove what a run that was killed while it saved has left."""
+    for leftover in (run_dir / "checkpoints").glob(".step_*.tmp"):
+        shutil.rmtree(leftover)
 
 
 def _to_disk(path: Path) -> None:
@@ -80,7 +106,10 @@ def latest(run_dir: Path) -> Path | None:
 def read_meta(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says about itself."""
     try:
-        return json.loads((checkpoint / META).read_text())
+        meta = json.loads((checkpoint / META).read_text())
+        if not isinstance(meta, dict) or not {"step", "model", "tokenizer", "data"} <= meta.keys():
+            raise ValueError("it lacks step, model, tokenizer or data")
+        return meta
     except (OSError, ValueError) as failure:
         raise _damaged(checkpoint / META, failure) from None
 
@@ -91,13 +120,13 @@ def resume(
     """Load the run's latest checkpoint, if it has one, into a model and its optimizer, in place.
 
     Args:
-        facts: what `save` was given as meta; `data`, the fingerprint, must be what it was, unless `allow_change`.
+        facts: what `save` is given as meta; it must be what it was, unless `allow_change`.
 
     Returns:
         The number of finished steps; 0 for a new run.
 
     Raises:
-        UserError: the checkpoint is damaged, of a model of another shape, or of other data.
+        UserError: the checkpoint is damaged, of a model of another shape, or of other data or batches.
     """
     checkpoint = latest(run_dir)
     if checkpoint is None:
@@ -112,16 +141,28 @@ def resume(
             f"{checkpoint} holds a model of another shape: {', '.join(different)}; "
             "set these keys back, or start another run with --run.dir"
         )
-    if meta["data"] != facts["data"] and not allow_change:
+    changed = [
+        f"{key} {_brief(meta.get(key))} (now {_brief(facts[key])})" for key in facts if meta.get(key) != facts[key]
+    ]
+    if changed and not allow_change:
         raise UserError(
-            f"{checkpoint} was trained on other data (fingerprint {meta['data'][:8]}, now {facts['data'][:8]}): "
-            "give the same data.train, start another run with --run.dir, or go on with --data.allow_change true"
+            f"{checkpoint} was trained on other data or batches: {', '.join(changed)}; set them back, another run "
+            "with --run.dir, or go on with --data.allow_change true"
         )
     model.load_state_dict(_read_weights(checkpoint / WEIGHTS))
     try:
         state = torch.load(checkpoint / TRAIN_STATE, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as failure:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state["optimizer"]})
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        UnpicklingError,
+    ) as failure:
         raise _damaged(checkpoint / TRAIN_STATE, failure) from None
     return meta["step"]
 
@@ -133,8 +174,17 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, failure) from None
 
 
+def _brief(value: object) -> str:
+    """A long fingerprint's beginning, a vocabulary's name, other values as they are."""
+    if isinstance(value, dict) and "name" in value:
+        return str(value["name"])
+    return value[:8] if isinstance(value, str) else str(value)
+
+
 def _damaged(path: Path, failure: Exception) -> UserError:
     reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+    if isinstance(failure, OSError) and failure.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
+        return UserError(f"{path} cannot be read ({reason}): see to the file's permissions and its disk")
     return UserError(f"{path} is damaged ({reason}): remove {path.parent}, and the checkpoint before it will be used")
 
 

@@ -3,8 +3,8 @@
 Only roots see the whole Config; functions take their own section or plain arguments.
 """
 
+import argparse
 import math
-import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -12,7 +12,7 @@ from typing import Literal, NoReturn
 import jsonargparse
 import yaml
 
-from prepare.cli import ROOT, RUNS, ArgumentError
+from prepare.cli import ROOT, RUNS, ArgumentError, write_whole
 
 CONFIGS = ROOT / "configs"
 
@@ -198,11 +198,12 @@ class _Parser(jsonargparse.ArgumentParser):
         return self.opening + super().format_help()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ArgumentError(f"{message} (see --help for every key)") from ex
+        hint = "quote globs, so that the shell leaves them alone" if ".bin" in message else "see --help for every key"
+        raise ArgumentError(f"{message} ({hint})") from ex
 
 
-def load_config(argv: list[str] | None, opening: str, default: Path = CONFIGS / "gpt2_124m.yaml") -> Config:
-    """Read `--config FILE` (else `default`), then the command line's `--section.key value`, and check the values.
+def load_config(argv: list[str] | None, opening: str) -> Config:
+    """Read `--config FILE` (else gpt2_124m.yaml), then the command line's `--section.key value`, and check the values.
 
     Args:
         argv: the command line, without the program's name; None takes the process's.
@@ -211,21 +212,24 @@ def load_config(argv: list[str] | None, opening: str, default: Path = CONFIGS / 
     Raises:
         ArgumentError: an unknown key, a value of the wrong type, or values that cannot go together.
     """
-    words = sys.argv[1:] if argv is None else argv
-    if not any(word == "--config" or word.startswith("--config=") for word in words):
-        words = ["--config", str(default), *words]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, default=CONFIGS / "gpt2_124m.yaml")
+    chosen, words = first.parse_known_args(argv)  # the file is read first, wherever it stands on the line
     parser = _Parser(allow_abbrev=False)
     parser.opening = opening
-    parser.add_argument("--config", action="config", help=f"a YAML file (default: {default.relative_to(ROOT)})")
+    parser.add_argument("--config", action="config", help="a YAML file (default: configs/gpt2_124m.yaml)")
     for name, section in Config.__dataclass_fields__.items():
         parser.add_argument(f"--{name}", type=section.type, default=section.default_factory())
-    parsed = parser.parse_args(words)
-    values = parser.instantiate(parsed)
-    config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
-    if config.run.dir is None:
-        name = Path(str(parsed.config[-1])).stem
-        config = replace(config, run=replace(config.run, dir=str(RUNS / name)))
-    check(config)
+    try:
+        values = parser.instantiate(parser.parse_args(["--config", str(chosen.config), *words]))
+        config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
+        if config.run.dir is None:
+            config = replace(config, run=replace(config.run, dir=str(RUNS / chosen.config.stem)))
+        check(config)
+    except TypeError as failure:
+        raise ArgumentError(
+            f"a section or value without content (null) in {chosen.config} ({failure}): fill it"
+        ) from None
     return config
 
 
@@ -255,8 +259,16 @@ def check(config: Config) -> None:
         for section, keys in keys_by_section.items():
             for key in keys:
                 value = getattr(getattr(config, section), key)
+                if value is None:
+                    raise ArgumentError(f"{section}.{key} has no value: give a number {words}")
                 if not math.isfinite(value) or value < 0 or (lowest and value == 0):
                     raise ArgumentError(f"{section}.{key} is {value}: give a number {words}")
+    if not data.train or not data.val:
+        raise ArgumentError("data.train or data.val is empty: give a glob, such as 'data/fineweb10B/*_train_*.bin'")
+    if not config.run.dir:
+        raise ArgumentError("run.dir is empty: give a directory, or leave it out")
+    if config.train.seed >= 2**63:
+        raise ArgumentError(f"train.seed is {config.train.seed}: give a number below 2^63")
     if model.n_embd % model.n_head:
         raise ArgumentError(f"model.n_embd {model.n_embd} is not a multiple of model.n_head {model.n_head}")
     if model.vocab_size > 65536:
@@ -291,7 +303,7 @@ def sequences_per_rank(config: Config, world_size: int) -> int:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the configuration as YAML that `--config` reads."""
+    """Write the configuration as YAML that `--config` reads; it appears whole."""
     plain = asdict(config)
     plain["optim"]["betas"] = list(config.optim.betas)
-    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+    write_whole(path, yaml.safe_dump(plain, sort_keys=False))

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from prepare.cli import UserError
+from prepare.cli import UserError, available_cores
 
 _TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
@@ -46,6 +47,10 @@ class World:
             total = tensor.tolist()
         return total
 
+    def agree(self, *values: int) -> bool:
+        """Whether every rank has the same values; each is below 2^53 in size, exact in float64."""
+        return all(self.smallest(value) == -self.smallest(-value) for value in values)
+
     def describe(self) -> str:
         """How many processes, on what."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
@@ -68,18 +73,18 @@ def start(device: str = "auto") -> World:
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"process {local_rank} on this node has no GPU of its own ({torch.cuda.device_count()} found): "
-                "lower --nproc_per_node, or set train.device cpu"
+                "lower --nproc_per_node, or take device cpu"
             )
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(local_rank)
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     elif device == "mps" and (size > 1 or not torch.mps.is_available()):
-        raise UserError("train.device mps needs Apple's GPU and one process: start without torchrun, or take cpu")
+        raise UserError("device mps needs Apple's GPU and one process: start without torchrun, or take device cpu")
     elif device == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1" and "LOCAL_WORLD_SIZE" in os.environ:
         # torchrun gives every process one thread unless told otherwise; share the cores out instead
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     if size > 1:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        # the others wait while rank 0 alone saves: an hour is enough for 20 GB on a slow disk
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=1))
     return World(rank, size, torch.device(device))
 
 

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
 import shutil

@@ -1,6 +1,7 @@
 """What the device can do: precision, peak FLOP/s for MFU, and how many sequences fit."""
 
 import ctypes
+import re
 
 import torch
 
@@ -16,6 +17,7 @@ PEAK_FLOPS = {
     "B200": 2250e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 3090": 71e12,
     "RTX 4090": 165.2e12,
@@ -30,7 +32,14 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for model, peak in PEAK_FLOPS.items() if model in name), None)
+    if re.search(r"\b(MIG|Laptop|Ti|SUPER|D)\b", name):  # a slice, or another chip under a like name
+        return None
+    return next((peak for model, peak in PEAK_FLOPS.items() if re.search(rf"\b{model}\b", name)), None)
+
+
+def computes_in(context: torch.autocast) -> str:
+    """What an `autocast` context computes matrix products in: bf16 or fp32."""
+    return "bf16" if context._enabled else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -41,7 +50,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
             instead; or auto, which is bf16 on a GPU that has it, and fp32 elsewhere.
     """
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = (
+            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        )
     enabled = precision == "bf16" and (device.type != "cpu" or _cpu_has_bf16())
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -91,7 +102,8 @@ def fitting_micro_batch(model: GPT, per_rank: int, device: torch.device, precisi
 
 
 def _forward_backward(model: GPT, size: int, device: torch.device, precision: str) -> None:
-    reserved = [torch.empty(model.num_parameters(), device=device) for _ in range(3)]  # moments and buckets, float32
+    floats = 3 * model.num_parameters() + torch.cuda.mem_get_info(device)[1] // 80  # moments, buckets; 5% for the rest
+    reserved = torch.empty(floats, device=device)
     tokens = torch.zeros(size, model.config.block_size, dtype=torch.int64, device=device)
     with autocast(device, precision):
         loss = model(tokens, tokens)
@@ -101,4 +113,8 @@ def _forward_backward(model: GPT, size: int, device: torch.device, precision: st
 
 def is_out_of_memory(failure: BaseException) -> bool:
     """Whether an exception says that the device's or the machine's memory ran out."""
-    return isinstance(failure, torch.OutOfMemoryError) or "can't allocate memory" in str(failure)
+    if isinstance(failure, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(
+        words in str(failure) for words in ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )

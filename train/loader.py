@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,10 @@ class Windows:
 
     def __init__(self, paths: Sequence[Path], block_size: int, vocab_size: int) -> None:
         self.paths, self.block_size, self.vocab_size = list(paths), block_size, vocab_size
-        self.shards = [open_shard(path) for path in paths]
-        self.counts = [max(0, (len(shard) - 1) // block_size) for shard in self.shards]
-        self.tokens = sum(len(shard) for shard in self.shards)
+        lengths = [len(open_shard(path)) for path in paths]
+        self.counts = [max(0, (length - 1) // block_size) for length in lengths]
+        self.tokens = sum(lengths)
+        self._open = lru_cache(maxsize=256)(open_shard)  # each holds a file descriptor, and shards may be thousands
         if sum(self.counts) == 0:
             raise UserError(
                 f"{self.paths[0]} and {len(paths) - 1} more shards hold {self.tokens} tokens, less than one window of "
@@ -85,7 +87,7 @@ class Windows:
         T = self.block_size
         batch = np.empty((len(places), T + 1), dtype=np.int64)
         for row, (shard, window) in enumerate(places):
-            batch[row] = self.shards[shard][window * T : window * T + T + 1]
+            batch[row] = self._open(self.paths[shard])[window * T : window * T + T + 1]
         if batch.size and batch.max() >= self.vocab_size:
             row = int((batch >= self.vocab_size).any(axis=1).argmax())
             raise UserError(
@@ -106,6 +108,7 @@ class Loader:
     micro_batch_size: int
     rank: int
     world_size: int
+    pin: bool = False  # in memory that a GPU copies from while it computes
 
     def first_window(self, step: int) -> int:
         """The number of the first window that this rank reads in a step."""
@@ -119,7 +122,7 @@ class Loader:
 
     def _micro_batch(self, start: int) -> tuple[Tensor, Tensor]:
         x, y = self.windows.read([self.order.locate(start + i) for i in range(self.micro_batch_size)])
-        return (x.pin_memory(), y.pin_memory()) if torch.cuda.is_available() else (x, y)
+        return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
 
     def epoch_of(self, step: int) -> float:
         """Epochs read when `step` steps are done."""
@@ -175,24 +178,37 @@ def validation_windows(
         inputs and targets, int64 (b, block_size) each, with 0 <= b <= batch_size.
     """
     windows = Windows(paths, block_size, vocab_size)
-    places = [(shard, window) for shard, count in enumerate(windows.counts) for window in range(count)]
-    places = places[: max(1, tokens // block_size)]
+    straight = ((shard, window) for shard, count in enumerate(windows.counts) for window in range(count))
+    places = list(islice(straight, max(1, tokens // block_size)))
     for start in range(0, len(places), batch_size * world_size):
         mine = start + rank * batch_size
         yield windows.read(places[mine : mine + batch_size])
 
 
-def check_tokenizer(description: dict | None, vocab_size: int, folder: Path) -> None:
-    """Refuse data whose tokenizer has ids that the model has not; `description` is the manifest's, or None.
+def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
+    """The tokenizer that the manifests beside these shards describe; None where there is no manifest.
 
     Raises:
-        UserError: names both sizes.
+        UserError: the folders differ in it, or it has ids that a model with this vocab_size has not.
     """
-    if description and description["vocab_size"] > vocab_size:
+    found: dict[str, tuple[Path, dict]] = {}
+    for folder in sorted({path.parent for path in paths}):
+        if manifest := read_manifest(folder):
+            found.setdefault(manifest["tokenizer"]["sha256"], (folder, manifest["tokenizer"]))
+    if len(found) > 1:
+        (one, a), (other, b), *_ = found.values()
         raise UserError(
-            f"{folder} was made with the {description['name']} tokenizer of {description['vocab_size']} ids, but "
-            f"model.vocab_size is {vocab_size}: set it to {description['vocab_size']}, or prepare other data"
+            f"{one} was made with the {a['name']} vocabulary of {a['vocab_size']} ids, {other} with another, "
+            f"{b['name']} with {b['vocab_size']}: prepare them with the same"
         )
+    for folder, tokenizer in found.values():
+        if tokenizer["vocab_size"] > vocab_size:
+            raise UserError(
+                f"{folder} was made with the {tokenizer['name']} tokenizer of {tokenizer['vocab_size']} ids, but "
+                f"model.vocab_size is {vocab_size}: set it to {tokenizer['vocab_size']}, or prepare other data"
+            )
+        return tokenizer
+    return None
 
 
 def fingerprint(paths: Sequence[Path]) -> str:

@@ -12,7 +12,7 @@ def learning_rate(step: int, optim: OptimConfig, max_steps: int) -> float:
     """The learning rate of the update that follows `step` finished ones.
 
     Warmup is linear, (step + 1) / warmup_steps of max_lr; then cosine or linear decay, such that the last
-    update, step max_steps - 1, is made with min_lr; or constant at max_lr.
+    update, step max_steps - 1, is made with min_lr; or constant at max_lr. A run shorter than its warmup only warms up.
     """
     if step < optim.warmup_steps:
         return optim.max_lr * (step + 1) / optim.warmup_steps

@@ -2,10 +2,11 @@
 
 import fcntl
 import os
+import socket
 from pathlib import Path
 
-from prepare.cli import UserError
-from train.checkpoint import latest
+from prepare.cli import UserError, write_whole
+from train.checkpoint import clear_leftovers, latest
 from train.config import Config, save_config
 from train.distributed import World
 
@@ -20,30 +21,38 @@ class RunDir:
     """
 
     def __init__(self, config: Config, world: World) -> None:
-        self.path, self.max_steps = Path(config.run.dir).resolve(), config.train.max_steps
+        self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps
         if config.run.fresh and (latest(self.path) or (self.path / "metrics.jsonl").exists()):
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
         self.is_main = world.is_main
         if self.is_main:
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise UserError(f"run.dir {self.path} is a file, not a directory: choose another --run.dir") from None
             self._lock = (self.path / ".lock").open("a+")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die
-            except OSError:
+            except BlockingIOError:
                 self._lock.seek(0)
-                holder = self._lock.read().strip() or "unknown"
                 raise UserError(
-                    f"{self.path} is in use by process {holder}: wait for it, or choose another --run.dir"
+                    f"{self.path} is in use by process {self._lock.read().strip()}: wait for it, or choose another "
+                    "--run.dir"
                 ) from None
+            except OSError as failure:
+                world.say(
+                    f"{self.path}: this file system has no locks ({failure.strerror}); take care to start one run"
+                )
             self._lock.truncate(0)
-            self._lock.write(f"{os.getpid()}")
+            self._lock.write(f"{os.getpid()} on {socket.gethostname()}")
             self._lock.flush()
+            clear_leftovers(self.path)
 
     @property
     def is_done(self) -> bool:
         """Whether the run has finished train.max_steps; raised later, it goes on."""
         done = self.path / DONE
-        return done.exists() and int(done.read_text() or 0) >= self.max_steps
+        return done.exists() and int(done.read_text()) >= self.max_steps
 
     def begin(self, config: Config) -> None:
         """Write down the configuration that this process trains with; from here on the run is not done."""
@@ -54,4 +63,4 @@ class RunDir:
     def finish(self, step: int) -> None:
         """Mark the run as finished after `step` steps."""
         if self.is_main:
-            (self.path / DONE).write_text(f"{step}\n")
+            write_whole(self.path / DONE, f"{step}\n")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prepare.cli import UserError
+from prepare.cli import UserError, write_whole
 from train.config import Config
 from train.distributed import World
 from train.hardware import peak_flops
@@ -27,15 +27,13 @@ class RunLog:
         peak = peak_flops(world.device)
         self.peak = peak and peak * world.size
         self.seconds: list[float] = []  # of the steps since the last row
-        self.seconds_a_step = 0.0  # smoothed, for the time left
+        self.rows, self.seconds_a_step = 0, 0.0  # smoothed, for the time left
         self.recorded: set[tuple[int, str]] = set()
         self.file = self.wandb = None
         if world.is_main:
             path = run_dir / METRICS
             kept = [row for row in read_rows(path) if row["step"] <= step] if path.exists() else []
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            unfinished.replace(path)
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
             self.recorded = {(row["step"], row["kind"]) for row in kept}
             self.file = path.open("a", buffering=1)
             self.wandb = start_wandb(run_dir, config)
@@ -77,7 +75,9 @@ class RunLog:
         mfu = self.flops_per_token * speed / self.peak if self.peak else None
         tokens = step * self.batch_tokens
         self.write(step, "train", loss=loss, lr=lr, grad_norm=grad_norm, tokens=tokens, tokens_per_s=speed, mfu=mfu)
-        self.seconds_a_step = 0.9 * self.seconds_a_step + 0.1 * average if self.seconds_a_step else average
+        # the first row's time, with what is compiled and allocated once, is forgotten at the second
+        self.seconds_a_step = average if self.rows < 2 else 0.9 * self.seconds_a_step + 0.1 * average
+        self.rows += 1
         left = duration((self.max_steps - step) * self.seconds_a_step)
         share = f" | mfu {mfu:.1%}" if mfu else ""
         self.say(
@@ -109,47 +109,46 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: another line is damaged.
     """
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            if not {"step", "kind"} <= row.keys():
+                raise ValueError("not a row")
+            rows.append(row)
+        except (ValueError, AttributeError):
             if number < len(lines):
-                raise UserError(f"{path}:{number} is not JSON ({line[:40]!r}): remove the line") from None
+                raise UserError(f"{path}:{number} is not a row ({line[:40]!r}): remove the line") from None
     return rows
 
 
 def start_wandb(run_dir: Path, config: Config) -> Any | None:
     """The run at Weights & Biases, or None; a resumed run goes on under its id.
 
-    `auto` is online where an API key is known (the environment, or `wandb login`), and disabled elsewhere.
+    `auto` is online where an API key is known (the environment, or `wandb login`), and disabled elsewhere;
+    WANDB_MODE in the environment goes before it. Where it cannot get online it goes on offline.
     """
     mode = config.log.wandb
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in_to_wandb() else "disabled")
     if mode == "disabled":
         return None
-    if mode == "auto":
-        if not _logged_in_to_wandb():
-            return None
-        mode = "online"
     import wandb
 
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
+        write_whole(id_file, secrets.token_hex(4))
+    settings = {"project": config.log.wandb_project, "name": run_dir.name, "id": id_file.read_text(), "resume": "allow"}
+    settings |= {"dir": run_dir, "config": asdict(config)}
     try:
-        return wandb.init(
-            project=config.log.wandb_project,
-            name=run_dir.name,
-            id=id_file.read_text(),
-            resume="allow",
-            mode=mode,
-            dir=run_dir,
-            config=asdict(config),
-        )
+        return wandb.init(**settings, mode=mode)
     except wandb.Error as failure:
         reason = str(failure).splitlines()[0]
-        raise UserError(f"wandb could not start ({reason}): set log.wandb offline or disabled") from None
+        if config.log.wandb != "auto":
+            raise UserError(f"wandb could not start ({reason}): set log.wandb offline or disabled") from None
+        print(f"wandb is not reached ({reason}); this run is logged offline, `wandb sync` sends it later", flush=True)
+        return wandb.init(**settings, mode="offline")
 
 
 def _logged_in_to_wandb() -> bool:

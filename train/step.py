@@ -28,8 +28,8 @@ def train_step(
         context: the precision of the forward pass.
         lr: learning rate of this step.
         grad_clip: largest global gradient norm; 0 does not clip.
-        seeds: one for each micro-batch, of its dropout. They name the windows, not the rank, so that the masks are
-            the same for every world size, and after a resume.
+        seeds: one for each micro-batch, of its dropout. They name the windows, not the rank, so that with the same
+            micro_batch_size the masks are the same for every world size, and after a resume.
 
     Returns:
         this rank's mean loss and the norm of the whole gradient before clipping, float32 scalars on the device. The

@@ -14,9 +14,9 @@ class StopRequest:
 
     def __init__(self, run_dir: Path, margin_seconds: int, is_main: bool) -> None:
         self.file = run_dir / "STOP"
-        self.deadline = float(os.environ.get("SLURM_JOB_END_TIME", "inf")) - margin_seconds
+        self.deadline = float(os.environ.get("SLURM_JOB_END_TIME") or "inf") - margin_seconds
         self.is_main = is_main
-        self.agreed: float = 0  # how many ranks asked, when all of them last spoke; above 0, all of them stop
+        self.agreed = False  # what all ranks decided when they last spoke
         self.signal: int | None = None
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
