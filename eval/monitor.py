@@ -77,7 +77,7 @@ class Monitor:
         path = path if path.exists() else ROOT / path
         if not path.exists():
             self._leave_out(
-                "hellaswag", f"{self.eval.hellaswag_data} is not there: python prepare/eval_sets.py hellaswag"
+                "hellaswag", f"{self.eval.hellaswag_data} is not there; python prepare/eval_sets.py fetches it"
             )
             return []
         tasks = load_hellaswag(path, self.eval.hellaswag_limit)
@@ -97,7 +97,7 @@ class Monitor:
 
     def _leave_out(self, kind: str, reason: str) -> None:
         self.intervals[kind] = 0
-        self.world.say(f"no {kind} while training (eval.{kind}_every 0 says so without this line): {reason}")
+        self.world.say(f"no {kind} while training: {reason} (eval.{kind}_every 0 leaves it out)")
 
     def run(self, step: int) -> bool:
         """Measure what is due after `step` finished steps; whether a stop was asked for meanwhile."""
