@@ -19,7 +19,8 @@ import numpy as np
 
 from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, run_script
 from prepare.download import fetch_hub_file, fetch_pretokenized, hub_files
-from prepare.pipeline import PROGRESS, Job, add_options, positive, run_job
+from prepare.folder import PROGRESS
+from prepare.pipeline import KEEP_FILES, Job, add_options, positive, run_job
 from prepare.shards import build_manifest, file_sha256, open_shard, read_manifest, write_manifest
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
 from prepare.tokenizer import EOT, GPT2Tokenizer
@@ -34,6 +35,7 @@ class HubFile(Source):
     path: str  # in the repository
     into: Path
     column: str
+    takes_room = True
 
     @property
     def name(self) -> str:
@@ -45,8 +47,8 @@ class HubFile(Source):
     def fetch(self) -> None:
         fetch_hub_file(self.repo, self.path, self.revision, self.into)
 
-    def batches(self) -> Iterator[Batch]:
-        return read_documents(self.into / self.path, self.column)
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        return read_documents(self.into / self.path, self.column, start)
 
     def release(self) -> None:
         (self.into / self.path).unlink(missing_ok=True)
@@ -70,8 +72,9 @@ def main(argv: list[str] | None = None) -> None:
             listing = hub_files(dataset, f"sample/{options.version}", ".parquet")
             revision, into = listing.revision, out / ".download"
             sources = [HubFile(dataset, revision, path, into, options.column) for path in listing.files]
-        job = Job(sources, name, dataset, revision, GPT2Tokenizer(), {"column": options.column}, options.shard_tokens)
-        manifest = run_job(job, out, options.workers, options.task)
+        tokenizer, facts = GPT2Tokenizer(options.engine), {"column": options.column}
+        job = Job(sources, name, dataset, revision, tokenizer, facts, options.shard_tokens)
+        manifest = run_job(job, out, options.workers, options.task, options.keep_files)
         if manifest is not None:
             shutil.rmtree(out / ".download", ignore_errors=True)
     if manifest is not None and len(manifest["shards"]) == 1:
@@ -99,6 +102,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         const=0,
         metavar="CHUNKS",
         help="download published GPT-2 shards of this data instead (all, or the first CHUNKS of 100M tokens each)",
+    )
+    parser.add_argument(
+        "--keep-files", type=positive, default=KEEP_FILES, metavar="K", help="downloaded files on disk at a time"
     )
     add_options(parser)
     options = parser.parse_args(argv)

@@ -15,7 +15,6 @@ from pathlib import Path
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
 
 import argparse
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 
 from prepare.cli import DATA, Parser, UserError, run_script
 from prepare.download import fetch_hub_file, hub_files
-from prepare.pipeline import Job, positive, run_job
+from prepare.pipeline import Job, add_engine, cores, positive, run_job
 from prepare.shards import SHARD_TOKENS
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, group
 from prepare.tokenizer import GPT2Tokenizer
@@ -82,19 +81,19 @@ class Part(Source):
     def fetch(self) -> None:
         self.corpus.splits()
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Iterator[Batch]:
         rows = self.corpus.splits()["test" if self.split == "val" else "train"]
-        start, end = (len(rows) * edge // self.count for edge in (self.index, self.index + 1))
-        read = 0
+        begin, end = (len(rows) * edge // self.count for edge in (self.index, self.index + 1))
+        read = start
 
         def texts() -> Iterator[object]:
             nonlocal read
-            for first in range(start, end, ROWS):
+            for first in range(begin + start, end, ROWS):
                 chunk = rows[first : min(end, first + ROWS)][self.corpus.column]
                 read += len(chunk)
                 yield from chunk
 
-        yield from group(texts(), lambda: read / (end - start))
+        yield from group(texts(), lambda: read / (end - begin))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -118,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     count = max(1, 5 * len(paths) // 4)  # of the hub's 80 files this makes 100 parts of 90M tokens, one shard each
     sources = [Part(corpus, "val"), *(Part(corpus, "train", index, count) for index in range(count))]
-    job = Job(sources, "openwebtext", dataset, revision, GPT2Tokenizer(), facts, options.shard_tokens)
+    job = Job(sources, "openwebtext", dataset, revision, GPT2Tokenizer(options.engine), facts, options.shard_tokens)
     run_job(job, options.out, options.workers)
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -129,7 +128,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--column", default="text", help="where the files have the text")
     parser.add_argument("--out", type=Path, default=DATA / "openwebtext", help="folder of the shards")
     parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N", help="encoding threads")
+    parser.add_argument("--workers", type=positive, default=cores(), metavar="N", help="encoding threads")
+    add_engine(parser)
     return parser.parse_args(argv)
 
 

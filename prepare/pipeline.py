@@ -1,60 +1,52 @@
 """Sources of documents to a folder of token shards: several threads, interruptible, several machines, one result.
 
-The unit of work is one source (an input file). Its shards get their names one by one as they are whole and on disk;
-then a marker, OUT/.progress/FFF.json, says that the source is finished. The same command run again skips finished
-sources and begins the others anew. When all have markers, the manifest is written and .progress is removed. The bytes
-depend on the sources and the options alone.
+The main thread reads batches of documents and writes their tokens in order; `workers` threads encode between; one more
+brings finished shards to disk. A shard gets its name when it is whole and on disk, and the same command run again goes
+on after the last one of each source (an input file). When all sources are finished the manifest is written. The shards'
+bytes depend on the sources and the options alone, never on the engine or on the course of a run.
 """
 
 import argparse
-import fcntl
-import json
+import functools
 import os
-import shutil
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from prepare.cli import Progress, UserError
-from prepare.shards import (
-    HEADER_BYTES,
-    MANIFEST,
-    MAX_PARTS,
-    SHARD_TOKENS,
-    TOKEN,
-    ShardWriter,
-    TooManyParts,
-    build_manifest,
-    join_documents,
-    read_manifest,
-    shard_number,
-    write_json,
-    write_manifest,
-)
-from prepare.sources import Source
-from prepare.tokenizer import Tokenizer
+from prepare.folder import Folder
+from prepare.shards import MAX_PARTS, SHARD_TOKENS, ShardWriter, TooManyParts
+from prepare.sources import Batch, Source
+from prepare.tokenizer import ENGINES, Encoded, Mismatch, Tokenizer
 
-PROGRESS = ".progress"
+KEEP_FILES = 2  # downloaded files on disk: the one that is encoded and the next
+MAX_FAILED = 3  # files that cannot be fetched; then the hub is not to be reached
+BACKLOG = 2  # shards that wait to be brought to disk
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every script with a pipeline has: --shard-tokens, --workers, --task."""
+    """The options that every script with a pipeline has: --shard-tokens, --workers, --engine, --task."""
     parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
-    parser.add_argument("--workers", type=positive, default=_cores(), metavar="N", help="encoding threads")
+    parser.add_argument("--workers", type=positive, default=cores(), metavar="N", help="encoding threads")
+    add_engine(parser)
     parser.add_argument(
         "--task", type=task, default="1/1", metavar="I/N", help="do the Ith of N shares of the input files (job arrays)"
     )
 
 
-def _cores() -> int:
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """--engine, which decides how long it takes and nothing else."""
+    parser.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="who encodes; the tokens are the same, tiktoken's"
+    )
+
+
+def cores() -> int:
     """Those that this process may use: a job scheduler often grants fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -97,17 +89,19 @@ class Job:
         }
 
 
-def run_job(job: Job, out: Path, workers: int = 1, share: tuple[int, int] = (1, 1)) -> dict | None:
+def run_job(
+    job: Job, out: Path, workers: int = 1, share: tuple[int, int] = (1, 1), keep_files: int = KEEP_FILES
+) -> dict | None:
     """Tokenize this share of a job's sources into `out`, and write the manifest if no source is left.
 
-    Returns the manifest; None when other shares are still to be done. UserError if the folder belongs to another job,
-    or is in use, or the sources hold no text.
+    At most `keep_files` fetched sources are on disk at a time. Returns the manifest; None when other shares are still
+    to be done. UserError if the folder belongs to another job, or is in use, or the sources hold no text.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as failure:
         raise UserError(f"--out {out} is a file, or inside one: choose another folder") from failure
-    folder = _Folder(out, job.plan())
+    folder = Folder(out, job.plan())
     index, count = share
     with folder.claimed(index, count):
         mine = range(index - 1, len(job.sources), count)
@@ -116,11 +110,14 @@ def run_job(job: Job, out: Path, workers: int = 1, share: tuple[int, int] = (1, 
         try:
             folder.clean(todo)
             if todo:
-                _run(job, out, todo, workers, folder.finish)
+                _Run(job, folder, workers, keep_files).work(todo)
             manifest = folder.complete()
         except UserError:
             if count == 1:
                 folder.abandon()
+            raise
+        except OSError:  # a full disk: what has no final name makes room
+            folder.clean(todo)
             raise
     if manifest is None:
         print(f"{out}: task {index}/{count} is done; the last task to finish writes the manifest")
@@ -130,276 +127,243 @@ def run_job(job: Job, out: Path, workers: int = 1, share: tuple[int, int] = (1, 
 
 
 def _summary(manifest: dict) -> str:
+    inputs = manifest["inputs"]
     facts = ("documents", "tokens", "bytes", "empty", "skipped")
-    documents, tokens, size, empty, skipped = (sum(file[fact] for file in manifest["inputs"]) for fact in facts)
+    documents, tokens, size, empty, skipped = (sum(file[fact] for file in inputs) for fact in facts)
     return (
-        f"{len(manifest['shards'])} shards, {documents:,} documents ({empty} empty, {skipped} values skipped), "
+        f"{len(manifest['shards'])} shards, {documents:,} documents ({empty} empty, {skipped} values skipped, "
+        f"the longest of {max(file['longest'] for file in inputs):,} bytes), "
         f"{tokens:,} tokens of {size / tokens:.2f} bytes"
     )
 
 
-def _run(job: Job, out: Path, todo: list[int], workers: int, finish: Callable[[int, dict], None]) -> None:
-    start, text, tokens = time.monotonic(), 0, 0
-    pool = ThreadPoolExecutor(workers)
-    try:
-        with Progress(job.name, None, "B") as progress:
-            fetch = _Fetch(job.sources[todo[0]])
-            for position, number in enumerate(todo):
-                source = job.sources[number]
-                fetch.result()
-                if position + 1 < len(todo):
-                    fetch = _Fetch(job.sources[todo[position + 1]])
+class _Run:
+    """One process's work on a folder."""
 
-                def show(encoded: _Encoded, done: float, before: int = position) -> None:
-                    nonlocal text
-                    text += encoded.bytes
-                    progress.bar.total = text * len(todo) / max(before + done, 1e-9)  # as if all files were alike
-                    progress.update(encoded.bytes)
+    def __init__(self, job: Job, folder: Folder, workers: int, keep_files: int) -> None:
+        self.job, self.folder, self.workers, self.keep_files = job, folder, workers, keep_files
+        self.pool = ThreadPoolExecutor(workers)
+        self.disk = _Disk()
+        self.seconds = dict.fromkeys(("reading", "encoding", "writing"), 0.0)  # of all threads together
+        self.lock = threading.Lock()
+        self.text = self.tokens = self.documents = 0
+        self.start = time.monotonic()
 
-                record = _tokenize(job, number, out, pool, 2 * workers, show)
-                finish(number, record)
-                tokens += record["input"]["tokens"]
-                source.release()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    seconds = time.monotonic() - start
-    print(
-        f"{out}: {text / 1e6:,.1f} MB of text to {tokens:,} tokens in {seconds:,.1f} s "
-        f"({text / 1e6 / seconds:,.1f} MB/s, {tokens / seconds:,.0f} tokens/s, {workers} workers)"
-    )
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    tokens: np.ndarray  # uint16, documents joined
-    starts: np.ndarray  # int64, where each begins
-    bytes: int  # of text, as UTF-8
-    empty: int  # documents
-
-
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> _Encoded:
-    tokens, starts = join_documents(tokenizer.encode_batch(texts), tokenizer.eot)
-    return _Encoded(tokens, starts, sum(map(_utf8_bytes, texts)), texts.count(""))
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-
-
-def _tokenize(
-    job: Job, number: int, out: Path, pool: ThreadPoolExecutor, depth: int, show: Callable[[_Encoded, float], None]
-) -> dict:
-    """Write the shards of one source; up to `depth` batches are read ahead of the one being written."""
-    source = job.sources[number]
-    facts = {"documents": 0, "tokens": 0, "bytes": 0, "empty": 0, "skipped": 0}
-    waiting: deque[tuple[Future[_Encoded], float]] = deque()
-    try:
-        with ShardWriter(out, job.name, number, job.shard_tokens, source.split) as writer:
-
-            def write_oldest() -> None:
-                future, done = waiting.popleft()
-                encoded = future.result()
-                writer.write(encoded.tokens, encoded.starts)
-                facts["documents"] += len(encoded.starts)
-                facts["tokens"] += len(encoded.tokens)
-                facts["bytes"] += encoded.bytes
-                facts["empty"] += encoded.empty
-                show(encoded, done)
-
-            for batch in source.batches():
-                facts["skipped"] += batch.skipped
-                waiting.append((pool.submit(_encode, job.tokenizer, batch.texts), batch.done))
-                if len(waiting) > depth:
-                    write_oldest()
-            while waiting:
-                write_oldest()
-    except TooManyParts as failure:
-        # no text has more tokens than bytes, besides the one before each document
-        most = sum(_utf8_bytes(text) + 1 for batch in source.batches() for text in batch.texts)
-        unit = 10 ** max(0, len(str(most // MAX_PARTS)) - 2)
-        enough = (most // MAX_PARTS // unit + 1) * unit
-        raise UserError(
-            f"--shard-tokens {job.shard_tokens} makes {failure} ({source.name}): give --shard-tokens {enough} or more"
-        ) from failure
-    return {"input": facts, "shards": writer.records}
-
-
-class _Fetch(threading.Thread):
-    """A source on its way here. A daemon, so that a mistake elsewhere need not wait for a download's end."""
-
-    def __init__(self, source: Source) -> None:
-        super().__init__(daemon=True)
-        self.source, self.failure = source, None
-        self.start()
-
-    def run(self) -> None:
+    def work(self, todo: list[int]) -> None:
+        """Do these sources. UserError at the first mistake in one, or at the end if some could not be fetched."""
+        fetches = _Fetches([self.job.sources[number] for number in todo], self.keep_files)
+        waiting: deque[Callable[[], None]] = deque()  # what is to be done with each batch, in order
+        failures: list[UserError] = []
         try:
-            self.source.fetch()
-        except BaseException as failure:
-            self.failure = failure
+            with Progress(self.job.name, None, "B") as progress:
+                for position, number in enumerate(todo):
+                    while waiting and not fetches.ready(position):
+                        waiting.popleft()()
+                    try:
+                        fetches.result(position)
+                    except UserError as failure:
+                        failures.append(failure)
+                        if len(failures) == min(MAX_FAILED, len(todo)):
+                            raise
+                        progress.note(f"{failure}\ngoing on with the other files")
+                        continue
+                    output = _Output(self.job, number, self.folder, self.disk)
+                    source = self.job.sources[number]
+                    for batch in self._timed("reading", source.batches(output.rows)):
+                        encoded = self.pool.submit(self._encode, batch)
+                        share = (position + batch.done) / len(todo)
+                        waiting.append(functools.partial(self._write, progress, share, output, batch, encoded))
+                        if len(waiting) > 2 * self.workers:
+                            waiting.popleft()()
+                    waiting.append(functools.partial(output.finish, functools.partial(fetches.release, position)))
+                while waiting:
+                    waiting.popleft()()
+                self.disk.wait()
+        finally:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            self.disk.close()
+        self._report()
+        if failures:
+            raise UserError(f"{failures[0]} ({len(failures)} of {len(todo)} files; the others are finished)")
 
-    def result(self) -> None:
-        self.join()
-        if self.failure:
-            raise self.failure
+    def _encode(self, batch: Batch) -> Encoded:
+        with self._clock("encoding"):
+            return self.job.tokenizer.encode_texts(batch.texts)
 
+    def _write(
+        self, progress: Progress, share: float, output: "_Output", batch: Batch, encoded: Future[Encoded]
+    ) -> None:
+        try:
+            result = encoded.result()
+        except Mismatch as mismatch:
+            raise UserError(
+                f"{output.source.name}, row {output.rows + batch.rows[mismatch.index]}: gigatoken's tokens are not "
+                "tiktoken's: report it, delete what there is of this folder, and give --engine tiktoken"
+            ) from None
+        with self._clock("writing"):
+            output.write(batch, result)
+        size = output.size_of(batch)
+        self.text, self.tokens = self.text + size, self.tokens + len(result.tokens)
+        self.documents += len(batch.texts)
+        progress.bar.total = self.text / max(share, 1e-9)  # as if all files were alike
+        speed = self.tokens / (time.monotonic() - self.start)
+        progress.bar.set_postfix_str(f"{self.documents:,} documents, {speed:,.0f} tokens/s", refresh=False)
+        progress.update(size)
 
-class _Folder:
-    """A folder of shards in the making: whose it is, what of it is finished, who works on it."""
-
-    def __init__(self, path: Path, plan: dict) -> None:
-        self.path, self.plan = path, plan
-        self.progress = path / PROGRESS
-        self._plan_path = self.progress / "plan.json"
-
-    @contextmanager
-    def claimed(self, index: int, count: int) -> Iterator[None]:
-        """Hold this share of the folder: no other process may have it, nor a share by another count."""
-        with ExitStack() as held:
-            with self._alone():
-                try:
-                    held.enter_context(_lock(self.progress / f"task-{index}-of-{count}.lock", self.path))
-                    for path in self.progress.glob("task-*.lock"):
-                        if not path.name.endswith(f"-of-{count}.lock"):
-                            with _lock(path, self.path):
-                                pass
-                    self._begin()
-                except UserError:
-                    if not self._plan_path.is_file():  # nothing is under way here: leave the folder as it was
-                        shutil.rmtree(self.progress)
-                    raise
-            yield
-
-    def _begin(self) -> None:
-        manifest = read_manifest(self.path)
-        if manifest is not None:
-            self._refuse_difference(manifest, dict(enumerate(manifest["inputs"])))
-            done = self.finished()
-            if len(done) < len(self.plan["inputs"]):  # shards were deleted since: make them again
-                for number, record in done.items():
-                    self.finish(number, record)
-                write_json(self._plan_path, self.plan)
-                (self.path / MANIFEST).unlink()
-            return
-        if self._plan_path.is_file():
-            plan = json.loads(self._plan_path.read_bytes())
-            self._refuse_difference(plan, {number: record["input"] for number, record in self.finished().items()})
-        else:
-            strange = next((path for path in sorted(self.path.iterdir()) if path.suffix in (".bin", ".npy")), None)
-            if strange:
-                raise UserError(f"{strange} is there, but no manifest says of what: choose another --out, or delete it")
-        write_json(self._plan_path, self.plan)
-
-    def _refuse_difference(self, before: dict, done: dict[int, dict]) -> None:
-        """UserError if what is finished here was not made as it would be now; unfinished inputs may have changed."""
-
-        def facts(plan: dict, inputs: dict[int, dict]) -> dict:
-            options = {key: plan[key] for key in ("dataset", "revision", "tokenizer")} | plan.get("options", {})
-            options["number of input files"] = len(plan["inputs"])
-            return options | {
-                f"{key} of input file {number}": inputs[number].get(key)
-                for number in sorted(done.keys() & set(range(len(self.plan["inputs"]))))
-                for key in self.plan["inputs"][number]
-            }
-
-        theirs, ours = facts(before, done), facts(self.plan, dict(enumerate(self.plan["inputs"])))
-        for key in theirs | ours:
-            if theirs.get(key) != ours.get(key):
-                raise UserError(
-                    f"{self.path} was made with {key} {theirs.get(key)}, not {ours.get(key)}: "
-                    "give the same options and input, or choose another --out, or delete the folder"
-                )
-
-    def finished(self) -> dict[int, dict]:
-        """The records of the sources whose shards are all there, by number."""
-        manifest = read_manifest(self.path)
-        if manifest is None:
-            markers = [(number, self._marker(number)) for number in range(len(self.plan["inputs"]))]
-            records = {number: json.loads(path.read_bytes()) for number, path in markers if path.is_file()}
-        else:
-            records = {number: {"input": facts, "shards": []} for number, facts in enumerate(manifest["inputs"])}
-            for shard in manifest["shards"]:
-                records[shard_number(shard["file"]) // MAX_PARTS]["shards"].append(shard)
-        return {number: record for number, record in records.items() if self._whole(record["shards"])}
-
-    def _whole(self, shards: list[dict]) -> bool:
-        paths = [(self.path / shard["file"], HEADER_BYTES + TOKEN.itemsize * shard["tokens"]) for shard in shards]
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
-
-    def clean(self, numbers: Sequence[int]) -> None:
-        """Remove what an interrupted run left of these sources."""
-        for path in self.path.iterdir():
-            number = shard_number(path.name)
-            if number is not None and number // MAX_PARTS in numbers:
-                path.unlink()
-
-    def finish(self, number: int, record: dict) -> None:
-        """Remember that a source's shards are on disk."""
-        write_json(
-            self._marker(number), {"input": self.plan["inputs"][number] | record["input"], "shards": record["shards"]}
+    def _report(self) -> None:
+        seconds = time.monotonic() - self.start
+        stages = {**self.seconds, "to disk": self.disk.seconds}
+        print(
+            f"{self.folder.path}: {self.text / 1e6:,.1f} MB of text to {self.tokens:,} tokens in {seconds:,.1f} s "
+            f"({self.text / 1e6 / seconds:,.1f} MB/s, {self.tokens / seconds:,.0f} tokens/s, {self.workers} workers; "
+            + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in stages.items())
+            + ")"
         )
 
-    def abandon(self) -> None:
-        """After a mistake of the user's: keep finished sources, and leave nothing at all when there are none."""
-        done = self.finished()
-        self.clean([number for number in range(len(self.plan["inputs"])) if number not in done])
-        if not done:
-            shutil.rmtree(self.progress, ignore_errors=True)
-            with suppress(OSError):  # the folder holds something else
-                self.path.rmdir()
-
-    def complete(self) -> dict | None:
-        """The manifest; it is written here when every source is finished and no other process has done so."""
-        with self._alone():
-            manifest = read_manifest(self.path)
-            records = self.finished()
-            if manifest is None and len(records) == len(self.plan["inputs"]):
-                manifest = self._manifest([records[number] for number in range(len(records))])
-                write_manifest(self.path, manifest)
-            if manifest is not None:
-                shutil.rmtree(self.progress, ignore_errors=True)
-            return manifest
-
-    def _manifest(self, records: list[dict]) -> dict:
-        if not any(record["input"]["bytes"] for record in records):
-            for number in range(len(records)):
-                self._marker(number).unlink()
-            raise UserError(f"the input holds no text ({len(records)} files): nothing to make {self.path} of")
-        inputs = [record["input"] for record in records]
-        shards = [shard for record in records for shard in record["shards"]]
-        return build_manifest(**(self.plan | {"inputs": inputs}), shards=shards)
-
-    def _marker(self, number: int) -> Path:
-        return self.progress / f"{number:03d}.json"
-
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """A moment in which no other task begins or completes this folder."""
-        while True:
-            self.progress.mkdir(exist_ok=True)
-            try:
-                file = (self.progress / "lock").open("a")
-            except FileNotFoundError:
-                continue  # completed and removed at this very moment
-            with file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file.fileno()).st_nlink:  # else removed by the one who had it
-                    yield
-                    return
-
-
-@contextmanager
-def _lock(path: Path, folder: Path) -> Iterator[None]:
-    """Hold a lock file, which names its holder; the system drops the lock of a process that died."""
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{folder} is being prepared by process {file.read()}: wait for it, or choose another --out"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    def _clock(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
         yield
+        with self.lock:
+            self.seconds[stage] += time.perf_counter() - start
+
+    def _timed(self, stage: str, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            with self._clock(stage):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+class _Output:
+    """One source's way into its shards, from where an earlier run left it."""
+
+    def __init__(self, job: Job, number: int, folder: Folder, disk: "_Disk") -> None:
+        self.source, self.number, self.folder, self.disk = job.sources[number], number, folder, disk
+        self.shard_tokens = job.shard_tokens
+        record = folder.begun(number) or {"input": {}, "rows": 0, "shards": []}
+        counted = ("documents", "tokens", "bytes", "empty", "skipped", "longest")
+        self.facts = {fact: record["input"].get(fact, 0) for fact in counted}
+        self.facts["engines"] = record["input"].get("engines", {})  # documents by who encoded them
+        self.rows = record["rows"]  # of the source that the facts are about
+        # of those that follow, so many tokens are in the last shard already
+        self.skip = sum(shard["tokens"] for shard in record["shards"]) - self.facts["tokens"]
+        self.writer = ShardWriter(
+            folder.path, job.name, number, job.shard_tokens, self.source.split, record["shards"], self._publish
+        )
+
+    def write(self, batch: Batch, encoded: Encoded) -> None:
+        tokens, starts = encoded.tokens, encoded.starts
+        if self.skip:
+            skip = min(self.skip, len(tokens))
+            self.skip -= skip
+            tokens, starts = tokens[skip:], starts[starts >= skip] - skip
+        try:
+            self.writer.write(tokens, starts)
+        except TooManyParts as failure:
+            # no text has more tokens than bytes, besides the one before each document
+            most = sum(self.size_of(batch) + len(batch.texts) for batch in self.source.batches())
+            unit = 10 ** max(0, len(str(most // MAX_PARTS)) - 2)
+            raise UserError(
+                f"--shard-tokens {self.shard_tokens} makes {failure} ({self.source.name}): "
+                f"give --shard-tokens {(most // MAX_PARTS // unit + 1) * unit} or more"
+            ) from failure
+        lengths = batch.lengths()
+        now = {
+            "documents": len(lengths),
+            "tokens": len(encoded.tokens),
+            "bytes": int(lengths.sum()),
+            "empty": int((lengths == 0).sum()),
+            "skipped": batch.skipped,
+        }
+        facts = self.facts
+        engines = {name: facts["engines"].get(name, 0) + count for name, count in encoded.engines.items()}
+        longest = max(facts["longest"], int(lengths.max(initial=0)))
+        # a new dictionary, since a shard on its way to disk keeps the old one
+        self.facts = {fact: facts[fact] + now[fact] for fact in now} | {"longest": longest, "engines": engines}
+        self.rows += batch.read
+
+    @staticmethod
+    def size_of(batch: Batch) -> int:
+        return int(batch.lengths().sum())
+
+    def finish(self, then: Callable[[], None]) -> None:
+        """Publish the last shard and the source's record; then() when all of it is on disk."""
+        self.writer.finish()
+
+        def finished() -> None:
+            self.folder.finish(self.number, {"input": self.facts, "shards": self.writer.records})
+            self.source.release()
+            then()
+
+        self.disk.do(finished)
+
+    def _publish(self, publish: Callable[[], None]) -> None:
+        facts, rows = self.facts, self.rows
+
+        def published() -> None:
+            publish()
+            self.folder.save(self.number, {"input": facts, "rows": rows, "shards": self.writer.records})
+
+        self.disk.do(published)
+
+
+class _Disk:
+    """A thread that brings shards to disk, one after the other, while the next are made."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.thread = ThreadPoolExecutor(1)
+        self.waiting: deque[Future[None]] = deque()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Queue a piece of work. What an earlier one raised is raised here."""
+        while self.waiting and (len(self.waiting) > BACKLOG or self.waiting[0].done()):
+            self.waiting.popleft().result()
+        self.waiting.append(self.thread.submit(self._timed, work))
+
+    def wait(self) -> None:
+        while self.waiting:
+            self.waiting.popleft().result()
+
+    def close(self) -> None:
+        """Drop what has not been begun."""
+        self.thread.shutdown(wait=True, cancel_futures=True)
+
+    def _timed(self, work: Callable[[], None]) -> None:
+        start = time.perf_counter()
+        work()
+        self.seconds += time.perf_counter() - start
+
+
+class _Fetches:
+    """Sources on their way here, in order; at most `keep` of those that take room are here at a time."""
+
+    def __init__(self, sources: Sequence[Source], keep: int) -> None:
+        self.sources, self.keep = sources, threading.Semaphore(keep)
+        self.futures: list[Future[None]] = [Future() for _ in sources]
+        # a daemon, so that a mistake elsewhere need not wait for a download's end
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        for source, future in zip(self.sources, self.futures, strict=True):
+            if source.takes_room:
+                self.keep.acquire()
+            try:
+                source.fetch()
+                future.set_result(None)
+            except BaseException as failure:
+                future.set_exception(failure)
+                if source.takes_room:
+                    self.keep.release()
+
+    def ready(self, position: int) -> bool:
+        return self.futures[position].done()
+
+    def result(self, position: int) -> None:
+        self.futures[position].result()
+
+    def release(self, position: int) -> None:
+        if self.sources[position].takes_room:
+            self.keep.release()

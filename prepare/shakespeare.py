@@ -22,7 +22,7 @@ from prepare.download import fetch_url
 from prepare.pipeline import Job, positive, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
 from prepare.shards import SHARD_TOKENS
-from prepare.sources import Batch, Source
+from prepare.sources import Batch, Source, batch_of
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -46,8 +46,9 @@ class Texts(Source):
     def fetch(self) -> None:
         pass
 
-    def batches(self) -> Iterator[Batch]:
-        yield Batch(self.texts, 0, 1.0)
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        if start < len(self.texts):
+            yield batch_of(self.texts[start:], 1.0)
 
 
 def main(argv: list[str] | None = None) -> None:

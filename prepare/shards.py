@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -123,29 +123,50 @@ def _open_npy(path: Path) -> np.ndarray:
 
 def join_documents(documents: Sequence[np.ndarray], eot: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Documents' tokens (1-D uint16 each) as one 1-D array, `eot` before each, and where each begins (int64)."""
-    if not documents:
-        return np.empty(0, TOKEN), np.empty(0, np.int64)
-    separator = np.array([] if eot is None else [eot], dtype=TOKEN)
-    lengths = np.fromiter(map(len, documents), np.int64, len(documents)) + len(separator)
-    tokens = np.concatenate([piece for document in documents for piece in (separator, document)], dtype=TOKEN)
-    return tokens, np.cumsum(lengths) - lengths
+    offsets = np.zeros(len(documents) + 1, np.int64)
+    offsets[1:] = np.cumsum([len(document) for document in documents])
+    return begin_documents(np.concatenate([np.empty(0, TOKEN), *documents]), offsets, eot)
+
+
+def begin_documents(tokens: np.ndarray, offsets: np.ndarray, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The same, of documents that lie one after the other in `tokens` (1-D), their ends being offsets[1:] (int64)."""
+    starts = offsets[:-1]
+    if eot is None:
+        return tokens.astype(TOKEN, copy=False), starts
+    starts = starts + np.arange(len(starts))
+    begun = np.empty(len(tokens) + len(starts), TOKEN)
+    is_text = np.ones(len(begun), bool)
+    is_text[starts] = False
+    begun[is_text] = tokens
+    begun[starts] = eot
+    return begun, starts
 
 
 class ShardWriter:
     """Cuts one input file's stream of tokens into shards of `shard_tokens`; the last may be shorter.
 
     A shard has a temporary name until it is whole and on disk. `records` lists the finished ones as the manifest does:
-    file, tokens, documents (those that begin in it) and sha256. Leaving the `with` block finishes the last shard; an
-    exception discards it. Nothing is created before the first token.
+    file, tokens, documents (those that begin in it) and sha256; those given are already there. `publish` is called with
+    the work that remains when a shard is full, which may be done later, in order. Leaving the `with` block finishes the
+    last shard; an exception discards it. Nothing is created before the first token.
     """
 
     def __init__(
-        self, folder: Path, name: str, file: int = 0, shard_tokens: int = SHARD_TOKENS, split: str | None = None
+        self,
+        folder: Path,
+        name: str,
+        file: int = 0,
+        shard_tokens: int = SHARD_TOKENS,
+        split: str | None = None,
+        records: Sequence[dict] = (),
+        publish: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         if not 0 < shard_tokens < 2**31:  # the header counts tokens in an int32
             raise UserError(f"a shard of {shard_tokens:,} tokens cannot be: give 1 to 2,147,483,647")
         self.folder, self.name, self.file, self.shard_tokens, self.split = folder, name, file, shard_tokens, split
-        self.records: list[dict] = []
+        self.records = list(records)
+        self._part = len(self.records)
+        self._publish = publish
         self._stream = None
         self._path = folder
         self._tokens = self._documents = 0
@@ -163,31 +184,34 @@ class ShardWriter:
             self._documents += int(last - first)
             position = end
             if self._tokens == self.shard_tokens:
-                self._finish()
+                self.finish()
 
     def _begin(self) -> None:
-        part = len(self.records)
-        if part == MAX_PARTS:
+        if self._part == MAX_PARTS:
             raise TooManyParts(f"more than {MAX_PARTS:,} shards out of one input file")
-        self._path = self.folder / shard_name(self.name, self.file, part, self.split)
+        self._path = self.folder / shard_name(self.name, self.file, self._part, self.split)
         self._stream = _temporary(self._path).open("wb")
         self._stream.write(bytes(HEADER_BYTES))
 
-    def _finish(self) -> None:
-        stream = self._stream
+    def finish(self) -> None:
+        """Publish what has been written since the last shard, if anything."""
+        if self._stream is None:
+            return
+        stream, path, tokens, documents = self._stream, self._path, self._tokens, self._documents
         stream.seek(0)
-        stream.write(_header(self._tokens))
-        self.records.append(_publish(stream, self._path, self._tokens, self._documents))
+        stream.write(_header(tokens))
         self._stream = None
+        self._part += 1
         self._tokens = self._documents = 0
+        self._publish(lambda: self.records.append(_publish(stream, path, tokens, documents)))
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
-            if kind is None and self._stream is not None:
-                self._finish()
+            if kind is None:
+                self.finish()
         finally:
             if self._stream is not None:
                 with suppress(OSError):  # a full disk refuses the last bytes once more
@@ -240,7 +264,7 @@ def build_manifest(
     inputs: {name, documents, tokens, skipped, ...} each; tokenizer: describe(); options: those that decide the bytes;
     shards: {file, tokens, documents, sha256} each.
     """
-    libraries = ("tiktoken", "numpy", "pyarrow")
+    libraries = ("gigatoken", "tiktoken", "numpy", "pyarrow")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
     return {
         "dataset": dataset,

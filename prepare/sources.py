@@ -13,26 +13,38 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prepare.cli import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-BATCH_CHARACTERS = 2 << 20  # enough to make a thread's turn worthwhile, little enough to keep many in memory
+BATCH_BYTES = 4 << 20  # enough to make a thread's turn worthwhile, little enough to keep many in memory
 FINGERPRINT_BYTES = 1 << 16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some consecutive documents, how many others were skipped among them, and the share of the source read so far."""
+    """Some consecutive documents, and the share of the source read so far."""
 
-    texts: list[str]
-    skipped: int
+    texts: pa.LargeStringArray  # valid UTF-8, without nulls
     done: float
+    rows: np.ndarray | range  # which of the rows read together each document was
+    read: int  # rows that they came from: documents, and values that were skipped
+
+    @property
+    def skipped(self) -> int:
+        return self.read - len(self.texts)
+
+    def lengths(self) -> np.ndarray:
+        """The documents' lengths in bytes, int64."""
+        offsets = np.frombuffer(self.texts.buffers()[1], np.int64)
+        return np.diff(offsets[self.texts.offset : self.texts.offset + len(self.texts) + 1])
 
 
 class Source:
@@ -43,6 +55,7 @@ class Source:
 
     name: str
     split: str | None = None
+    takes_room = False  # fetch puts a file on disk, which release removes
 
     def identity(self) -> dict:
         """JSON-able facts, `name` among them, that tell this source from another; known before fetch."""
@@ -51,8 +64,9 @@ class Source:
     def fetch(self) -> None:
         """Bring it to this machine; runs in the background while the source before it is tokenized."""
 
-    def batches(self) -> Iterator[Batch]:
-        """Its documents in order; always the same ones. UserError names the source and what is wrong in it."""
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Its documents from row `start` on, in order; always the same ones. UserError names the source and what is
+        wrong in it."""
         raise NotImplementedError
 
     def release(self) -> None:
@@ -79,8 +93,8 @@ class LocalFile(Source):
             digest.update(file.read())
         return {"name": self.name, "size": size, "sha256_of_ends": digest.hexdigest()}
 
-    def batches(self) -> Iterator[Batch]:
-        return read_documents(self.path, self.column)
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        return read_documents(self.path, self.column, start)
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Path]:
@@ -114,62 +128,85 @@ def check_documents(path: Path, column: str) -> None:
                 raise UserError(f"{path} has no {column!r}; its first line has {_names(record)}: choose with --column")
 
 
-def read_documents(path: Path, column: str) -> Iterator[Batch]:
-    """The texts of a file's `column` in order. UserError names the file, and the line of a .jsonl."""
+def read_documents(path: Path, column: str, start: int = 0) -> Iterator[Batch]:
+    """The texts of a file's `column` from row `start` on. UserError names the file, and the line of a .jsonl."""
     with _user_errors(path):
         if path.suffix == ".parquet":
             with pq.ParquetFile(path, buffer_size=1 << 20) as file:
                 _check_schema(path, file.schema_arrow, column)
-                yield from _parquet_batches(file, column)
+                yield from _parquet_batches(file, column, start)
         elif path.suffix == ".txt":
-            yield Batch([path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")], 0, 1.0)
+            if start == 0:
+                text = path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
+                yield batch_of([text], 1.0)
         else:
             with _open_lines(path) as (lines, done):
-                yield from group((record.get(column) for record in _records(path, lines)), done)
+                yield from group((record.get(column) for record in _records(path, lines)), done, start)
 
 
-def group(values: Iterable[object], done: Callable[[], float]) -> Iterator[Batch]:
-    """Put values together to batches of about BATCH_CHARACTERS; those that are no text are counted, not kept."""
-    texts: list[str] = []
-    characters = skipped = 0
-    for value in values:
-        if isinstance(value, str):
-            texts.append(value)
-            characters += len(value)
-        else:
-            skipped += 1
-        if characters >= BATCH_CHARACTERS or len(texts) >= BATCH_CHARACTERS // 64:
-            yield Batch(texts, skipped, done())
-            texts, characters, skipped = [], 0, 0
-    if texts or skipped:
-        yield Batch(texts, skipped, done())
+def group(values: Iterable[object], done: Callable[[], float], start: int = 0) -> Iterator[Batch]:
+    """Put values together to batches of about BATCH_BYTES, without the first `start`."""
+    some: list[object] = []
+    characters = 0
+    for value in islice(values, start, None):
+        some.append(value)
+        characters += len(value) if isinstance(value, str) else 0
+        if characters >= BATCH_BYTES or len(some) >= BATCH_BYTES // 64:
+            yield batch_of(some, done())
+            some, characters = [], 0
+    if some:
+        yield batch_of(some, done())
 
 
-def _parquet_batches(file: pq.ParquetFile, column: str) -> Iterator[Batch]:
+def batch_of(values: Sequence[object], done: float) -> Batch:
+    """Values as a batch: those that are no text are skipped, lone surrogates become U+FFFD as tiktoken has it."""
+    rows = [row for row, value in enumerate(values) if isinstance(value, str)]
+    texts = [values[row] for row in rows]
+    try:
+        array = pa.array(texts, pa.large_string())
+    except UnicodeEncodeError:
+        array = pa.array(
+            [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts], pa.large_string()
+        )
+    return Batch(array, done, np.array(rows, np.int64), len(values))
+
+
+def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[Batch]:
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     index = [file.schema.column(i).path for i in range(len(file.schema))].index(
         column
     )  # leaves of nested columns count
     longest = max((group.column(index).total_uncompressed_size / max(1, group.num_rows) for group in groups), default=0)
-    rows = int(min(1000, max(1, BATCH_CHARACTERS // (longest + 1))))  # few at a time where documents are long
-    read = 0
+    rows = int(min(10_000, max(1, BATCH_BYTES // (longest + 1))))  # few at a time where documents are long
+    ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
+    first = int(np.searchsorted(ends, start, "right"))  # the row group with row `start`
+    read = int(ends[first - 1]) if first else 0
+    for batch in file.iter_batches(
+        rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False
+    ):
+        array = batch.column(0).slice(max(0, start - read))
+        read += batch.num_rows
+        if len(array):
+            yield _arrow_batch(array, read / file.metadata.num_rows)
 
-    def values() -> Iterator[object]:
-        nonlocal read
-        for batch in file.iter_batches(batch_size=rows, columns=[column]):
-            read += batch.num_rows
-            yield from _texts(batch.column(0))
 
-    yield from group(values(), lambda: read / file.metadata.num_rows)
-
-
-def _texts(array: pa.Array) -> list[str | None]:
-    if not pa.types.is_binary(array.type) and not pa.types.is_large_binary(array.type):
-        try:
-            return array.to_pylist()
-        except UnicodeDecodeError:
-            array = array.cast(pa.large_binary())
-    return [None if value is None else value.decode("utf-8", "replace") for value in array.to_pylist()]
+def _arrow_batch(array: pa.Array, done: float) -> Batch:
+    """A column's values, of any of Arrow's kinds of text; the common kind's letters are not copied."""
+    read, rows = len(array), range(len(array))
+    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    array = array.cast(pa.large_binary() if is_binary else pa.large_string())  # as it is: the offsets grow, no more
+    if array.null_count:
+        rows = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))
+        array = array.drop_null()
+    _, offsets, data = array.buffers()
+    array = pa.LargeStringArray.from_buffers(len(array), offsets, data, None, 0, array.offset)
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:  # no UTF-8
+        texts = [value.decode("utf-8", "replace") for value in array.cast(pa.large_binary()).to_pylist()]
+        array = pa.array(texts, pa.large_string())
+    return Batch(array, done, rows, read)
 
 
 def _check_schema(path: Path, schema: pa.Schema, column: str) -> None:

@@ -11,7 +11,7 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 import numpy as np
 
 from prepare.cli import Parser, Progress, UserError, run_script
-from prepare.pipeline import PROGRESS
+from prepare.folder import PROGRESS
 from prepare.shards import (
     HEADER_BYTES,
     MANIFEST,

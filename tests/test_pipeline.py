@@ -20,7 +20,7 @@ from prepare import sources
 from prepare.cli import UserError
 from prepare.pipeline import Job, positive, run_job, task
 from prepare.shards import build_manifest, find_shards, open_shard, read_manifest, write_manifest, write_shard
-from prepare.sources import Batch, LocalFile, Source
+from prepare.sources import Batch, LocalFile, Source, batch_of
 from prepare.tokenizer import EOT, CharTokenizer, GPT2Tokenizer
 from tests.conftest import ROOT, one_line_error, run_command
 
@@ -71,6 +71,8 @@ def test_tokens_are_those_of_tiktoken(corpus, tmp_path):
             "bytes": len("".join(texts([path])).encode()),
             "empty": texts([path]).count(""),
             "skipped": 0,
+            "longest": max(len(text.encode()) for text in texts([path])),
+            "engines": {"tiktoken": len(texts([path]))},
         }
     names = [shard["file"] for shard in manifest["shards"]]
     assert names[:2] == ["x_val_000000.bin", "x_train_000001.bin"]
@@ -82,7 +84,7 @@ def test_tokens_are_those_of_tiktoken(corpus, tmp_path):
 @pytest.mark.parametrize("batch", [100, 5000])
 def test_same_bytes_for_every_number_of_workers_and_batch_size(corpus, tmp_path, monkeypatch, batch):
     run_job(job(corpus), tmp_path / "one")
-    monkeypatch.setattr(sources, "BATCH_CHARACTERS", batch)
+    monkeypatch.setattr(sources, "BATCH_BYTES", batch)
     for workers in (1, 2, 7):
         run_job(job(corpus), tmp_path / f"{batch}-{workers}", workers)
         assert contents(tmp_path / f"{batch}-{workers}") == contents(tmp_path / "one")
@@ -139,13 +141,13 @@ class Failing(Source):
     def release(self) -> None:
         self.log.append(f"release {self.name}")
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Iterator[Batch]:
         self.log.append(f"read {self.name}")
-        for number in range(self.count):
+        for number in range(start, self.count):
             if self.failures and number == self.count // 2:
                 self.failures -= 1
                 raise UserError(f"{self.name} broke")
-            yield Batch([f"{self.name} {number} " * 50], 0, number / self.count)
+            yield batch_of([f"{self.name} {number} " * 50], number / self.count)
 
 
 def test_a_broken_source_keeps_the_finished_ones(tmp_path):
@@ -353,9 +355,9 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
         "import sys; from pathlib import Path; from tests.test_pipeline import Failing, job; "
         "from prepare.pipeline import run_job\n"
         "class Waiting(Failing):\n"
-        "    def batches(self):\n"
+        "    def batches(self, start=0):\n"
         "        open(sys.argv[1]).read()\n"
-        "        yield from super().batches()\n"
+        "        yield from super().batches(start)\n"
         "run_job(job([], sources=[Waiting('w', 3)]), Path(sys.argv[2]))"
     )
     words = [sys.executable, "-c", code, str(fifo), str(out)]
