@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test exhaustive lint clean
 
 VENV := .venv
 PYTHON :=
@@ -16,6 +16,7 @@ ready := $(VENV)/requirements.txt
 help:
 	@echo "make quickstart   text, shards, a small model trained by two processes, its scores and text: five minutes on a CPU"
 	@echo "make test         the whole test suite"
+	@echo "make exhaustive   every code point in every context: gigatoken's tokens are tiktoken's (some minutes)"
 	@echo "make lint         ruff, as CI runs it"
 	@echo "make clean        remove the environment, caches and the quickstart's data and run; other data and runs stay"
 
@@ -71,6 +72,10 @@ quickstart: $(ready)
 test: $(ready)
 	@echo "== Tests"
 	@$(python) -m pytest $(PYTEST)
+
+exhaustive: $(ready)
+	@echo "== Every code point"
+	@$(python) -m tests.exhaustive
 
 lint: $(ready)
 	@echo "== Lint"

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from prepare.cli import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-BATCH_BYTES = 4 << 20  # enough to make a thread's turn worthwhile, little enough to keep many in memory
+BATCH_BYTES = 2 << 20  # enough to make a thread's turn worthwhile, little enough to keep many in memory
 FINGERPRINT_BYTES = 1 << 16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
