@@ -81,11 +81,8 @@ def unlike(texts: pa.LargeStringArray) -> np.ndarray:
     nothing: the bytes of UNLIKE begin with E0, EA or F0, and only those are looked at more closely.
     """
     offsets, data = buffers(texts)
-    mine = data[offsets[0] : offsets[-1]]
-    first = mine == 0xE0
-    first |= mine == 0xEA
-    first |= mine == 0xF0
-    at = offsets[0] + np.flatnonzero(first)
+    at = offsets[0] + np.flatnonzero((data[offsets[0] : offsets[-1]] & 0xE5) == 0xE0)  # E0 E2 E8 EA F0
+    at = at[np.isin(data[at], (0xE0, 0xEA, 0xF0))]
     if not len(at):
         return at
     four = data[at] == 0xF0

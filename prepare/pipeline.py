@@ -90,12 +90,18 @@ class Job:
 
 
 def run_job(
-    job: Job, out: Path, workers: int = 1, share: tuple[int, int] = (1, 1), keep_files: int = KEEP_FILES
+    job: Job,
+    out: Path,
+    workers: int = 1,
+    share: tuple[int, int] = (1, 1),
+    keep_files: int = KEEP_FILES,
+    seconds: dict[str, float] | None = None,
 ) -> dict | None:
     """Tokenize this share of a job's sources into `out`, and write the manifest if no source is left.
 
-    At most `keep_files` fetched sources are on disk at a time. Returns the manifest; None when other shares are still
-    to be done. UserError if the folder belongs to another job, or is in use, or the sources hold no text.
+    At most `keep_files` fetched sources are on disk at a time; `seconds` is told the processor time of each stage.
+    Returns the manifest; None when other shares are still to be done. UserError if the folder belongs to another job,
+    or is in use, or the sources hold no text.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -110,7 +116,10 @@ def run_job(
         try:
             folder.clean(todo)
             if todo:
-                _Run(job, folder, workers, keep_files).work(todo)
+                run = _Run(job, folder, workers, keep_files)
+                run.work(todo)
+                if seconds is not None:
+                    seconds |= run.seconds
             manifest = folder.complete()
         except UserError:
             if count == 1:
@@ -144,7 +153,7 @@ class _Run:
         self.job, self.folder, self.workers, self.keep_files = job, folder, workers, keep_files
         self.pool = ThreadPoolExecutor(workers)
         self.disk = _Disk()
-        self.seconds = dict.fromkeys(("reading", "encoding", "writing"), 0.0)  # of all threads together
+        self.seconds = dict.fromkeys(("reading", "encoding", "writing"), 0.0)  # of processor time, of all threads
         self.lock = threading.Lock()
         self.text = self.tokens = self.documents = 0
         self.start = time.monotonic()
@@ -212,20 +221,19 @@ class _Run:
 
     def _report(self) -> None:
         seconds = time.monotonic() - self.start
-        stages = {**self.seconds, "to disk": self.disk.seconds}
+        self.seconds["checksums"] = self.disk.seconds
         print(
             f"{self.folder.path}: {self.text / 1e6:,.1f} MB of text to {self.tokens:,} tokens in {seconds:,.1f} s "
             f"({self.text / 1e6 / seconds:,.1f} MB/s, {self.tokens / seconds:,.0f} tokens/s, {self.workers} workers; "
-            + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in stages.items())
-            + ")"
+            f"processor time: {', '.join(f'{stage} {spent:.1f} s' for stage, spent in self.seconds.items())})"
         )
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = time.thread_time()
         yield
         with self.lock:
-            self.seconds[stage] += time.perf_counter() - start
+            self.seconds[stage] += time.thread_time() - start
 
     def _timed(self, stage: str, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -332,9 +340,9 @@ class _Disk:
         self.thread.shutdown(wait=True, cancel_futures=True)
 
     def _timed(self, work: Callable[[], None]) -> None:
-        start = time.perf_counter()
+        start = time.thread_time()
         work()
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.thread_time() - start
 
 
 class _Fetches:

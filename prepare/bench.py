@@ -1,0 +1,121 @@
+"""How fast text becomes tokens on this machine: the engine alone, the whole stage, and where its time goes.
+
+    python prepare/bench.py                                        # Shakespeare's plays, over and over
+    python prepare/bench.py --input 'corpus/*.parquet'             # text of your own, repeated to --megabytes
+
+Repeated text suits gigatoken's cache, in both its numbers alike: give text of your own, and as much as there is.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+
+import contextlib
+import io
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prepare.cli import Parser, run_script
+from prepare.pipeline import Job, cores, positive, run_job
+from prepare.plays import HELD_OUT, PLAYS, read_play
+from prepare.sources import LocalFile, find_inputs, read_documents
+from prepare.tokenizer import GPT2Tokenizer
+from prepare.verify import main as verify
+
+TIKTOKEN_BYTES = 50_000_000  # it is slow, and as fast on little text as on much
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser("Measure how fast text becomes tokens.", "python prepare/bench.py")
+    parser.add_argument("--input", nargs="+", metavar="FILE", help="text to repeat; Shakespeare's plays when not given")
+    parser.add_argument("--column", default="text", help="where the files have it")
+    parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
+    parser.add_argument("--workers", type=positive, default=cores(), metavar="N", help="encoding threads")
+    parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each; the medians are shown")
+    parser.add_argument("--folder", type=Path, help="where there is room; the system's temporary folder when not given")
+    options = parser.parse_args(argv)
+    if options.input:
+        paths = find_inputs(options.input)
+        texts = [batch.texts for path in paths for batch in read_documents(path, options.column)]
+    else:
+        texts = [pa.array(map(read_play, [*PLAYS, *HELD_OUT]), pa.large_string())]
+    with tempfile.TemporaryDirectory(prefix="prepare_bench_", dir=options.folder) as folder:
+        compare(texts, options.megabytes * 1_000_000, options.workers, options.runs, Path(folder))
+
+
+def compare(texts: list[pa.LargeStringArray], least: int, workers: int, runs: int, folder: Path) -> None:
+    """Measure everything on `texts`, repeated to at least `least` bytes in parquet files, and print the table."""
+    once = pa.table({"text": pa.chunked_array(texts)})
+    size = _bytes(once["text"].chunks)
+    paths = [folder / f"{number:03d}.parquet" for number in range(-(-least // size))]
+    for path in paths:
+        pq.write_table(once, path, row_group_size=1000, compression="zstd")
+    total = size * len(paths)
+    del texts, once
+    speeds: dict[str, list[float]] = {}
+
+    def timed(what: str, work: Callable[[], None], amount: int = total) -> None:
+        start = time.perf_counter()
+        work()
+        speeds.setdefault(what, []).append(amount / 1e6 / (time.perf_counter() - start))
+
+    seconds: dict[str, float] = {}
+
+    def whole(out: Path) -> None:
+        sources = [LocalFile(path, "text") for path in paths]
+        job = Job(sources, "bench", "bench", None, GPT2Tokenizer("gigatoken"), {})
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            run_job(job, out, workers, seconds=seconds)
+
+    def verified(out: Path) -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            verify([str(out)])
+
+    out = folder / "out"
+    whole(out)  # once before it counts: the files are in the system's cache then
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    batches = [batch.texts for path in paths for batch in LocalFile(path, "text").batches()]
+    few = batches[: 1 + len(batches) * TIKTOKEN_BYTES // total]
+    for _ in range(runs):
+        shutil.rmtree(out)
+        timed("gigatoken alone, text in memory", lambda: _encode("gigatoken", batches, workers))
+        timed("whole stage: parquet to shards on disk", lambda: whole(out))
+        timed("verify.py on the result", lambda: verified(out))
+        timed("reading alone", lambda: [None for path in paths for _ in LocalFile(path, "text").batches()])
+        timed("tiktoken alone, text in memory", lambda: _encode("tiktoken", few, workers), _bytes(few))
+    medians = {what: statistics.median(speed) for what, speed in speeds.items()}
+    engine = medians["gigatoken alone, text in memory"]
+    print(f"{total / 1e6:,.0f} MB of text in {len(paths)} files, {workers} workers, {cores()} cores")
+    print(f"{'':40}{'MB/s':>8}  {'of the engine':>13}  {'slowest and fastest run':>24}")
+    for what, speed in medians.items():
+        spread = f"{min(speeds[what]):,.1f} to {max(speeds[what]):,.1f}"
+        print(f"{what:40}{speed:8,.1f}  {speed / engine:13.0%}  {spread:>24}")
+    spent = sum(seconds.values())
+    shares = ", ".join(f"{stage} {share / spent:.0%} ({share:.2f} s)" for stage, share in seconds.items())
+    print(f"processor time of the whole stage, last run: {shares}")
+    print(f"peak memory of the whole stage: {memory:,.0f} MiB")
+
+
+def _encode(engine: str, batches: list[pa.LargeStringArray], workers: int) -> None:
+    tokenizer = GPT2Tokenizer(engine)
+    work = tokenizer._fast.encode if tokenizer._fast else tokenizer.encode_texts
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(work, batches):
+            pass
+
+
+def _bytes(texts: list[pa.LargeStringArray]) -> int:
+    return sum(array.nbytes - 8 * (len(array) + 1) for array in texts)
+
+
+if __name__ == "__main__":
+    run_script(main)
