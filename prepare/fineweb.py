@@ -66,13 +66,18 @@ def main(argv: list[str] | None = None) -> None:
             paths = find_inputs(options.input)
             for path in paths:
                 check_documents(path, options.column)
-            sources, dataset, revision = [LocalFile(path, options.column) for path in paths], "local files", None
+            sources: list[Source] = [
+                LocalFile(path, options.column, options.separator, options.max_bad) for path in paths
+            ]
+            dataset, revision = "local files", None
         else:
             dataset = "HuggingFaceFW/fineweb" + ("-edu" if edu else "")
             listing = hub_files(dataset, f"sample/{options.version}", ".parquet")
             revision, into = listing.revision, out / ".download"
             sources = [HubFile(dataset, revision, path, into, options.column) for path in listing.files]
         tokenizer, facts = GPT2Tokenizer(options.engine), {"column": options.column}
+        if options.separator:
+            facts["separator"] = options.separator
         job = Job(sources, name, dataset, revision, tokenizer, facts, options.shard_tokens)
         manifest = run_job(job, out, options.workers, options.task, options.keep_files)
         if manifest is not None:
@@ -91,9 +96,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--edu", action="store_true", help="FineWeb-Edu instead of FineWeb")
     parser.add_argument("--version", choices=["10BT", "100BT", "350BT"], default="10BT", help="which sample of it")
     parser.add_argument(
-        "--input", nargs="+", metavar="FILE", help="local .parquet, .jsonl[.gz|.zst] or .txt, not the hub"
+        "--input",
+        nargs="+",
+        metavar="FILE",
+        help=".parquet, .jsonl[.gz|.zst] or .txt, not the hub: names, folders, globs, URLs (s3://, hf://, ...)",
     )
     parser.add_argument("--column", default="text", help="where a .parquet or .jsonl has the text")
+    parser.add_argument("--separator", type=unescaped, help="what stands between documents of a .txt (\\n: a line end)")
+    parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="malformed lines of a .jsonl to skip")
     parser.add_argument("--out", type=Path, help="folder of the shards; data/fineweb10B and the like when not given")
     parser.add_argument(
         "--pretokenized",
@@ -111,6 +121,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if options.pretokenized is not None and options.input:
         raise ArgumentError("--pretokenized downloads shards and --input reads local files: give one of them")
     return options
+
+
+def unescaped(text: str) -> str:
+    """argparse's type for a separator, in which a shell cannot easily write a line end or a tab."""
+    return text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t").replace("\\0", "\0")
 
 
 def pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict:

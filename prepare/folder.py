@@ -136,7 +136,7 @@ class Folder:
 
     def save(self, number: int, record: dict) -> None:
         """Remember the shards of an unfinished source that are on disk, and how to go on after them."""
-        write_json(self._marker(number, ".part"), self._identified(number, record))
+        write_json(self._marker(number, ".part"), self._identified(number, record), indent=None)  # often, and long
 
     def finish(self, number: int, record: dict) -> None:
         """Remember that a source's shards are on disk."""

@@ -277,11 +277,10 @@ def build_manifest(
     }
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, indent: int | None = 1) -> None:
     """Write JSON under its final name at one stroke, when it is whole and on disk."""
     with _temporary(path).open("w", encoding="ascii") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
+        file.write(json.dumps(value, indent=indent) + "\n")
         file.flush()
         os.fsync(file.fileno())
     _temporary(path).replace(path)

@@ -2,20 +2,24 @@
 
 What happens to the odd ones: a null or a value that is no text is skipped and counted; an empty text is a document
 like any other; a byte-order mark at the beginning of a .txt or .jsonl file is dropped; bytes that are no UTF-8 become
-U+FFFD; line ends stay as they are; blank lines of a .jsonl are nothing; any other line that is no JSON object is an
-error.
+U+FFFD, as lone surrogates in JSON do; line ends stay as they are; blank lines of a .jsonl are nothing; any other line
+that is no JSON object is an error, or is named, skipped and counted while there are no more than `max_bad` in a file. A
+.txt is one document, or with a separator those that stand between, of which nothing after the last one is none.
 """
 
 import glob
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,12 +77,33 @@ class Source:
         """Its shards are on disk: whatever fetch brought can go."""
 
 
+class Remote:
+    """A file behind a URL that fsspec knows (s3://, hf://, ...), with what we need of a Path."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.system, self.path = fsspec.core.url_to_fs(url)
+        self.name = self.path.rsplit("/", 1)[-1]
+        self.suffix = Path(self.name).suffix
+
+    def __str__(self) -> str:
+        return self.url
+
+    def open(self, mode: str) -> BinaryIO:
+        return self.system.open(self.path, mode)
+
+    def read_bytes(self) -> bytes:
+        return self.system.cat_file(self.path)
+
+
 @dataclass
 class LocalFile(Source):
-    """A file of documents on this machine."""
+    """A file of documents on this machine, or one that is read from where it is."""
 
-    path: Path
+    path: Path | Remote
     column: str
+    separator: str | None = None
+    max_bad: int = 0
 
     @property
     def name(self) -> str:
@@ -86,62 +111,105 @@ class LocalFile(Source):
 
     def identity(self) -> dict:
         """Name, size, and a checksum of the size and both ends (the whole file would take long to read twice)."""
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
+        with _user_errors(self.path), self.path.open("rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
             digest = hashlib.sha256(b"%d\n" % size + file.read(FINGERPRINT_BYTES))
             file.seek(max(0, size - FINGERPRINT_BYTES))
             digest.update(file.read())
         return {"name": self.name, "size": size, "sha256_of_ends": digest.hexdigest()}
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        return read_documents(self.path, self.column, start)
+        return read_documents(self.path, self.column, start, self.separator, self.max_bad)
 
 
-def find_inputs(patterns: Sequence[str]) -> list[Path]:
-    """The files of --input, in the order given; a glob's matches are sorted. UserError for what is no input file."""
-    paths = []
-    for pattern in patterns:
-        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+def find_inputs(patterns: Sequence[str]) -> list[Path | Remote]:
+    """The files of --input: names, globs, folders (all that is known in them) and URLs, in the order given; of one
+    pattern they are sorted. UserError for what is no input file."""
+    paths: list[Path | Remote] = []
+    for pattern in map(str, patterns):
+        if "://" in pattern:
+            matches: list[Path | Remote] = _remote(pattern)
+        elif Path(pattern).is_dir():
+            matches = sorted(path for path in Path(pattern).rglob("*") if path.name.endswith(SUFFIXES))
+            if not matches:
+                raise UserError(f"--input {pattern} is a folder without {', '.join(SUFFIXES)}: check the path")
+        else:
+            names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+            matches = [Path(name) for name in names]
         if not matches:
             raise UserError(f"--input {pattern}: no such file (or none matches): check the path")
-        paths += map(Path, matches)
+        paths += matches
     for path in paths:
-        if path.is_dir():
-            raise UserError(f"--input {path} is a folder: name its files, for example '{path}/*.parquet'")
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"--input {path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
     return paths
 
 
-def check_documents(path: Path, column: str) -> None:
+def _remote(pattern: str) -> list[Path | Remote]:
+    with _user_errors(pattern):
+        try:
+            system, path = fsspec.core.url_to_fs(pattern)
+        except (ImportError, ValueError) as failure:  # it says what to install
+            raise UserError(f"--input {pattern}: {failure}") from failure
+        if system.isdir(path):
+            found = [name for name in sorted(system.find(path)) if name.endswith(SUFFIXES)]
+        else:
+            found = [path] if system.exists(path) else sorted(system.glob(path))
+        return [Remote(system.unstrip_protocol(name)) for name in found]
+
+
+def check_documents(path: Path | Remote, column: str) -> None:
     """Look at a file's beginning (a parquet's schema): UserError if its documents cannot be read from `column`."""
     with _user_errors(path):
         if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
+            with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
         elif path.suffix == ".txt":
             path.open("rb").close()
         else:
             with _open_lines(path) as (lines, _):
-                record = next(_records(path, lines), None)
+                record = next((record for record in _records(path, lines, sys.maxsize, quiet=True) if record), None)
             if record is not None and column not in record:
                 raise UserError(f"{path} has no {column!r}; its first line has {_names(record)}: choose with --column")
 
 
-def read_documents(path: Path, column: str, start: int = 0) -> Iterator[Batch]:
+def read_documents(
+    path: Path | Remote, column: str, start: int = 0, separator: str | None = None, max_bad: int = 0
+) -> Iterator[Batch]:
     """The texts of a file's `column` from row `start` on. UserError names the file, and the line of a .jsonl."""
     with _user_errors(path):
         if path.suffix == ".parquet":
-            with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+            with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
                 yield from _parquet_batches(file, column, start)
+        elif path.suffix == ".txt" and separator is not None:
+            with path.open("rb") as file:
+                size = max(1, file.seek(0, io.SEEK_END))
+                file.seek(0)
+                yield from group(_pieces(file, separator.encode()), lambda: file.tell() / size, start)
         elif path.suffix == ".txt":
             if start == 0:
                 text = path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
                 yield batch_of([text], 1.0)
         else:
             with _open_lines(path) as (lines, done):
-                yield from group((record.get(column) for record in _records(path, lines)), done, start)
+                yield from group((record.get(column) for record in _records(path, lines, max_bad)), done, start)
+
+
+def _open_parquet(path: Path | Remote) -> pq.ParquetFile:
+    # with a buffer a column of a row group is read bit by bit, however large it is
+    return pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"), buffer_size=1 << 17)
+
+
+def _pieces(file: BinaryIO, separator: bytes) -> Iterator[str]:
+    """The documents of a .txt file between separators."""
+    rest = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
+    while chunk := file.read(BATCH_BYTES):
+        *whole, rest = (rest + chunk).split(separator)
+        yield from (piece.decode("utf-8", "replace") for piece in whole)
+    if rest:
+        yield rest.decode("utf-8", "replace")
 
 
 def group(values: Iterable[object], done: Callable[[], float], start: int = 0) -> Iterator[Batch]:
@@ -181,9 +249,7 @@ def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[
     ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
     first = int(np.searchsorted(ends, start, "right"))  # the row group with row `start`
     read = int(ends[first - 1]) if first else 0
-    for batch in file.iter_batches(
-        rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False
-    ):
+    for batch in file.iter_batches(rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False):
         array = batch.column(0).slice(max(0, start - read))
         read += batch.num_rows
         if len(array):
@@ -209,7 +275,7 @@ def _arrow_batch(array: pa.Array, done: float) -> Batch:
     return Batch(array, done, rows, read)
 
 
-def _check_schema(path: Path, schema: pa.Schema, column: str) -> None:
+def _check_schema(path: Path | Remote, schema: pa.Schema, column: str) -> None:
     if column not in schema.names:
         raise UserError(f"{path} has no column {column!r}; it has {_names(schema.names)}: choose one with --column")
     kind = schema.field(column).type
@@ -219,9 +285,9 @@ def _check_schema(path: Path, schema: pa.Schema, column: str) -> None:
 
 
 @contextmanager
-def _open_lines(path: Path) -> Iterator[tuple[Iterable[bytes], Callable[[], float]]]:
+def _open_lines(path: Path | Remote) -> Iterator[tuple[Iterable[bytes], Callable[[], float]]]:
     """The lines of a .jsonl, unpacked, and a function that says what share of the file is read."""
-    with pa.OSFile(str(path)) as file:
+    with pa.OSFile(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open("rb"), "r") as file:
         size = max(1, file.size())
         kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
         # Arrow's streams, unlike zstandard's, notice a file that ends too early
@@ -229,22 +295,32 @@ def _open_lines(path: Path) -> Iterator[tuple[Iterable[bytes], Callable[[], floa
         yield io.BufferedReader(stream, 1 << 20), lambda: file.tell() / size
 
 
-def _records(path: Path, lines: Iterable[bytes]) -> Iterator[dict]:
+def _records(path: Path | Remote, lines: Iterable[bytes], max_bad: int, quiet: bool = False) -> Iterator[dict]:
+    """The objects of a .jsonl's lines; empty ones for up to `max_bad` malformed lines, each named on stderr."""
+    bad = 0
     for number, line in enumerate(lines, start=1):
         text = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).decode("utf-8", "replace").strip()
         if not text:
             continue
         try:
             record = json.loads(text)
+            wrong = None if isinstance(record, dict) else f"{text[:40]!r} is no JSON object"
         except (ValueError, RecursionError) as failure:
-            raise UserError(f"{path}, line {number}: no JSON ({failure}): mend or delete that line") from failure
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: {text[:40]!r} is no JSON object: mend or delete that line")
-        yield record
+            wrong = f"no JSON ({failure})"
+        if wrong is None:
+            yield record
+            continue
+        bad += 1
+        if bad > max_bad:
+            limit = f" ({bad} such lines are more than --max-bad {max_bad})" if max_bad else ""
+            raise UserError(f"{path}, line {number}: {wrong}{limit}: mend or delete that line, or allow --max-bad")
+        if not quiet:
+            print(f"warning: {path}, line {number}: {wrong}: skipped", file=sys.stderr)
+        yield {}
 
 
 @contextmanager
-def _user_errors(path: Path) -> Iterator[None]:
+def _user_errors(path: Path | Remote | str) -> Iterator[None]:
     """Turn what goes wrong in reading a file into a UserError that names it."""
     try:
         yield

@@ -21,7 +21,7 @@ from prepare.cli import UserError
 from prepare.pipeline import Job, positive, run_job, task
 from prepare.shards import build_manifest, find_shards, open_shard, read_manifest, write_manifest, write_shard
 from prepare.sources import Batch, LocalFile, Source, batch_of
-from prepare.tokenizer import EOT, CharTokenizer, GPT2Tokenizer
+from prepare.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
 from tests.conftest import ROOT, one_line_error, run_command
 
 
@@ -167,6 +167,97 @@ def test_a_broken_source_keeps_the_finished_ones(tmp_path):
     assert log.index("fetch c") < log.index("release b")  # the next one comes while this one is worked on
     assert log[-1] == "release c"
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+@dataclass
+class Counted(Source):
+    """One batch for each document, and a note of where reading began; dies once, before a chosen batch."""
+
+    name: str
+    documents: list[str]
+    die: int | None = None
+    started: list[int] = field(default_factory=list)
+
+    def identity(self) -> dict:
+        return {"name": self.name, "size": len(self.documents)}
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        self.started.append(start)
+        for number in range(start, len(self.documents)):
+            if number == self.die:
+                self.die = None
+                raise KeyboardInterrupt
+            yield batch_of([None, self.documents[number]][number % 3 > 0 :][:1], number / len(self.documents))
+
+
+@pytest.mark.parametrize("die", [1, 29, 30, 59])
+@pytest.mark.parametrize("shard_tokens", [7, 20, 64, 999])
+def test_goes_on_after_the_last_finished_shard(tmp_path, die, shard_tokens):
+    documents = ["word " * (number % 13) + "x" for number in range(60)]
+    run_job(job([], sources=[Counted("a", documents)], shard_tokens=shard_tokens), tmp_path / "one")
+    source = Counted("a", documents, die)
+    dying = job([], sources=[source], shard_tokens=shard_tokens)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(dying, tmp_path / "out")
+    saved = tmp_path / "out" / ".progress" / "000.part.json"
+    record = json.loads(saved.read_bytes()) if saved.is_file() else {"rows": 0, "shards": []}
+    times = [(tmp_path / "out" / shard["file"]).stat().st_mtime_ns for shard in record["shards"]]
+    run_job(dying, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+    assert source.started == [0, record["rows"]]
+    assert [(tmp_path / "out" / shard["file"]).stat().st_mtime_ns for shard in record["shards"]] == times
+    if die == 59 and shard_tokens < 999:
+        assert record["rows"] > 30
+
+
+def test_another_file_in_the_place_of_a_half_finished_one_begins_anew(tmp_path):
+    documents = ["word " * (number % 13) + "x" for number in range(60)]
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job([], sources=[Counted("a", documents, 50)], shard_tokens=20), tmp_path / "out")
+    source = Counted("a", documents[1:])
+    run_job(job([], sources=[source], shard_tokens=20), tmp_path / "out")
+    run_job(job([], sources=[Counted("a", documents[1:])], shard_tokens=20), tmp_path / "one")
+    assert source.started == [0]
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+def test_the_shards_do_not_depend_on_the_engine(corpus, tmp_path):
+    for path in corpus[1:3]:
+        path.write_text(path.read_text() + json.dumps({"text": "\U00016eb4'll"}) + "\n")
+    manifests = {
+        engine: run_job(job(corpus, tokenizer=GPT2Tokenizer(engine)), tmp_path / engine, 2) for engine in ENGINES
+    }
+    fast, reference = manifests["gigatoken"], manifests["tiktoken"]
+    assert fast["shards"] == reference["shards"]
+    assert [file["engines"] for file in reference["inputs"]] == [{"tiktoken": n} for n in (60, 61, 61, 60)]
+    assert [file["engines"] for file in fast["inputs"]] == [
+        {"gigatoken": 60, "tiktoken": n} for n in (0, 1, 1, 0)
+    ]
+    for manifest in manifests.values():
+        for file in manifest["inputs"]:
+            del file["engines"]
+    assert fast == reference
+    # a folder that one began the other may finish
+    for index, engine in enumerate(ENGINES, start=1):
+        mixed = run_job(job(corpus, tokenizer=GPT2Tokenizer(engine)), tmp_path / "mixed", 1, (index, 2))
+    assert mixed["shards"] == fast["shards"]
+
+
+def test_a_difference_between_the_engines_stops_the_run_and_names_the_document(corpus, tmp_path, monkeypatch):
+    tokenizer = GPT2Tokenizer("gigatoken")
+    right = tokenizer._fast.encode
+
+    def wrong(texts):
+        tokens, offsets = right(texts)
+        tokens[-1] ^= 1
+        return tokens, offsets
+
+    corpus[0].write_text('{"text": null}\n{"text": "a"}\n{"text": null}\n{"text": "some text"}\n')
+    monkeypatch.setattr(tokenizer._fast, "encode", wrong)
+    monkeypatch.setattr("prepare.tokenizer.random.randrange", lambda count: count - 1)
+    with pytest.raises(UserError, match=r"0\.jsonl, row 3: gigatoken's tokens are not tiktoken's"):
+        run_job(job(corpus, tokenizer=tokenizer), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_left_when_nothing_was_finished(tmp_path):
@@ -329,22 +420,26 @@ def start(paths: list[Path], out: Path, *more: object) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_run_again(tmp_path):
-    paths = make_corpus(tmp_path / "corpus", files=5, documents=2500)
+    paths = make_corpus(tmp_path / "corpus", files=5, documents=5000)
     assert run_command(*command(paths, tmp_path / "one")).returncode == 0
     rng = random.Random(3)
-    kills = 0
-    while kills < 5:
+    kills = unfinished = 0
+    while kills < 20:
         out = tmp_path / f"out{kills}"
-        for workers in (1, 2, 3):
-            process = start(paths, out, "--workers", workers)
-            while not list(out.glob("*_*.bin*")) and process.poll() is None:
-                time.sleep(0.005)
-            time.sleep(rng.random() * 0.8)
+        for _ in range(5):
+            process = start(paths, out, "--workers", rng.randint(1, 3))
+            before = len(list(out.glob("*.bin")))
+            while len(list(out.glob("*_*.bin*"))) <= before and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(rng.random() * 0.1)
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += process.returncode == -signal.SIGKILL
-        assert run_command(*command(paths, out)).returncode == 0
+            unfinished += bool(list(out.glob(".progress/*.part.json")))
+        again = run_command(*command(paths, out, "--workers", rng.randint(1, 3)))
+        assert again.returncode == 0, again.stderr
         assert contents(out) == contents(tmp_path / "one")
+    assert unfinished > 5  # some were killed within an input file, after its first shard
 
 
 def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):

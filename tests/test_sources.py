@@ -153,8 +153,11 @@ def test_group_counts_what_is_no_text():
 
 def test_find_inputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
     for name in ("b.jsonl", "a.jsonl", "[x].txt", "c.csv"):
         Path(name).touch()
+    known = [f"{tmp_path}/{name}" for name in ("[x].txt", "a.jsonl", "b.jsonl")]
+    assert [str(path) for path in find_inputs([tmp_path])] == known
     assert [str(path) for path in find_inputs(["[x].txt", "*.jsonl", "b.jsonl"])] == [
         "[x].txt",
         "a.jsonl",
@@ -164,7 +167,9 @@ def test_find_inputs(tmp_path, monkeypatch):
     for wrong, said in (
         ("d.txt", "no such file"),
         ("*.zst", "no such file"),
-        (".", "folder"),
+        ("empty", "is a folder without"),
+        ("nosuch://a/b.txt", "nosuch"),
+        ("memory://nothing/*.jsonl", "no such file"),
         ("c.csv", "unknown kind"),
     ):
         with pytest.raises(UserError, match=said):
@@ -188,3 +193,61 @@ def test_long_documents_come_few_at_a_time(tmp_path):
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
     batches = list(read_documents(tmp_path / "a.parquet", "text"))
     assert [batch.texts.to_pylist() for batch in batches] == [[text] for text in texts]
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 1999, 2000, 2001, 2999, 3000, 5000])
+def test_reading_goes_on_at_any_row(path, start, monkeypatch):
+    values = [None if i % 7 == 3 else f"document {i} " * (i % 50) for i in range(3000)]
+    write(path, [{"text": value} for value in values])
+    monkeypatch.setattr(sources, "BATCH_BYTES", 5000)
+    row, found = start, {}
+    for batch in read_documents(path, "text", start):
+        found |= {row + place: text for place, text in zip(batch.rows, batch.texts.to_pylist(), strict=True)}
+        assert batch.lengths().tolist() == [len(text) for text in batch.texts.to_pylist()]
+        row += batch.read
+    assert found == {i: value for i, value in enumerate(values) if value is not None and i >= start}
+    assert row == max(start, len(values))
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "<|endoftext|>", "日"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 1000])
+def test_separated_documents(tmp_path, monkeypatch, separator, batch):
+    monkeypatch.setattr(sources, "BATCH_BYTES", batch)
+    texts = ["one\r\n1", "", "two 本", "three", "four"]
+    path = tmp_path / "a.txt"
+    for end in ("", separator):
+        path.write_bytes(b"\xef\xbb\xbf" + (separator.join(texts) + end).encode())
+        for start in range(6):
+            found = [text for part in read_documents(path, "text", start, separator) for text in part.texts.to_pylist()]
+            assert found == texts[start:]
+
+
+def test_some_malformed_lines_may_be_allowed(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{\n{"text": "a"}\nnonsense\n{"text": "b"}\n[]\n')
+    check_documents(path, "text")
+    batches = list(read_documents(path, "text", max_bad=3))
+    assert [(batch.texts.to_pylist(), batch.skipped) for batch in batches] == [(["a", "b"], 3)]
+    said = capsys.readouterr().err
+    assert [f"line {number}" in said for number in range(1, 6)] == [True, False, True, False, True]
+    with pytest.raises(UserError, match=r"line 5: .*3 such lines are more than --max-bad 2"):
+        list(read_documents(path, "text", max_bad=2))
+    with pytest.raises(UserError, match=r"line 1: "):
+        list(read_documents(path, "text"))
+
+
+def test_files_behind_urls(path):
+    import fsspec
+
+    write(path, [{"text": text} for text in TEXTS])
+    system = fsspec.filesystem("memory")
+    system.pipe(f"/bucket/{path.name}", path.read_bytes())
+    try:
+        for pattern in (f"memory://bucket/{path.name}", f"memory://bucket/*.{path.name[2:]}", "memory://bucket"):
+            (found,) = find_inputs([pattern])
+            check_documents(found, "text")
+            assert str(found).startswith("memory://")
+            assert [text for b in read_documents(found, "text") for text in b.texts.to_pylist()] == TEXTS
+            assert LocalFile(found, "text").identity() == LocalFile(path, "text").identity()
+    finally:
+        system.rm("/bucket", recursive=True)
