@@ -16,6 +16,7 @@ import io
 import resource
 import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,12 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.cli import Parser, run_script
+from prepare.cli import ROOT, Parser, run_script
 from prepare.pipeline import Job, cores, positive, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources import LocalFile, find_inputs, read_documents
 from prepare.tokenizer import GPT2Tokenizer
-from prepare.verify import main as verify
 
 TIKTOKEN_BYTES = 50_000_000  # it is slow, and as fast on little text as on much
 
@@ -76,11 +76,8 @@ def compare(texts: list[pa.LargeStringArray], least: int, workers: int, runs: in
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             run_job(job, out, workers, seconds=seconds)
 
-    def verified(out: Path) -> None:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            verify([str(out)])
-
     out = folder / "out"
+    verify = [sys.executable, str(ROOT / "prepare" / "verify.py"), str(out)]
     whole(out)  # once before it counts: the files are in the system's cache then
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     batches = [batch.texts for path in paths for batch in LocalFile(path, "text").batches()]
@@ -89,7 +86,7 @@ def compare(texts: list[pa.LargeStringArray], least: int, workers: int, runs: in
         shutil.rmtree(out)
         timed("gigatoken alone, text in memory", lambda: _encode("gigatoken", batches, workers))
         timed("whole stage: parquet to shards on disk", lambda: whole(out))
-        timed("verify.py on the result", lambda: verified(out))
+        timed("verify.py on the result, as a process", lambda: subprocess.run(verify, check=True, capture_output=True))
         timed("reading alone", lambda: [None for path in paths for _ in LocalFile(path, "text").batches()])
         timed("tiktoken alone, text in memory", lambda: _encode("tiktoken", few, workers), _bytes(few))
     medians = {what: statistics.median(speed) for what, speed in speeds.items()}

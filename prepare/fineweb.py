@@ -120,6 +120,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.pretokenized is not None and options.input:
         raise ArgumentError("--pretokenized downloads shards and --input reads local files: give one of them")
+    if options.max_bad < 0:
+        raise ArgumentError(f"--max-bad {options.max_bad}: give 0 or more malformed lines to skip")
     return options
 
 

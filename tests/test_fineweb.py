@@ -88,6 +88,38 @@ def test_every_kind_of_input_gives_the_same_tokens(tmp_path):
         assert open_shard(shard).tolist() == [EOT, *GPT2Tokenizer().encode(text)]
 
 
+def test_the_same_from_a_folder_a_url_a_separated_text_and_either_engine(tmp_path):
+    texts = [f"document {number}\nof several lines" for number in range(50)] + ["\U00016eb4'll"]
+    parquet(tmp_path / "some/a.parquet", texts)
+    (tmp_path / "all.txt").write_text("\n--\n".join(texts))
+    url = (tmp_path / "some" / "*.parquet").as_uri().replace("%2A", "*")
+    seen = []
+    for number, words in enumerate(
+        ([tmp_path / "some"], [url], [tmp_path / "all.txt", "--separator", r"\n--\n"], [url, "--engine", "tiktoken"])
+    ):
+        out = tmp_path / f"out{number}"
+        result = fineweb("--input", *words, "--out", out, "--shard-tokens", 100)
+        assert result.returncode == 0, result.stderr
+        seen.append({name: data for name, data in contents(out).items() if name != "manifest.json"})
+        engines = {"tiktoken": 51} if "tiktoken" in words else {"gigatoken": 50, "tiktoken": 1}
+        assert read_manifest(out)["inputs"][0]["engines"] == engines
+    assert seen[0] == seen[1] == seen[2] == seen[3]
+    other = one_line_error(fineweb("--input", tmp_path / "all.txt", "--out", tmp_path / "out2", "--shard-tokens", 100))
+    assert "separator" in other
+
+
+def test_malformed_lines_up_to_a_limit(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{\n{"text": "b"}\n]\n')
+    words = ["--input", path, "--out", tmp_path / "out"]
+    assert "line 2" in one_line_error(fineweb(*words))
+    assert "line 4" in one_line_error(fineweb(*words, "--max-bad", 1))
+    result = fineweb(*words, "--max-bad", 2)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("skipped") == 2
+    assert "2 documents (0 empty, 2 values skipped" in result.stdout
+
+
 def test_all_in_the_validation_shard_is_a_warning_with_a_way_out(tmp_path):
     path = parquet(tmp_path / "a.parquet", ["some words to train on"] * 50)
     result = fineweb("--input", path, "--out", tmp_path / "out")
@@ -108,11 +140,15 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "a"}\n{"text": \n')
     (tmp_path / "a.csv").touch()
+    (tmp_path / "none").mkdir()
     out = tmp_path / "out"
     for words, status, said in (
         (["--input", good, tmp_path / "absent.parquet"], 1, "absent.parquet: no such file"),
         (["--input", tmp_path / "*.zst"], 1, "none matches"),
-        (["--input", tmp_path], 1, "is a folder"),
+        (["--input", tmp_path / "none"], 1, "is a folder without"),
+        (["--input", "nosuch://bucket/a.parquet"], 1, "nosuch"),
+        (["--input", bad, "--max-bad", "-1"], 2, "--max-bad"),
+        (["--input", good, "--engine", "fast"], 2, "'fast'"),
         (["--input", tmp_path / "a.csv"], 1, "unknown kind of file"),
         (["--input", good, "--column", "body"], 1, "no column 'body'; it has id, text"),
         (["--input", good, cut], 1, "cut.parquet"),
@@ -179,17 +215,17 @@ def test_from_the_hub_with_dropped_connections(tmp_path, hub, texts):
     assert len(hub.ranges("10BT")) == asked
 
 
-def test_hub_going_away_keeps_what_is_finished(tmp_path, hub):
+def test_a_file_that_is_gone_stops_no_other(tmp_path, hub):
     hub.faults += [Fault("10BT/001_00000.parquet", status=404, times=99)]
     words = ["--edu", "--out", tmp_path / "out", "--shard-tokens", 2000]
     said = one_line_error(fineweb(*words, **hub.environment(tmp_path)))
     assert "001_00000.parquet" in said
-    assert sorted({name[-10:-7] for name in contents(tmp_path / "out") if name.endswith(".bin")}) == ["000"]
+    assert sorted({name[-10:-7] for name in contents(tmp_path / "out") if name.endswith(".bin")}) == ["000", "002"]
     hub.faults.clear()
-    asked = len(hub.ranges("10BT/000"))
+    asked = len(hub.ranges("10BT/000")), len(hub.ranges("10BT/002"))
     result = fineweb(*words, **hub.environment(tmp_path))
     assert result.returncode == 0, result.stderr
-    assert len(hub.ranges("10BT/000")) == asked  # the first file was finished before
+    assert (len(hub.ranges("10BT/000")), len(hub.ranges("10BT/002"))) == asked  # they were finished before
     assert len(read_manifest(tmp_path / "out")["inputs"]) == 3
 
 

@@ -1,15 +1,19 @@
 """prepare/fineweb.py from end to end against a hub on loopback that misbehaves."""
 
 import hashlib
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prepare.shards import find_shards, open_shard, read_manifest, write_shard
+from prepare.shards import find_shards, open_shard, read_manifest, shard_number, write_shard
 from prepare.tokenizer import EOT, GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
+from tests.conftest import ROOT, one_line_error, run_command
 from tests.loopback_hub import Fault, LoopbackHub
 
 SCRIPT = "prepare/fineweb.py"
@@ -128,3 +132,49 @@ def test_damaged_published_tokens(tmp_path: Path) -> None:
         error = one_line_error(run_command(*command, **hub.environment(tmp_path)))
         assert "fineweb_train_000001.bin holds token 60000" in error
     assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_twelve_files_few_of_them_on_disk_and_one_of_them_damaged(tmp_path: Path, keep: int) -> None:
+    folder = tmp_path / "served/datasets/HuggingFaceFW/fineweb-edu/sample/10BT"
+    folder.mkdir(parents=True)
+    texts = [[f"file {file}, document {number}: {number * 7}\n" for number in range(3000)] for file in range(12)]
+    for file, some in enumerate(texts):
+        pq.write_table(pa.table({"text": some}), folder / f"{file:03d}_00000.parquet", use_dictionary=False)
+    faults = [
+        Fault("000_00000", drop_after=3000),
+        Fault("003_00000", status=429, retry_after=0, times=2),
+        Fault("005_00000", drop_after=1000, times=2),
+        Fault("007_00000", corrupt=True, times=99),
+    ]
+    out = tmp_path / "out"
+    with LoopbackHub(tmp_path / "served", faults) as hub:
+        words = [SCRIPT, "--edu", "--out", out, "--shard-tokens", 20_000, "--keep-files", keep]
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            env=os.environ | hub.environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        most = 0
+        while process.poll() is None:
+            most = max(most, len({path.name.removesuffix(".part") for path in out.rglob("*.parquet*")}))
+            time.sleep(0.002)
+        said = process.stderr.read()
+        assert process.returncode == 1, said
+        assert 0 < most <= keep
+        (error,) = (line for line in said.splitlines() if line.startswith("error: "))
+        assert "007_00000.parquet" in error
+        assert "hash differs" in error
+        finished = {shard_number(path.name) // 1000 for path in out.glob("*.bin")}
+        assert finished == set(range(12)) - {7}
+        hub.faults.clear()
+        asked = len(hub.ranges(".parquet"))
+        again = run_command("python", *words, **hub.environment(tmp_path))
+        assert again.returncode == 0, again.stderr
+        assert len(hub.ranges(".parquet")) == asked + 1
+    shards = sorted(out.glob("*.bin"), key=lambda path: path.name[-10:])
+    expected = [token for some in texts for text in some for token in [EOT, *GPT2Tokenizer().encode(text)]]
+    assert [token for path in shards for token in open_shard(path).tolist()] == expected
