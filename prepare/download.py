@@ -152,8 +152,7 @@ def _fetch(
             raise UserError(f"another process is downloading {final}: wait for it, or choose another folder") from None
         if sha256 is None and git_blob is None:
             file.truncate(0)  # nothing to tell this file's first half from another's
-        resumed = file.seek(0, os.SEEK_END) > 0
-        for _ in range(2 if resumed else 1):  # the beginning may be of an older version: then once more, from nothing
+        for _ in range(2):  # of an older version in part, or damaged on its way: then once more, from nothing
             try:
                 arrived = _stream(url, file, size, headers, remedy, final.name)
             except UserError:

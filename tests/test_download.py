@@ -150,7 +150,7 @@ def test_a_part_of_another_file_is_thrown_away(hub: LoopbackHub, tmp_path: Path)
 
 
 def test_wrong_content_never_gets_the_name(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults += [Fault("plain", corrupt=True), Fault("001_00000", corrupt=True)]
+    hub.faults += [Fault("plain", corrupt=True, times=2), Fault("001_00000", corrupt=True, times=2)]
     with pytest.raises(UserError, match=r"hash differs.*copy the file"):
         fetch_url(f"{hub.endpoint}/plain.txt", tmp_path / "into/plain.txt", sha256=SHA256)
     with pytest.raises(UserError, match="hash differs"):
