@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.cli import ROOT, Parser, run_script
-from prepare.pipeline import Job, cores, positive, run_job
+from prepare.cli import ROOT, Parser, available_cores, run_script
+from prepare.pipeline import Job, positive, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources import LocalFile, find_inputs, read_documents
 from prepare.tokenizer import GPT2Tokenizer
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--input", nargs="+", metavar="FILE", help="text to repeat; Shakespeare's plays when not given")
     parser.add_argument("--column", default="text", help="where the files have it")
     parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
-    parser.add_argument("--workers", type=positive, default=cores(), metavar="N", help="encoding threads")
+    parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
     parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each; the medians are shown")
     parser.add_argument("--folder", type=Path, help="where there is room; the system's temporary folder when not given")
     options = parser.parse_args(argv)
@@ -91,7 +91,7 @@ def compare(texts: list[pa.LargeStringArray], least: int, workers: int, runs: in
         timed("tiktoken alone, text in memory", lambda: _encode("tiktoken", few, workers), _bytes(few))
     medians = {what: statistics.median(speed) for what, speed in speeds.items()}
     engine = medians["gigatoken alone, text in memory"]
-    print(f"{total / 1e6:,.0f} MB of text in {len(paths)} files, {workers} workers, {cores()} cores")
+    print(f"{total / 1e6:,.0f} MB of text in {len(paths)} files, {workers} workers, {available_cores()} cores")
     print(f"{'':40}{'MB/s':>8}  {'of the engine':>13}  {'slowest and fastest run':>24}")
     for what, speed in medians.items():
         spread = f"{min(speeds[what]):,.1f} to {max(speeds[what]):,.1f}"

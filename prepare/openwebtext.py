@@ -20,9 +20,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from prepare.cli import DATA, Parser, UserError, run_script
+from prepare.cli import DATA, Parser, UserError, available_cores, run_script
 from prepare.download import fetch_hub_file, hub_files
-from prepare.pipeline import Job, add_engine, cores, positive, run_job
+from prepare.pipeline import Job, add_engine, positive, run_job
 from prepare.shards import SHARD_TOKENS
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, group
 from prepare.tokenizer import GPT2Tokenizer
@@ -128,7 +128,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--column", default="text", help="where the files have the text")
     parser.add_argument("--out", type=Path, default=DATA / "openwebtext", help="folder of the shards")
     parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
-    parser.add_argument("--workers", type=positive, default=cores(), metavar="N", help="encoding threads")
+    parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
     add_engine(parser)
     return parser.parse_args(argv)
 

@@ -8,7 +8,6 @@ bytes depend on the sources and the options alone, never on the engine or on the
 
 import argparse
 import functools
-import os
 import threading
 import time
 from collections import deque
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prepare.cli import Progress, UserError
+from prepare.cli import Progress, UserError, available_cores
 from prepare.folder import Folder
 from prepare.shards import MAX_PARTS, SHARD_TOKENS, ShardWriter, TooManyParts
 from prepare.sources import Batch, Source
@@ -32,7 +31,7 @@ BACKLOG = 2  # shards that wait to be brought to disk
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every script with a pipeline has: --shard-tokens, --workers, --engine, --task."""
     parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
-    parser.add_argument("--workers", type=positive, default=cores(), metavar="N", help="encoding threads")
+    parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
     add_engine(parser)
     parser.add_argument(
         "--task", type=task, default="1/1", metavar="I/N", help="do the Ith of N shares of the input files (job arrays)"
@@ -44,11 +43,6 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=ENGINES, default=ENGINES[0], help="who encodes; the tokens are the same, tiktoken's"
     )
-
-
-def cores() -> int:
-    """Those that this process may use: a job scheduler often grants fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def positive(text: str) -> int:
