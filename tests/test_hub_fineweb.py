@@ -125,7 +125,7 @@ def test_damaged_published_tokens(tmp_path: Path) -> None:
     write_shard(repo / "fineweb_val_000000.bin", [EOT, 1, 2], 1)
     write_shard(repo / "fineweb_train_000001.bin", [EOT, 1, 60_000], 1)
     out = tmp_path / "out"
-    with LoopbackHub(tmp_path / "served", [Fault("fineweb_val", corrupt=True)]) as hub:
+    with LoopbackHub(tmp_path / "served", [Fault("fineweb_val", corrupt=True, times=2)]) as hub:
         command = ("python", SCRIPT, "--out", out, "--pretokenized")
         assert "hash differs" in one_line_error(run_command(*command, **hub.environment(tmp_path)))
         assert not list(out.glob("*.bin*"))
