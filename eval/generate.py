@@ -14,8 +14,7 @@ from torch import Tensor
 
 from eval.model_option import add_model_options, open_model
 from eval.sampling import decode_stream, generate
-from prepare.cli import ArgumentError, Parser, UserError, run_script
-from prepare.pipeline import positive
+from prepare.cli import ArgumentError, Parser, UserError, positive, run_script
 from prepare.tokenizer import Tokenizer
 from train.checkpoint import LoadedModel
 

@@ -25,9 +25,8 @@ from contextlib import nullcontext
 from eval.model_option import add_model_options, open_model
 from eval.scoring import BATCH_TOKENS, choice_counts, choices, gather, score_requests, standard_error
 from eval.tasks import FORMATS, hellaswag_request, load_hellaswag, truncated
-from prepare.cli import ArgumentError, Parser, Progress, run_script
+from prepare.cli import ArgumentError, Parser, Progress, positive, run_script
 from prepare.known_files import HELLASWAG
-from prepare.pipeline import positive
 from prepare.shards import write_json
 from train import distributed
 

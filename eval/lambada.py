@@ -17,9 +17,8 @@ from contextlib import nullcontext
 from eval.model_option import add_model_options, open_model
 from eval.scoring import BATCH_TOKENS, gather, score_requests, standard_error
 from eval.tasks import lambada_request, load_lambada, truncated
-from prepare.cli import Parser, Progress, run_script
+from prepare.cli import Parser, Progress, positive, run_script
 from prepare.known_files import LAMBADA
-from prepare.pipeline import positive
 from train import distributed
 
 

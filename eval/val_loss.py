@@ -18,8 +18,7 @@ from torch import Tensor
 
 from eval.model_option import add_model_options, open_model
 from eval.scoring import BATCH_TOKENS, sum_loss
-from prepare.cli import Parser, Progress, UserError, run_script
-from prepare.pipeline import positive
+from prepare.cli import Parser, Progress, UserError, positive, run_script
 from prepare.shards import find_shards, open_shard
 from prepare.tokenizer import Tokenizer
 from train import distributed

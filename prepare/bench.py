@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.cli import ROOT, Parser, available_cores, run_script
-from prepare.pipeline import Job, positive, run_job
+from prepare.cli import ROOT, Parser, available_cores, positive, run_script
+from prepare.pipeline import Job, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources import LocalFile, find_inputs, read_documents
 from prepare.tokenizer import GPT2Tokenizer

@@ -61,6 +61,13 @@ class Parser(argparse.ArgumentParser):
         raise ArgumentError(f"{message} (see {self.prog} --help)")
 
 
+def positive(text: str) -> int:
+    """argparse's type for a whole number above zero."""
+    if not text.replace("_", "").isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments), no traceback."""
     try:

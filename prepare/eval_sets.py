@@ -14,10 +14,9 @@ import argparse
 import json
 import os
 
-from prepare.cli import DATA, ArgumentError, Parser, run_script
+from prepare.cli import DATA, ArgumentError, Parser, positive, run_script
 from prepare.continuation import make_tasks
 from prepare.known_files import HELLASWAG, LAMBADA
-from prepare.pipeline import positive
 from prepare.shards import find_shards
 
 KNOWN = {"hellaswag": HELLASWAG, "lambada": LAMBADA}

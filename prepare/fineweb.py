@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, run_script
+from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, positive, run_script
 from prepare.download import fetch_hub_file, fetch_pretokenized, hub_files
 from prepare.folder import PROGRESS
-from prepare.pipeline import KEEP_FILES, Job, add_options, positive, run_job
+from prepare.pipeline import KEEP_FILES, Job, add_options, run_job
 from prepare.shards import build_manifest, file_sha256, open_shard, read_manifest, write_manifest
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
 from prepare.tokenizer import EOT, GPT2Tokenizer

@@ -20,9 +20,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from prepare.cli import DATA, Parser, UserError, available_cores, run_script
+from prepare.cli import DATA, Parser, UserError, available_cores, positive, run_script
 from prepare.download import fetch_hub_file, hub_files
-from prepare.pipeline import Job, add_engine, positive, run_job
+from prepare.pipeline import Job, add_engine, run_job
 from prepare.shards import SHARD_TOKENS
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, group
 from prepare.tokenizer import GPT2Tokenizer

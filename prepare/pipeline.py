@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prepare.cli import Progress, UserError, available_cores
+from prepare.cli import Progress, UserError, available_cores, positive
 from prepare.folder import Folder
 from prepare.shards import MAX_PARTS, SHARD_TOKENS, ShardWriter, TooManyParts
 from prepare.sources import Batch, Source
@@ -43,13 +43,6 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=ENGINES, default=ENGINES[0], help="who encodes; the tokens are the same, tiktoken's"
     )
-
-
-def positive(text: str) -> int:
-    """argparse's type for a whole number above zero."""
-    if not text.replace("_", "").isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    return int(text)
 
 
 def task(text: str) -> tuple[int, int]:

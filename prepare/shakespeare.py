@@ -17,9 +17,9 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.cli import DATA, ArgumentError, Parser, UserError, run_script
+from prepare.cli import DATA, ArgumentError, Parser, UserError, positive, run_script
 from prepare.download import fetch_url
-from prepare.pipeline import Job, positive, run_job
+from prepare.pipeline import Job, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
 from prepare.shards import SHARD_TOKENS
 from prepare.sources import Batch, Source, batch_of

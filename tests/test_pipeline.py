@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from prepare import sources
-from prepare.cli import UserError
-from prepare.pipeline import Job, positive, run_job, task
+from prepare.cli import UserError, positive
+from prepare.pipeline import Job, run_job, task
 from prepare.shards import build_manifest, find_shards, open_shard, read_manifest, write_manifest, write_shard
 from prepare.sources import Batch, LocalFile, Source, batch_of
 from prepare.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
