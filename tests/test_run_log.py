@@ -147,7 +147,7 @@ def test_wandb_offline_keeps_one_run_over_a_resume(tmp_path: Path, monkeypatch: 
     run_id = (tmp_path / "wandb_id").read_text()
     folders = list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(folders) >= 1
-    assert all(folder.name.endswith(run_id) for folder in folders)
+    assert all(run_id in folder.name for folder in folders)  # two within a second: the later one gets a number too
 
 
 def test_wandb_auto_is_disabled_where_nobody_has_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
