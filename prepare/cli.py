@@ -19,7 +19,7 @@ RUNS = ROOT / "runs"
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file under its final name at one stroke, when it is whole and on disk."""
-    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(path.name + ".tmp")
     with unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prepare.cli import ROOT, UserError
+from prepare.cli import ROOT, UserError, write_whole
 
 MAGIC = 20240520
 VERSION = 1
@@ -279,11 +279,7 @@ def build_manifest(
 
 def write_json(path: Path, value: object, indent: int | None = 1) -> None:
     """Write JSON under its final name at one stroke, when it is whole and on disk."""
-    with _temporary(path).open("w", encoding="ascii") as file:
-        file.write(json.dumps(value, indent=indent) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    _temporary(path).replace(path)
+    write_whole(path, json.dumps(value, indent=indent) + "\n")
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
 
-import json
 import shutil
 
 from safetensors.torch import save_file
 
 from prepare.cli import Parser, UserError, run_script
+from prepare.shards import write_json
 from prepare.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
 from train.checkpoint import load_model
 from train.hf_weights import hf_config, to_hf
@@ -50,10 +50,6 @@ def main(argv: list[str] | None = None) -> None:
     unfinished.rename(output)
     note = "" if is_gpt2 else " (its character vocabulary has no Hugging Face tokenizer)"
     print(f"{loaded.name} -> {output}{note}")
-
-
-def write_json(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":
