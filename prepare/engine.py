@@ -17,6 +17,7 @@ from gigatoken.gigatoken_rs import BPETokenizer
 
 MEMORY = 400 << 20  # bytes, for each thread
 BETWEEN = 32 << 20  # bytes of text that a cache serves at least, should the memory be somebody else's
+FEW = 1000  # bytes that are sought one by one in a batch
 
 # Where the Unicode tables of tiktoken 0.14.0 (version 16) and gigatoken 0.10.0 (17) differ: first and last code points.
 # gigatoken knows them as letters (U+11DE0 to 11DE9: digits). Found by trying every code point (make exhaustive).
@@ -81,8 +82,7 @@ def unlike(texts: pa.LargeStringArray) -> np.ndarray:
     nothing: the bytes of UNLIKE begin with E0, EA or F0, and only those are looked at more closely.
     """
     offsets, data = buffers(texts)
-    at = offsets[0] + np.flatnonzero((data[offsets[0] : offsets[-1]] & 0xE5) == 0xE0)  # E0 E2 E8 EA F0
-    at = at[np.isin(data[at], (0xE0, 0xEA, 0xF0))]
+    at = offsets[0] + _leads(data[offsets[0] : offsets[-1]])
     if not len(at):
         return at
     four = data[at] == 0xF0
@@ -93,6 +93,20 @@ def unlike(texts: pa.LargeStringArray) -> np.ndarray:
     place = np.searchsorted(UNLIKE[:, 0], code, "right") - 1
     found = at[(place >= 0) & (code <= UNLIKE[place, 1])]
     return np.unique(np.searchsorted(offsets, found, "right") - 1)
+
+
+def _leads(data: np.ndarray) -> np.ndarray:
+    """Where the bytes E0, EA and F0 are (int64, in no order). A few are found one by one, at the speed of memchr."""
+    text, places = data.tobytes(), []
+    for lead in (b"\xe0", b"\xea", b"\xf0"):
+        place = text.find(lead)
+        while place >= 0:
+            places.append(place)
+            if len(places) == FEW:
+                at = np.flatnonzero((data & 0xE5) == 0xE0)  # E0 E2 E8 EA F0
+                return at[np.isin(data[at], (0xE0, 0xEA, 0xF0))]
+            place = text.find(lead, place + 1)
+    return np.array(places, np.int64)
 
 
 def buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:

@@ -130,16 +130,17 @@ def join_documents(documents: Sequence[np.ndarray], eot: int | None) -> tuple[np
 
 def begin_documents(tokens: np.ndarray, offsets: np.ndarray, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The same, of documents that lie one after the other in `tokens` (1-D), their ends being offsets[1:] (int64)."""
-    starts = offsets[:-1]
-    if eot is None:
-        return tokens.astype(TOKEN, copy=False), starts
-    starts = starts + np.arange(len(starts))
-    begun = np.empty(len(tokens) + len(starts), TOKEN)
-    is_text = np.ones(len(begun), bool)
-    is_text[starts] = False
-    begun[is_text] = tokens
-    begun[starts] = eot
-    return begun, starts
+    starts, tokens = offsets[:-1], np.ascontiguousarray(tokens, TOKEN)
+    if eot is None or not len(starts):
+        return tokens, starts
+    import pyarrow as pa  # a trainer, which only reads shards, does without
+    import pyarrow.compute as pc
+
+    # documents as Arrow's binary values, so that one call copies each behind its first token, without the GIL
+    ends, data = pa.py_buffer(TOKEN.itemsize * offsets), pa.py_buffer(tokens)
+    documents = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), [None, ends, data])
+    begun = pc.binary_replace_slice(documents, 0, 0, np.array(eot, TOKEN).tobytes())
+    return np.frombuffer(begun.buffers()[2], TOKEN), starts + np.arange(len(starts))
 
 
 class ShardWriter:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from prepare.cli import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-BATCH_BYTES = 2 << 20  # enough to make a thread's turn worthwhile, little enough to keep many in memory
+BATCH_BYTES = 4 << 20  # enough that calling the engine costs little, little enough to keep many in memory
 FINGERPRINT_BYTES = 1 << 16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -326,6 +326,12 @@ def _user_errors(path: Path | Remote | str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as failure:
         raise UserError(f"cannot read {path} ({failure}): is it damaged or cut short? get it again") from failure
+    except UserError:
+        raise
+    except Exception as failure:  # a store's own library has exceptions of its own: no credentials, no connection
+        if "://" not in str(path):
+            raise
+        raise UserError(f"cannot read {path} ({failure}): check address, network and credentials") from failure
 
 
 def _names(names: Iterable[str]) -> str:

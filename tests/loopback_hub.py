@@ -9,6 +9,7 @@ and everything in the folder is also served under its plain path. Large-file suf
 states their sha256 and redirects to a content server, which has another host name.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -162,6 +163,30 @@ class _Handler(BaseHTTPRequestHandler):
             return self.resolve((match[1] or "models/").rstrip("/"), *match.groups()[1:])
         file = hub.folder / path.removeprefix("/cdn").lstrip("/")
         return self.send(file) if file.is_file() else self.answer(404, b"absent")
+
+    def do_POST(self) -> None:
+        """Making a model repository, and a commit of files, for those who send a token."""
+        hub, path, body = self.server.hub, self.path, self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with hub.lock:
+            authorization = self.headers.get("Authorization")
+            hub.requests.append(Seen("POST", path, None, authorization, self.headers.get("Host", "")))
+        if not authorization:
+            return self.answer(401, b"{}")
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            (hub.folder / "models" / name).mkdir(parents=True, exist_ok=True)
+            return self.json({"url": f"{hub.endpoint}/{name}", "id": name})
+        name, what = re.fullmatch(r"/api/models/(.+)/(preupload|commit)/main", path.partition("?")[0]).groups()
+        if what == "preupload":
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            return self.json({"files": [{**file, "shouldIgnore": False, "oid": None} for file in files]})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                content = base64.b64decode(line["value"]["content"])
+                (hub.folder / "models" / name / line["value"]["path"]).write_bytes(content)
+        url = f"{hub.endpoint}/{name}/commit/0"
+        self.json({"success": True, "commitOid": "0" * 40, "commitUrl": url, "hookOutput": "", "pullRequestUrl": None})
 
     def repo(self, kind: str, name: str, revision: str | None) -> tuple[Path, str] | None:
         """A repository's folder and commit; else None, and 404 has been answered."""

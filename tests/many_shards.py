@@ -1,4 +1,5 @@
-"""A folder of as many shards as FineWeb's 15T tokens make, out of sparse files: what start-up takes in time and memory.
+"""A folder of as many shards as FineWeb's 15T tokens make, out of sparse files: what start-up takes in time and memory,
+and how fast and in what memory their windows are read, up to 2G tokens of them.
 
 python -m tests.many_shards [FOLDER] [SHARDS]    # files of 200 MB each that take no room; half a minute for 150,000
 """
@@ -64,6 +65,24 @@ def main(folder: Path, shards: int) -> None:
     windows = timed("the loader's start: every header read and checked", lambda: Windows(paths, 1024, 50257))
     order = timed("the order of an epoch's shards", lambda: WindowOrder(windows.counts, 0, True))
     timed("a first batch of 512 windows, shuffled", lambda: windows.read([order.locate(i) for i in range(512)]))
+    memory("before the first batch")
+    batches = min(order.per_epoch, 2_000_000) // 512
+    for begun in range(0, batches, batches // 4):
+        numbers = range(begun, min(batches, begun + batches // 4))
+        timed(f"{len(numbers):,} batches of 512 windows", lambda numbers=numbers: read(windows, order, numbers))
+        memory(f"after {numbers[-1] + 1:,} batches")
+
+
+def read(windows: Windows, order: WindowOrder, numbers: range) -> None:
+    for number in numbers:
+        windows.read([order.locate(512 * number + i) for i in range(512)])
+
+
+def memory(when: str) -> None:
+    """What is resident: the process's own memory, and the pages of files that it has mapped."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    own, mapped = (int(status[key].split()[0]) / 1024 for key in ("RssAnon", "RssFile"))
+    print(f"{when:55}own {own:7,.0f} MiB, mapped files {mapped:7,.0f} MiB")
 
 
 if __name__ == "__main__":

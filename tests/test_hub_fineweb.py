@@ -67,6 +67,24 @@ def test_downloads_through_every_mishap(tmp_path: Path, dataset: Path) -> None:
 
 
 @pytest.mark.usefixtures("dataset")
+def test_any_dataset_of_the_hub_as_input(tmp_path: Path, dataset: Path) -> None:
+    """hf:// URLs, read from where the files are: a glob, and a folder at a revision."""
+    repo = "hf://datasets/HuggingFaceFW/fineweb-edu"
+    with LoopbackHub(tmp_path / "served") as hub:
+        for url in (f"{repo}/sample/10BT/*.parquet", f"{repo}@{hub.commit(dataset.parents[1])}"):
+            out = tmp_path / f"out{len(url)}"
+            command = ("python", SCRIPT, "--input", url, "--out", out, "--shard-tokens", 5000)
+            result = run_command(*command, **hub.environment(tmp_path))
+            assert result.returncode == 0, result.stderr
+            check(out)
+        absent = f"{repo}-absent/a.parquet"
+        result = run_command("python", SCRIPT, "--input", absent, "--out", tmp_path / "no", **hub.environment(tmp_path))
+        assert absent in one_line_error(result)
+        assert "not found" in result.stderr
+        assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.usefixtures("dataset")
 def test_a_file_that_is_missing_for_a_while(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with LoopbackHub(tmp_path / "served", [Fault("001_00000", status=404, method="HEAD")]) as hub:

@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -237,8 +238,6 @@ def test_some_malformed_lines_may_be_allowed(tmp_path, capsys):
 
 
 def test_files_behind_urls(path):
-    import fsspec
-
     write(path, [{"text": text} for text in TEXTS])
     system = fsspec.filesystem("memory")
     system.pipe(f"/bucket/{path.name}", path.read_bytes())
@@ -251,3 +250,29 @@ def test_files_behind_urls(path):
             assert LocalFile(found, "text").identity() == LocalFile(path, "text").identity()
     finally:
         system.rm("/bucket", recursive=True)
+
+
+class Refusing(fsspec.AbstractFileSystem):
+    """A store whose library, as botocore does, raises what is no OSError: at the first look, or when it is read."""
+
+    protocol = "refusing"
+
+    def info(self, path: str, **_: object) -> dict:
+        if "locked" in path:
+            raise RuntimeError("Unable to locate credentials")
+        return {"name": path, "size": 1000, "type": "file"}
+
+    def _open(self, *_: object, **__: object) -> None:
+        raise RuntimeError("Could not connect to the endpoint")
+
+    cat_file = _open
+
+
+def test_what_a_store_s_library_raises_is_one_line(path):
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    with pytest.raises(UserError, match=f"refusing://locked/{path.name}.*Unable to locate.*credentials"):
+        find_inputs([f"refusing://locked/{path.name}"])
+    (found,) = find_inputs([f"refusing://bucket/{path.name}"])
+    for work in (lambda: check_documents(found, "text"), lambda: list(read_documents(found, "text"))):
+        with pytest.raises(UserError, match=f"refusing://bucket/{path.name}.*Could not connect.*network"):
+            work()
