@@ -1,6 +1,6 @@
-"""The evaluation sets: HellaSwag and LAMBADA as they were published, or tasks out of held-out text of your own.
+"""The evaluation sets: HellaSwag, LAMBADA and WikiText as published, or tasks out of held-out text of your own.
 
-python prepare/eval_sets.py                     # both -> data/hellaswag_val.jsonl and data/lambada_test.jsonl
+python prepare/eval_sets.py                     # all -> data/{hellaswag_val,lambada_test}.jsonl, wikitext*_test.tokens
 python prepare/eval_sets.py hellaswag
 python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'    # needs no network
 """
@@ -16,10 +16,10 @@ import os
 
 from prepare.cli import DATA, ArgumentError, Parser, positive, run_script
 from prepare.continuation import make_tasks
-from prepare.known_files import HELLASWAG, LAMBADA
+from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.shards import find_shards
 
-KNOWN = {"hellaswag": HELLASWAG, "lambada": LAMBADA}
+KNOWN = {"hellaswag": HELLASWAG, "lambada": LAMBADA, "wikitext2": WIKITEXT2, "wikitext103": WIKITEXT103}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,19 +31,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def published(arguments: list[str]) -> None:
-    """Download HellaSwag and LAMBADA, or one of them."""
+    """Download the published sets, or some of them."""
     parser = Parser(
-        "Download HellaSwag and LAMBADA, checked (or make tasks of your own text: eval_sets.py continuation --help).",
+        "Download HellaSwag, LAMBADA and WikiText, checked (or make tasks: eval_sets.py continuation --help).",
         "python prepare/eval_sets.py",
     )
-    parser.add_argument("sets", nargs="*", type=known, metavar="SET", default=[*KNOWN], help="hellaswag, lambada")
+    parser.add_argument("sets", nargs="*", type=known, metavar="SET", default=[*KNOWN], help=", ".join(KNOWN))
     parser.add_argument("--out", type=Path, default=DATA, help="folder of the files")
     parser.add_argument("--hellaswag-url", default=HELLASWAG.url, metavar="URL", help="a mirror of the same file")
     parser.add_argument("--lambada-url", default=LAMBADA.url, metavar="URL", help="a mirror of the same file")
     options = parser.parse_args(arguments)
     for name in options.sets:
-        path = KNOWN[name].fetch(options.out, getattr(options, f"{name}_url"))
-        print(f"{path}: {len(path.read_bytes().splitlines()):,} tasks")
+        mirror = {"hellaswag": options.hellaswag_url, "lambada": options.lambada_url}.get(name)
+        path = KNOWN[name].fetch(options.out, *([mirror] if mirror else []))
+        print(f"{path}: {len(path.read_bytes().splitlines()):,} {'tasks' if mirror else 'lines'}")
 
 
 def known(name: str) -> str:

@@ -4,6 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prepare import known_files
 from prepare.continuation import make_tasks
 from prepare.plays import HELD_OUT, read_play
 from prepare.tokenizer import GPT2Tokenizer
@@ -38,6 +42,27 @@ def test_hellaswag_is_known_by_its_git_blob(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_wikitext_is_put_together_from_the_hub_s_rows(tmp_path: Path) -> None:
+    text = " \n = Title = \n \n Some words . \n"
+    lines = ["" if line == " \n" else line for line in text.splitlines(keepends=True)]
+    for name in ("wikitext-2-v1", "wikitext-103-v1"):
+        folder = tmp_path / "served/datasets/Salesforce/wikitext" / name
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"text": lines}), folder / "test-00000-of-00001.parquet")
+    with LoopbackHub(tmp_path / "served") as hub:
+        hub.commit = lambda _repo: known_files.WIKITEXT2.revision
+        for _ in range(2):
+            options = ("wikitext2", "wikitext103", "--out", tmp_path / "out")
+            result = run_command("python", SCRIPT, *options, **hub.environment(tmp_path))
+            assert result.returncode == 0, result.stderr
+            assert result.stdout.count("_test.tokens: 4 lines") == 2
+        assert len(hub.ranges(".parquet")) == 2
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {
+        "wikitext2_test.tokens": text,
+        "wikitext103_test.tokens": text,
+    }
+
+
 def test_without_a_network(tmp_path: Path) -> None:
     with LoopbackHub(tmp_path) as hub:
         world = hub.environment(tmp_path)
@@ -45,7 +70,7 @@ def test_without_a_network(tmp_path: Path) -> None:
     assert "cannot get https://raw.githubusercontent.com/" in error
     assert f"copy the file from a machine with a network to {tmp_path}/out/hellaswag_val.jsonl" in error
     assert list((tmp_path / "out").iterdir()) == []
-    assert "continuation" in one_line_error(run_command("python", SCRIPT, "wikitext"), 2)
+    assert "continuation" in one_line_error(run_command("python", SCRIPT, "wikitext5"), 2)
 
 
 def test_tasks_out_of_held_out_text(tmp_path: Path) -> None:

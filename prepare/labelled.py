@@ -1,0 +1,137 @@
+"""Texts with labels out of a file: .csv with column names, .jsonl, .parquet, and lines of label<TAB>text.
+
+Lines with tabs are taken as they are, without quotes; a first line that holds both column names is a header, and
+without one the label stands first. Labels are text: 1 in JSON is "1". Bytes that are no UTF-8 become U+FFFD.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prepare.cli import UserError
+
+csv.field_size_limit(2**31 - 1)
+
+
+def read_labelled(path: Path, text: str, label: str) -> tuple[list[tuple[str, str]], int]:
+    """The (label, text) pairs of a file, in order, and how many were left out because their text is empty.
+
+    Args:
+        text, label: the names of the columns.
+
+    Raises:
+        UserError: names the file, the line and what is wrong: no such column, a line without a tab, no JSON, no label.
+    """
+    rows = list(_rows(path, {"text": text, "label": label}))
+    for place, name, _ in rows:
+        if not name.strip():
+            raise UserError(f"{place}: the label is empty: label it, or remove it")
+    pairs = [(name.strip(), words) for _, name, words in rows if words.strip()]
+    if not pairs:
+        raise UserError(f"{path} holds no text: give a file with a label and a text in each line")
+    return pairs, len(rows) - len(pairs)
+
+
+def read_texts(path: Path, text: str, label: str) -> tuple[list[str], list[str] | None]:
+    """The texts of a file to be classified, and their labels where it has them.
+
+    Other than in read_labelled, the label may be missing: lines without a tab are texts. An empty text is an error.
+    """
+    columns = {"text": text, "label": label}
+    if path.suffix not in (".csv", ".jsonl", ".parquet"):
+        lines = _lines(path)
+        columns = columns if lines and "\t" in lines[0][1] else {"text": text}
+    rows = list(_rows(path, columns, optional=("label",)))
+    for place, _, words in rows:
+        if not words.strip():
+            raise UserError(f"{place}: the text is empty: remove it")
+    labels = [name.strip() for _, name, _ in rows]
+    return [words for *_, words in rows], labels if rows and all(labels) else None
+
+
+def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
+    """The place (file and line, for messages), label and text of each row."""
+    try:
+        if path.suffix == ".parquet":
+            records = _parquet(path)
+        elif path.suffix == ".csv":
+            records = _csv(path)
+        elif path.suffix == ".jsonl":
+            records = _jsonl(path)
+        else:
+            records = _tabs(path, columns)
+        for place, record in records:
+            if missing := [name for kind, name in columns.items() if name not in record and kind not in optional]:
+                there = ", ".join(map(str, record)) or "nothing"
+                raise UserError(
+                    f"{place}: there is no column {' and no column '.join(missing)}, but {there}: name them with "
+                    "data.text and data.label"
+                )
+            yield place, _text(record.get(columns.get("label", ""))), _text(record[columns["text"]])
+    except OSError as failure:
+        raise UserError(f"{path} cannot be read ({failure.strerror or failure}): name a file that is there") from None
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The numbered lines of a file that are not blank."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as failure:
+        raise UserError(f"{path} cannot be read ({failure.strerror or failure}): name a file that is there") from None
+    lines = enumerate((line.rstrip("\r") for line in text.split("\n")), 1)
+    return [(number, line) for number, line in lines if line.strip()]
+
+
+def _tabs(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    lines = _lines(path)
+    if "label" not in columns:
+        yield from ((f"{path}:{number}", {columns["text"]: line}) for number, line in lines)
+        return
+    names = lines[0][1].split("\t") if lines else []
+    if {columns["text"], columns["label"]} <= set(names):
+        lines = lines[1:]
+    else:
+        names = [columns["label"], columns["text"]]
+    for number, line in lines:
+        fields = line.split("\t", len(names) - 1)
+        if len(fields) < len(names):
+            raise UserError(
+                f"{path}:{number} has {len(fields)} of {len(names)} columns ({line[:40]!r}): write "
+                f"{'<TAB>'.join(names)} in each line"
+            )
+        yield f"{path}:{number}", dict(zip(names, fields, strict=True))
+
+
+def _csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig", errors="replace"), newline=""))
+    for record in reader:
+        yield f"{path}:{reader.line_num}", {name: value for name, value in record.items() if name is not None}
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in _lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as failure:
+            raise UserError(f"{path}:{number} is no JSON ({failure.msg}, column {failure.colno}): mend it") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number} is no JSON object ({line[:40]!r}): write {{column: value}} in each line")
+        yield f"{path}:{number}", record
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as failure:
+        raise UserError(f"{path} is no parquet file ({str(failure).splitlines()[0]}): write it again") from None
+    yield from ((f"{path}, row {row}", record) for row, record in enumerate(table.to_pylist(), 1))

@@ -1,0 +1,76 @@
+"""Labelled texts: every format gives the same pairs, and every mistake names its line."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prepare.cli import UserError
+from prepare.labelled import read_labelled, read_texts
+
+PAIRS = [("ham", 'say "hi", then\tgo'), ("spam", "WIN £900 now"), ("ham", "né à 9h")]
+
+
+def write(folder: Path, suffix: str) -> Path:
+    path = folder / f"texts{suffix}"
+    records = [{"text": text, "label": label} for label, text in PAIRS]
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n\n" for record in records))
+    elif suffix == ".csv":
+        quoted = "".join('"{}",{}\n'.format(text.replace('"', '""'), label) for label, text in PAIRS)
+        path.write_text("text,label\n" + quoted)
+    elif suffix == ".tsv":
+        path.write_text("label\ttext\r\n" + "".join(f"{label}\t{text}\r\n" for label, text in PAIRS))
+    else:
+        path.write_text("".join(f"{label}\t{text}\n" for label, text in PAIRS))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv", ".tsv", ""])
+def test_every_format_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path, suffix)
+    assert read_labelled(path, "text", "label") == (PAIRS, 0)
+    assert read_texts(path, "text", "label") == ([text for _, text in PAIRS], [label for label, _ in PAIRS])
+
+
+def test_empty_texts_are_counted_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "texts"
+    path.write_text("ham\tone\nspam\t\nham\t  \nspam\ttwo\n")
+    assert read_labelled(path, "text", "label") == ([("ham", "one"), ("spam", "two")], 2)
+
+
+def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_text("one\n\ntwo words\n")
+    assert read_texts(path, "text", "label") == (["one", "two words"], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "message,kind\nhi,ham\n", ["a.csv:2", "no column text and no column label", "message, kind"]),
+        ("a.jsonl", '{"text": "hi", "label": "ham"}\n{"text": "ho"}\n', ["a.jsonl:2", "no column label"]),
+        ("a.jsonl", '{"text": "hi", "label": "ham"}\n{"text" "ho"}\n', ["a.jsonl:2", "no JSON", "column 9"]),
+        ("a.jsonl", "[1]\n", ["a.jsonl:1", "no JSON object"]),
+        ("a", "ham\thi\nno tab here\n", ["a:2", "1 of 2 columns", "label<TAB>text"]),
+        ("a", "ham\thi\n\tho\n", ["a:2", "the label is empty"]),
+        ("a", "\n", ["holds no text"]),
+        ("a.parquet", "PAR0", ["no parquet file"]),
+    ],
+)
+def test_a_mistake_names_its_place(tmp_path: Path, name: str, text: str, words: list[str]) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError) as failure:
+        read_labelled(path, "text", "label")
+    for word in words:
+        assert word in str(failure.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_labelled(tmp_path / "none.csv", "text", "label")
