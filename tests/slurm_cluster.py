@@ -23,7 +23,8 @@ SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+# A requeued job waits until its old credential has expired: 120 seconds by default.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -155,6 +156,10 @@ class SlurmCluster:
         """The state of the job or of each task of its array, by job id."""
         shown = self.run("scontrol", "show", "job", job).stdout
         return dict(re.findall(r"^JobId=(\d+).*?JobState=(\S+)", shown, flags=re.MULTILINE | re.DOTALL))
+
+    def restarts(self, job: str) -> int:
+        """How often the job was requeued."""
+        return int(re.search(r"Restarts=(\d+)", self.run("scontrol", "show", "job", job).stdout)[1])
 
     def wait(self, job: str, seconds: float = 300) -> set[str]:
         """Wait for the job, or for all tasks of its array; the final states. TimeoutError, with the logs, when late."""

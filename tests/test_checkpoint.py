@@ -3,7 +3,7 @@
 import json
 import os
 import pickle
-import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,23 @@ from safetensors.torch import load_file
 
 from prepare.cli import UserError
 from prepare.tokenizer import CharTokenizer
+from tests.tiny import save_checkpoint
 from train import checkpoint
 from train.config import ModelConfig, OptimConfig
+from train.loader import Began
 from train.model import GPT
 from train.optim import build_optimizer
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=27)
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz\n"
-BATCHES = {"tokens": 512, "seed": 1, "shuffle": True}
-FACTS = {"tokenizer": CharTokenizer(CHARACTERS).describe(), "data": "0123456789abcdef", "batches": BATCHES}
+FACTS = {
+    "tokenizer": CharTokenizer(CHARACTERS).describe(),
+    "data": {"shards": 3, "tokens": 14_001, "sha256": "0123456789abcdef" * 4},
+    "batches": {"tokens": 512, "seed": 1, "shuffle": True},
+    "settings": {"optim.max_lr": 1e-3, "optim.betas": [0.9, 0.95], "train.max_steps": 20},
+}
+BEGAN = {"step": 0, "window": 0, "epoch": 0}
+PLACE = {"began": BEGAN, "position": {"window": 80, "epoch": 1}, "grad_norms": [0.1, 2.5]}
 
 
 def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.optim.Optimizer]:
@@ -34,16 +42,21 @@ def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.opt
     return model, optimizer
 
 
-def save(run: Path, step: int, keep: int = 2, seed: int = 0) -> tuple[GPT, torch.optim.Optimizer]:
+def save(run: Path, step: int, seed: int = 0) -> tuple[GPT, torch.optim.Optimizer]:
     model, optimizer = trained(seed)
-    checkpoint.save(run, step, model, optimizer, FACTS, keep)
+    save_checkpoint(run, step, model, optimizer, **FACTS, **PLACE)
     return model, optimizer
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = save(tmp_path, 7)
     other, other_optimizer = trained(seed=1)
-    assert checkpoint.resume(tmp_path, other, other_optimizer, FACTS, allow_change=False) == 7
+    resumed = checkpoint.resume(tmp_path, other, other_optimizer, FACTS, allow_change=False)
+    assert resumed == checkpoint.Resumed(7, Began(), (0.1, 2.5), (), ())
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
@@ -52,7 +65,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_new_run_begins_at_step_0(tmp_path: Path) -> None:
-    assert checkpoint.resume(tmp_path / "new", *trained(), FACTS, allow_change=False) == 0
+    assert checkpoint.resume(tmp_path / "new", *trained(), FACTS, allow_change=False) == checkpoint.Resumed()
 
 
 def test_files_are_as_promised(tmp_path: Path) -> None:
@@ -68,11 +81,18 @@ def test_files_are_as_promised(tmp_path: Path) -> None:
     torch.load(folder / "train_state.pt", weights_only=True)
 
 
-def test_the_latest_ones_are_kept(tmp_path: Path) -> None:
-    for step in (5, 50, 500, 10_000):
-        save(tmp_path, step, keep=2)
-    assert [path.name for path in checkpoint.all_checkpoints(tmp_path)] == ["step_00000500", "step_00010000"]
-    assert checkpoint.latest(tmp_path).name == "step_00010000"
+def test_the_latest_every_mth_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25):
+        save(tmp_path, step)
+    losses = {0: 0.5, 10: 2.0, 15: 2.0, 20: 2.5}  # nobody has saved step 0
+    checkpoint.prune(tmp_path, keep=2, keep_every=0, val_losses=losses)
+    assert names(tmp_path) == ["step_00000010", "step_00000020", "step_00000025"]
+    save(tmp_path, 30)
+    checkpoint.prune(tmp_path, keep=1, keep_every=20, val_losses=losses | {30: 1.0})
+    assert names(tmp_path) == ["step_00000020", "step_00000030"]
+    save(tmp_path, 123_456_789)
+    checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+    assert names(tmp_path) == ["step_123456789"]
 
 
 def test_half_of_a_checkpoint_is_not_found_and_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,53 +103,44 @@ def test_half_of_a_checkpoint_is_not_found_and_is_cleared_away(tmp_path: Path, m
 
     with monkeypatch.context() as broken:
         broken.setattr(torch, "save", die)
-        with pytest.raises(UserError, match=r"step_00000010 could not be written .* make room on the disk"):
+        with pytest.raises(RuntimeError, match="unexpected pos"):
             save(tmp_path, 10)
-    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert names == ["step_00000005"]
+    assert names(tmp_path) == ["step_00000005"]
     (tmp_path / "checkpoints" / ".step_00000015.tmp" / "x").mkdir(parents=True)  # as a kill would leave it
     assert checkpoint.latest(tmp_path).name == "step_00000005"
     checkpoint.clear_leftovers(tmp_path)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == names
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk: mounting a small one takes root")
-def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", small], capture_output=True).returncode:
-        pytest.skip("a full disk: this root may not mount")
-    try:
-        config = ModelConfig(n_layer=2, n_head=2, n_embd=48, block_size=8, vocab_size=27)
-        model, optimizer = trained(config=config)
-        checkpoint.save(small, 5, model, optimizer, FACTS, keep=2)
-        with pytest.raises(UserError, match=r"step_00000010 could not be written"):
-            checkpoint.save(small, 10, model, optimizer, FACTS, keep=9)
-        survivors = [path.name for path in (small / "checkpoints").iterdir()]
-        assert survivors == ["step_00000005"]
-        assert checkpoint.resume(small, model, optimizer, FACTS, allow_change=False) == 5
-    finally:
-        subprocess.run(["umount", "--lazy", small], check=True)
+    assert names(tmp_path) == ["step_00000005"]
 
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5)
     wider = trained(config=ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=27))
-    with pytest.raises(UserError, match=r"another shape: n_embd 16 \(now 32\); set these keys back"):
+    with pytest.raises(UserError, match=r"another shape: model.n_embd 16 \(now 32\); set these keys back"):
         checkpoint.resume(tmp_path, *wider, FACTS, allow_change=False)
 
 
-def test_other_data_is_refused_unless_allowed(tmp_path: Path) -> None:
+def test_other_data_is_refused_with_what_differs_unless_allowed(tmp_path: Path) -> None:
     save(tmp_path, 5)
     for key, value, message in (
-        ("data", "fedcba9876543210", r"data 01234567 \(now fedcba98\); set them back"),
-        ("batches", {**BATCHES, "tokens": 1024}, r"batches .*'tokens': 512.* \(now .*'tokens': 1024"),
+        ("data", {**FACTS["data"], "sha256": "f" * 64}, r"batches: data.sha256 01234567 \(now ffffffff\); set them"),
+        ("data", {**FACTS["data"], "shards": 4}, r"data.shards 3 \(now 4\)"),
+        ("batches", {**FACTS["batches"], "tokens": 1024}, r"batches.tokens 512 \(now 1024\)"),
         ("tokenizer", {"name": "gpt2"}, r"tokenizer char \(now gpt2\)"),
     ):
         changed = {**FACTS, key: value}
         with pytest.raises(UserError, match=message):
             checkpoint.resume(tmp_path, *trained(), changed, allow_change=False)
-        assert checkpoint.resume(tmp_path, *trained(), changed, allow_change=True) == 5
+        resumed = checkpoint.resume(tmp_path, *trained(), changed, allow_change=True)
+        assert (resumed.step, resumed.began) == (5, Began(step=5, window=80, epoch=2))
+        assert len(resumed.changes) == 1
+
+
+def test_changed_settings_are_taken_and_told(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    changed = {**FACTS, "settings": {**FACTS["settings"], "optim.max_lr": 5e-4, "train.max_steps": 40}}
+    resumed = checkpoint.resume(tmp_path, *trained(), changed, allow_change=False)
+    assert resumed.changes == ("optim.max_lr 0.001 (now 0.0005)", "train.max_steps 20 (now 40)")
+    assert resumed.began == Began()
 
 
 def test_the_optimizers_settings_are_the_configurations_and_its_moments_the_checkpoints(tmp_path: Path) -> None:
@@ -143,33 +154,108 @@ def test_the_optimizers_settings_are_the_configurations_and_its_moments_the_chec
         assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])
-@pytest.mark.parametrize("damage", ["cut", "missing", "empty"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: str) -> None:
-    save(tmp_path, 5)
-    file = tmp_path / "checkpoints" / "step_00000005" / name
-    if damage == "missing":
+def damage(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "missing":
         file.unlink()
+    elif how == "flipped":  # one bit, in the middle
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
     else:
-        os.truncate(file, file.stat().st_size // 2 if damage == "cut" else 0)
-    with pytest.raises(UserError, match=f"{name} is damaged"):
+        os.truncate(file, len(content) // 2 if how == "cut" else 0)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])
+@pytest.mark.parametrize("how", ["cut", "missing", "empty", "flipped"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str, how: str
+) -> None:
+    model, _ = save(tmp_path, 5, seed=1)
+    save(tmp_path, 10, seed=2)
+    latest = tmp_path / "checkpoints" / "step_00000010"
+    damage(latest / name, how)
+    other, optimizer = trained(seed=3)
+    resumed = checkpoint.resume(tmp_path, other, optimizer, FACTS, allow_change=False)
+    assert (resumed.step, resumed.damaged) == (5, (latest,))
+    assert torch.equal(other.wte.weight, model.wte.weight)
+    warning = capsys.readouterr().err
+    assert f"warning: {latest / name} is damaged (" in warning
+    assert warning.endswith("taking the checkpoint before it\n")
+    assert warning.count("\n") == 1
+    checkpoint.set_aside(resumed.damaged)
+    assert names(tmp_path) == ["step_00000005", "step_00000010.damaged"]
+    damage(tmp_path / "checkpoints" / "step_00000005" / name, how)
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole"):
         checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
 
 
-def test_opening_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+def test_every_flipped_bit_of_the_meta_is_noticed(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    proof = tmp_path / "executed"
+    file = tmp_path / "checkpoints" / "step_00000005" / "meta.json"
+    content = file.read_bytes()
+    meaning = checkpoint.read_meta(file.parent)
+    unnoticed = 0
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        file.write_bytes(changed)
+        try:
+            assert checkpoint.read_meta(file.parent) == meaning
+            unnoticed += 1  # white space, which means nothing
+        except checkpoint.Damaged:
+            pass
+    assert unnoticed < len(content) / 4
 
+
+def malicious_pickle(proof: Path) -> object:
     class Malicious:
         def __reduce__(self):  # what pickle would call
             return Path.touch, (proof,)
 
-    torch.save({"optimizer": {0: Malicious()}}, tmp_path / "checkpoints" / "step_00000005" / "train_state.pt")
+    return Malicious()
+
+
+def test_opening_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    """Somebody else's checkpoint has the right checksums, and an object in its state that touches a file."""
+    model, _ = save(tmp_path, 5)
+    proof = tmp_path / "executed"
+    described = {"model": asdict(CONFIG), **FACTS, **PLACE}
+    state = {"optimizer": {0: malicious_pickle(proof)}}
+    checkpoint.write(tmp_path, 10, model.state_dict(), state, described)
     with pytest.raises(UserError, match=r"train_state.pt is damaged"):
         checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
+    checkpoint.load_model(str(tmp_path))
     assert not proof.exists()
-    pickle.loads(pickle.dumps(Malicious()))  # the trap itself works
+    pickle.loads(pickle.dumps(malicious_pickle(proof)))  # the trap itself works
     assert proof.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt"])
+def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 5)
+    file, outside = tmp_path / "checkpoints" / "step_00000005" / name, tmp_path / "outside"
+    file.rename(outside)
+    file.symlink_to(outside)
+    with pytest.raises(UserError, match="none of the 1 checkpoints"):
+        checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
+    with pytest.raises(UserError, match=f"{name} is damaged .it is a link to {outside}, outside the checkpoint"):
+        checkpoint.read_meta(file.parent)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "checkpoints")  # the folder itself may be anywhere
+    outside.rename(file)
+    assert checkpoint.read_meta(link / "step_00000005")["step"] == 5
+
+
+def test_a_model_is_loaded_from_the_newest_whole_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    damage(tmp_path / "checkpoints" / "step_00000010" / "train_state.pt", "missing")  # which no score needs
+    assert checkpoint.load_model(str(tmp_path)).step == 10
+    damage(tmp_path / "checkpoints" / "step_00000010" / "model.safetensors", "flipped")
+    assert checkpoint.load_model(str(tmp_path)).step == 5
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
+        checkpoint.load_model(str(tmp_path / "checkpoints" / "step_00000010"))
 
 
 def test_load_model_opens_a_run_and_a_checkpoint(tmp_path: Path) -> None:
@@ -217,6 +303,22 @@ def test_what_is_no_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> None:
     model, optimizer = trained()
-    checkpoint.save(tmp_path, 1, model, optimizer, {**FACTS, "tokenizer": None}, keep=1)
+    save_checkpoint(tmp_path, 1, model, optimizer)
     with pytest.raises(UserError, match="vocabulary of 27 is smaller than its tokenizer's, gpt2 with 50257"):
         checkpoint.load_model(str(tmp_path))
+
+
+def test_a_run_begins_from_another_model(tmp_path: Path) -> None:
+    source, _ = save(tmp_path / "source", 7)
+    model, _ = trained(seed=5)
+    assert checkpoint.begin_from(str(tmp_path / "source"), model, FACTS["tokenizer"]) == "source at step 7"
+    for a, b in zip(model.parameters(), source.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert model.training
+    larger, _ = trained(config=ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=27))
+    with pytest.raises(UserError, match=r"another shape: model\.n_layer 2 \(now 3\)"):
+        checkpoint.begin_from(str(tmp_path / "source"), larger, FACTS["tokenizer"])
+    with pytest.raises(UserError, match="has the char vocabulary of 27 ids, the data was made with char"):
+        checkpoint.begin_from(str(tmp_path / "source"), model, CharTokenizer(CHARACTERS[1:]).describe())
+    with pytest.raises(UserError, match="no such folder"):
+        checkpoint.begin_from("./absent", model, None)

@@ -5,18 +5,18 @@ import torch
 
 from prepare.cli import UserError
 from train.config import ModelConfig
-from train.hardware import autocast, fitting_micro_batch, is_out_of_memory
+from train.hardware import autocast, fitting_micro_batch, is_out_of_memory, peak_flops
 from train.model import GPT
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_on_a_cpu_bf16_is_taken_when_asked_for_and_there(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
+def test_a_cpu_takes_bf16_where_it_has_instructions_for_it(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
     monkeypatch.setattr("train.hardware._cpu_has_bf16", lambda: has_bf16)
     a = torch.randn(8, 8)
     asked = torch.bfloat16 if has_bf16 else torch.float32
-    for precision, dtype in (("auto", torch.float32), ("fp32", torch.float32), ("bf16", asked)):
+    for precision, dtype in (("auto", asked), ("fp32", torch.float32), ("bf16", asked)):
         with autocast(CPU, precision):
             assert (a @ a).dtype == dtype
 
@@ -57,3 +57,27 @@ def test_out_of_memory_is_recognised() -> None:
         torch.empty(2**50)
     assert is_out_of_memory(failure.value)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 3090", 71e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 5090", 209.5e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_the_peak_is_that_of_the_datasheet_or_none(monkeypatch: pytest.MonkeyPatch, name: str, peak: float) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
+    assert peak_flops(torch.device("cuda")) == peak
+    assert peak_flops(CPU) is None

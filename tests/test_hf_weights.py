@@ -47,6 +47,9 @@ def test_sharded_safetensors(folder: Path) -> None:
     index = {name: f"model-{number:05}-of-00002.safetensors" for number, part in enumerate(parts, 1) for name in part}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     same_logits(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors is missing"):
+        load_hf(folder)
 
 
 def test_openais_own_files_with_their_masks_and_without_the_prefix(folder: Path) -> None:
@@ -67,6 +70,24 @@ def test_pytorch_model_bin(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     for a, b in zip(load_hf(folder).parameters(), reference.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+class Harm:
+    """What a pickle of somebody else's may hold."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.trace,)
+
+
+def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"wte.weight": Harm(tmp_path / "trace")}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="damaged weights"):
+        load_hf(folder)
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from prepare.shards import build_manifest, open_shard, write_manifest, write_sha
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.tiny import VOCAB, markov_tokens, write_shards
 from train.loader import (
+    Began,
     Loader,
     WindowOrder,
     Windows,
@@ -166,6 +167,7 @@ def test_fingerprint_changes_with_the_data_and_not_with_its_folder(tmp_path: Pat
     there = sorted(write_shards(tmp_path / "b").glob("*_train_*.bin"))
     assert fingerprint(here) == fingerprint(there)
     assert fingerprint(here) != fingerprint(here[:2])
+    assert (fingerprint(here)["shards"], fingerprint(here)["tokens"]) == (3, 14_001)
     write_shard(there[0], markov_tokens(5999, seed=1))
     assert fingerprint(here) != fingerprint(there)
 
@@ -198,3 +200,17 @@ def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
         assert windows.read([(shard, 0) for shard in range(300)])[0].shape == (300, T)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_other_data_begins_a_new_epoch_where_the_run_stands() -> None:
+    """After 10 steps of 8 windows, 80 windows of an epoch of 50 are read: epoch 1 is under way, and 2 begins."""
+    counts, began = [7, 4], Began(step=10, window=80, epoch=2)
+    order = WindowOrder(counts, 5, True, began.window, began.epoch)
+    loader = Loader(None, order, 4, 2, 1, 2, began=began)
+    assert loader.first_window(10) == 80 + 4
+    assert loader.epoch_of(10) == 2.0
+    assert loader.position(21) == {"window": 80 + 88, "epoch": 2 + 88 // 11}
+    alone = WindowOrder(counts, 5, True)
+    assert [order.locate(80 + i) for i in range(11)] == [alone.locate(2 * 11 + i) for i in range(11)]
+    assert loader.seeds(10) != loader.seeds(11)
+    assert Loader(None, alone, 8, 2, 0, 1).position(10) == {"window": 80, "epoch": 80 // 11}

@@ -2,10 +2,12 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conftest import ROOT, run_command
 from train.config import ModelConfig, OptimConfig
 from train.model import GPT
 from train.optim import build_optimizer, learning_rate
@@ -73,3 +75,52 @@ def test_one_step_is_adamws_formula_in_float64() -> None:
         # after one step both moments are the gradient itself, once their bias is corrected
         expected = decayed - 0.01 * gradient / (gradient.abs() + optim.eps)
         torch.testing.assert_close(parameter.detach().double(), expected, atol=1e-7, rtol=1e-6)
+
+
+SHARDED = """
+import torch, torch.distributed as dist
+from train.config import OptimConfig
+from train.optim import build_optimizer, gather_moments, load_moments
+dist.init_process_group("gloo")
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(*(torch.nn.Linear(20, 20) for _ in range(6)))
+
+def step(model, optimizer, number):
+    for parameter in model.parameters():
+        parameter.grad = torch.sin(parameter.detach() * 50 + number)
+    optimizer.step()
+
+def same(one, other):
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+
+plain, sharded, resumed = model(), model(), model()
+optimizers = [build_optimizer(m, OptimConfig(), sharded=m is not plain) for m in (plain, sharded, resumed)]
+for number in range(5):
+    step(plain, optimizers[0], number), step(sharded, optimizers[1], number)
+same(plain, sharded)
+own = sum(state["exp_avg"].numel() for state in optimizers[1].optim.state.values())
+whole = sum(parameter.numel() for parameter in plain.parameters())
+assert 0.4 * whole < own < 0.6 * whole, (own, whole)
+
+gather_moments(optimizers[1])
+saved = [optimizers[1].state_dict()["state"] if dist.get_rank() == 0 else None]
+dist.broadcast_object_list(saved, 0)
+theirs = optimizers[0].state_dict()["state"]
+assert saved[0].keys() == theirs.keys()
+assert all(torch.equal(saved[0][i][key], theirs[i][key]) for i in theirs for key in theirs[i])
+resumed.load_state_dict(sharded.state_dict())
+load_moments(optimizers[2], saved[0])
+step(plain, optimizers[0], 5), step(resumed, optimizers[2], 5)
+same(plain, resumed)
+"""
+
+
+def test_two_ranks_with_half_of_the_moments_each_make_the_same_steps(tmp_path: Path) -> None:
+    """6 seconds: bit for bit, and through a save too."""
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = run_command("python", *torchrun, script, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr

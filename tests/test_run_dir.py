@@ -1,14 +1,18 @@
 """A run's directory: one process at a time, and `run.fresh` touches no used one."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from prepare.cli import ROOT, UserError
+from train import run_dir
 from train.config import Config, RunConfig, load_config
 from train.distributed import World
 from train.run_dir import RunDir
@@ -63,3 +67,28 @@ def test_fresh_refuses_a_used_directory(tmp_path: Path, used: str) -> None:
     (tmp_path / "old" / used).touch()
     with pytest.raises(UserError, match="holds a run already"):
         RunDir(config(tmp_path / "old", fresh=True), MAIN)
+
+
+def test_the_heartbeat_tells_the_last_step_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(run_dir.time, "monotonic", lambda: now)
+    run, other = RunDir(config(tmp_path), MAIN), RunDir(config(tmp_path), OTHER)
+    other.beat(3)
+    assert not (tmp_path / "heartbeat.json").exists()
+    run.beat(4)
+    now += 0.5
+    run.beat(5)
+    beat = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert (beat["step"], beat["pid"], beat["host"]) == (4, os.getpid(), socket.gethostname())
+    assert abs(beat["time"] - time.time()) < 60
+    now += 0.6
+    run.beat(6)
+    assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 6
+
+
+def test_damaged_checkpoints_get_another_name(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_00000005").mkdir(parents=True)
+    RunDir(config(tmp_path), OTHER).begin(config(tmp_path), [tmp_path / "checkpoints" / "step_00000005"])
+    assert (tmp_path / "checkpoints" / "step_00000005").exists()  # rank 0's business
+    RunDir(config(tmp_path), MAIN).begin(config(tmp_path), [tmp_path / "checkpoints" / "step_00000005"])
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.damaged"]

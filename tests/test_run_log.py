@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +133,44 @@ def test_events_are_rows_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture
     open_log(tmp_path).event(12, "the next epoch begins", epoch=2)
     assert rows(tmp_path) == [{"step": 12, "kind": "event", "event": "the next epoch begins", "epoch": 2}]
     assert capsys.readouterr().out == "step 12: the next epoch begins, epoch 2\n"
+
+
+def test_an_event_that_is_there_already_is_not_repeated(tmp_path: Path) -> None:
+    open_log(tmp_path).event(12, "changed: optim.max_lr 1 (now 2)")
+    log = open_log(tmp_path, step=12)  # killed before the next checkpoint, and started again
+    log.event(12, "changed: optim.max_lr 1 (now 2)")
+    log.event(12, "changed: optim.max_lr 1 (now 3)")
+    assert len(rows(tmp_path)) == 2
+
+
+def test_validation_losses_are_known_by_step_after_a_resume_too(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    for step, loss in ((0, 4.0), (5, math.nan), (10, 3.0), (15, 2.0)):
+        log.write(step, "val", loss=loss, tokens=100)
+    assert log.val_losses == {0: 4.0, 10: 3.0, 15: 2.0}
+    assert open_log(tmp_path, step=10).val_losses == {0: 4.0, 10: 3.0}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk: mounting a small one takes root")
+def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("a full disk: this root may not mount")
+    try:
+        log = open_log(small)
+        (small / "other").write_bytes(bytes(56_000))
+        for step in range(1, 101):
+            log.write(step, "val", loss=1.0, words="x" * 200)
+        with pytest.raises(OSError, match="No space left"):
+            log.sync()  # no checkpoint without its rows
+        assert capsys.readouterr().out.count("its rows wait in memory") == 1
+        (small / "other").unlink()
+        log.sync()
+        assert [row["step"] for row in rows(small)] == list(range(1, 101))
+    finally:
+        log.close()
+        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 def test_durations() -> None:

@@ -145,3 +145,37 @@ def test_bf16_computes_in_bf16_and_the_loss_in_float32(monkeypatch: pytest.Monke
     assert loss.dtype == torch.float32
     assert 0 < abs(loss.item() - exact.item()) < 0.02
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_a_norm_above_the_limit_moves_nothing() -> None:
+    model, optimizer = build()
+    before = copy.deepcopy(model.state_dict())
+    seeds = dropout_seeds(0, 0, 4, 2)
+    _, norm = train_step(model, optimizer, split(8, 2), FP32, 1e-3, 1.0, seeds, skip_above=1e-3)
+    assert norm > 1e-3
+    assert not optimizer.state
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    train_step(model, optimizer, split(8, 2), FP32, 1e-3, 1.0, seeds, skip_above=norm.item())
+    assert not torch.equal(before["wte.weight"], model.wte.weight)
+
+
+def test_an_infinite_loss_skips_the_step_though_its_own_gradient_is_finite() -> None:
+    """One micro-batch of two; the other ranks see a gradient that is not finite, too."""
+
+    class Overflows(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2, 2))
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor, _y: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return (x.float() @ self.weight).mean() + (math.inf if self.calls == 1 else 0)
+
+    model = Overflows()
+    optimizer = torch.optim.AdamW(model.parameters())
+    batches = [(torch.ones(1, 2), torch.ones(1)), (torch.ones(1, 2), torch.ones(1))]
+    loss, norm = train_step(model, optimizer, batches, FP32, 1e-3, 1.0, [0, 1])
+    assert loss.isinf()
+    assert norm.isnan()
+    assert torch.equal(model.weight, torch.ones(2, 2))

@@ -2,17 +2,20 @@
 
     RUN/checkpoints/step_00000500/model.safetensors   the weights
                                   train_state.pt      the optimizer's moments
-                                  meta.json           step, model shape, tokenizer, what was read in which batches
+                                  meta.json           step, model shape, tokenizer, what was read, and all checksums
 
-The random state needs no saving: dropout is seeded by (seed, window), see train/step.py.
+The random state needs no saving: dropout is seeded by (seed, window), see train/step.py. train/saver.py writes them.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,66 +26,106 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prepare.cli import RUNS, UserError
+from prepare.instructions import Template
+from prepare.shards import file_sha256
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer, load_tokenizer
+from train.classifier import Classifier
 from train.config import ModelConfig
 from train.hf_weights import HUB_NAME, download_hf, is_hf_folder, load_hf
+from train.loader import Began
 from train.model import GPT
+from train.optim import load_moments
 
 WEIGHTS, TRAIN_STATE, META = "model.safetensors", "train_state.pt", "meta.json"
 
 
-def save(
-    run_dir: Path, step: int, model: GPT, optimizer: torch.optim.Optimizer, meta: dict[str, Any], keep: int
+class Damaged(UserError):
+    """A checkpoint whose files are not those that were written."""
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write(
+    run_dir: Path, step: int, weights: Mapping[str, Tensor], train_state: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> Path:
     """Write the checkpoint of `step` finished steps; it appears by one rename, when it is whole and on disk.
 
-    Older checkpoints beyond the latest `keep` are removed afterwards.
-
     Args:
-        meta: what the run must agree with when it is resumed, and the tokenizer.
+        weights, train_state: tensors on the CPU, which nobody changes meanwhile.
+        meta: JSON-able; `model` and `tokenizer`, and what the run must agree with when it is resumed.
 
     Raises:
-        UserError: it could not be written; nothing of it is left, and the earlier ones are untouched.
+        OSError, RuntimeError, SafetensorError: it could not be written; nothing of it is left, and the earlier ones
+            are untouched.
     """
     folder = run_dir / "checkpoints"
     final, unfinished = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
     try:
-        _write(unfinished, step, model, optimizer, meta)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as failure:  # torch and safetensors have words of their own for ENOSPC
+        unfinished.mkdir(parents=True)
+        save_file(dict(weights), unfinished / WEIGHTS)
+        torch.save(dict(train_state), unfinished / TRAIN_STATE)
+        described = {"step": step, **meta, "sha256": {}}
+        described["sha256"] = {name: file_sha256(unfinished / name) for name in (WEIGHTS, TRAIN_STATE)}
+        described["sha256"][META] = _meta_sha256(described)
+        (unfinished / META).write_text(json.dumps(described, indent=2) + "\n")
+        for path in (*unfinished.iterdir(), unfinished):
+            _to_disk(path)
+        unfinished.rename(final)
+    except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
-        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
-        raise UserError(
-            f"{final} could not be written ({reason}): make room on the disk and start again; it goes on from the "
-            "checkpoint before it"
-        ) from None
-    unfinished.rename(final)
+        raise
     _to_disk(folder)
-    for old in all_checkpoints(run_dir)[:-keep]:
-        going = old.with_name(f".{old.name}.tmp")  # removed under another name: half of a checkpoint is never found
-        old.rename(going)
-        shutil.rmtree(going)
     return final
 
 
-def _write(unfinished: Path, step: int, model: GPT, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
-    unfinished.mkdir(parents=True)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, unfinished / WEIGHTS)
-    # AdamW's moments only: its learning rate, betas and decay are the configuration's
-    torch.save({"optimizer": optimizer.state_dict()["state"]}, unfinished / TRAIN_STATE)
-    described = {"step": step, "model": asdict(model.config), **meta}
-    (unfinished / META).write_text(json.dumps(described, indent=2) + "\n")
-    for path in (*unfinished.iterdir(), unfinished):
-        _to_disk(path)
+def prune(run_dir: Path, keep: int, keep_every: int, val_losses: Mapping[int, float]) -> None:
+    """Remove checkpoints, but the latest `keep`, those of every multiple of `keep_every` (0: none), and the one with
+    the lowest of the validation losses (by step) that are known."""
+    checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
+    kept = set(list(checkpoints)[-keep:]) | {step for step in checkpoints if keep_every and step % keep_every == 0}
+    measured = checkpoints.keys() & val_losses.keys()
+    if measured:
+        kept.add(min(measured, key=lambda step: (val_losses[step], step)))
+    for step in checkpoints.keys() - kept:
+        _remove(checkpoints[step])
+
+
+def go_back(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
+    """Remove the checkpoints after the one with the lowest validation loss (by step), and return that one; None if no
+    checkpoint has such a loss."""
+    checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
+    measured = checkpoints.keys() & val_losses.keys()
+    if not measured:
+        return None
+    best = min(measured, key=lambda step: (val_losses[step], step))
+    for step in [step for step in reversed(checkpoints) if step > best]:
+        _remove(checkpoints[step])
+    return checkpoints[best]
+
+
+def _remove(old: Path) -> None:
+    going = old.with_name(f".{old.name}.tmp")  # removed under another name: half of a checkpoint is never found
+    old.rename(going)
+    shutil.rmtree(going)
 
 
 def clear_leftovers(run_dir: Path) -> None:
     """Remove what a run that was killed while it saved has left."""
     for leftover in (run_dir / "checkpoints").glob(".step_*.tmp"):
         shutil.rmtree(leftover)
+
+
+def set_aside(damaged: Sequence[Path]) -> None:
+    """Rename damaged checkpoints, so that they are no longer found, and their steps can be saved again."""
+    for path in damaged:
+        path.rename(path.with_name(path.name + ".damaged"))
+
+
+def _meta_sha256(meta: Mapping[str, Any]) -> str:
+    """The checksum of all that meta.json says, but for this one."""
+    sums = {name: value for name, value in meta["sha256"].items() if name != META}
+    return hashlib.sha256(json.dumps({**meta, "sha256": sums}, sort_keys=True).encode()).hexdigest()
 
 
 def _to_disk(path: Path) -> None:
@@ -93,66 +136,131 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
+# --- finding and reading ----------------------------------------------------------------------------------------------
+
+
 def all_checkpoints(run_dir: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
     return sorted(path for path in (run_dir / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
 
 
+def step_of(checkpoint: Path) -> int:
+    """The finished steps that a checkpoint's name states."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def latest(run_dir: Path) -> Path | None:
-    """A run's latest checkpoint."""
+    """A run's latest checkpoint, whole or not."""
     return next(reversed(all_checkpoints(run_dir)), None)
 
 
-def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself."""
+def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -> dict[str, Any]:
+    """What a checkpoint says about itself, once it and these of its files have the checksums that it states.
+
+    Raises:
+        Damaged: names the file that is missing, changed, or a link to somewhere else.
+        UserError: a file may not be read.
+    """
     try:
-        meta = json.loads((checkpoint / META).read_text())
-        if not isinstance(meta, dict) or not {"step", "model", "tokenizer", "data"} <= meta.keys():
-            raise ValueError("it lacks step, model, tokenizer or data")
-        return meta
-    except (OSError, ValueError) as failure:
+        meta = json.loads((checkpoint / META).read_bytes())
+        if not isinstance(meta, dict) or not {"step", "model", "tokenizer", "sha256"} <= meta.keys():
+            raise ValueError("it lacks step, model, tokenizer or sha256")
+        if meta["sha256"].get(META) != _meta_sha256(meta):
+            raise ValueError("it was changed: its checksum is another")
+    except (OSError, ValueError, AttributeError, TypeError) as failure:
         raise _damaged(checkpoint / META, failure) from None
+    for name in files:
+        path = checkpoint / name
+        try:
+            if path.resolve().parent != checkpoint.resolve():
+                raise ValueError(f"it is a link to {path.resolve()}, outside the checkpoint")
+            if file_sha256(path) != meta["sha256"].get(name):
+                raise ValueError(f"its checksum is not the one that {META} states")
+        except (OSError, ValueError) as failure:
+            raise _damaged(path, failure) from None
+    return meta
+
+
+def newest_whole(
+    run_dir: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)
+) -> tuple[Path | None, dict[str, Any], list[Path]]:
+    """A run's newest checkpoint of which these files are whole, its meta, and the damaged ones after it, which are
+    named on stderr.
+
+    None for a run without checkpoints.
+
+    Raises:
+        Damaged: there are some, and none of them is whole.
+    """
+    damaged: list[Path] = []
+    for checkpoint in reversed(all_checkpoints(run_dir)):
+        try:
+            return checkpoint, read_meta(checkpoint, files), damaged
+        except Damaged as failure:
+            print(f"warning: {failure}; taking the checkpoint before it", file=sys.stderr, flush=True)
+            damaged.append(checkpoint)
+    if damaged:
+        raise Damaged(
+            f"none of the {len(damaged)} checkpoints in {run_dir / 'checkpoints'} is whole (the warnings above): put "
+            "one back from a copy, or remove them and begin anew"
+        )
+    return None, {}, []
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on, and with what besides the model's and the optimizer's state, which are loaded in place."""
+
+    step: int = 0  # finished steps
+    began: Began = field(default_factory=Began)  # where its present data begins
+    grad_norms: tuple[float, ...] = ()  # the latest
+    changes: tuple[str, ...] = ()  # what is different now, and allowed
+    damaged: tuple[Path, ...] = ()  # checkpoints that were passed over
 
 
 def resume(
-    run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, facts: dict[str, Any], allow_change: bool
-) -> int:
-    """Load the run's latest checkpoint, if it has one, into a model and its optimizer, in place.
+    run_dir: Path,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    facts: dict[str, Any],
+    allow_change: bool | None = None,
+) -> Resumed:
+    """Load the run's newest whole checkpoint, if it has one, into a model and its optimizer, in place.
 
     Args:
-        facts: what `save` is given as meta; it must be what it was, unless `allow_change`.
-
-    Returns:
-        The number of finished steps; 0 for a new run.
+        facts: what the run is now: `data`, `batches` and `tokenizer` must be what they were, unless `allow_change`,
+            which begins a new epoch (None: a run of this kind cannot); `settings` (by their keys in the configuration)
+            are taken as they are now.
 
     Raises:
-        UserError: the checkpoint is damaged, of a model of another shape, or of other data or batches.
+        UserError: every checkpoint is damaged, or the newest is of a model of another shape, or of other data.
     """
-    checkpoint = latest(run_dir)
+    checkpoint, meta, damaged = newest_whole(run_dir)
     if checkpoint is None:
-        return 0
-    meta = read_meta(checkpoint)
-    saved, wanted = meta["model"], asdict(model.config)
-    different = [
-        f"{key} {saved[key]} (now {wanted[key]})" for key in wanted if saved[key] != wanted[key] and key != "dropout"
-    ]
-    if different:
+        return Resumed()
+    if missing := {*facts, "began", "position", "grad_norms"} - meta.keys():
+        lacking = ", ".join(sorted(missing))
+        raise UserError(f"{checkpoint} lacks {lacking}: nobody trained it with this program; choose another --run.dir")
+    shape = {key: value for key, value in asdict(model.config).items() if key != "dropout"}
+    if different := _differences("model", meta["model"], shape):
         raise UserError(
             f"{checkpoint} holds a model of another shape: {', '.join(different)}; "
             "set these keys back, or start another run with --run.dir"
         )
-    changed = [
-        f"{key} {_brief(meta.get(key))} (now {_brief(facts[key])})" for key in facts if meta.get(key) != facts[key]
-    ]
-    if changed and not allow_change:
+    other_data = [line for key in ("data", "batches", "tokenizer") for line in _differences(key, meta[key], facts[key])]
+    if other_data and not allow_change:
         raise UserError(
-            f"{checkpoint} was trained on other data or batches: {', '.join(changed)}; set them back, another run "
-            "with --run.dir, or go on with --data.allow_change true"
+            f"{checkpoint} was trained on other data or batches: {', '.join(other_data)}; set them back, start another "
+            "run with --run.dir"
+            + (", or begin a new epoch on these with --data.allow_change true" if allow_change is not None else "")
         )
+    began = Began(**meta["began"])
+    if other_data:
+        began = Began(meta["step"], meta["position"]["window"], meta["position"]["epoch"] + 1)
     model.load_state_dict(_read_weights(checkpoint / WEIGHTS))
     try:
         state = torch.load(checkpoint / TRAIN_STATE, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state["optimizer"]})
+        load_moments(optimizer, state["optimizer"])
     except (
         OSError,
         RuntimeError,
@@ -164,7 +272,8 @@ def resume(
         UnpicklingError,
     ) as failure:
         raise _damaged(checkpoint / TRAIN_STATE, failure) from None
-    return meta["step"]
+    changes = (*other_data, *_differences("", meta["settings"], facts["settings"]))
+    return Resumed(meta["step"], began, tuple(meta["grad_norms"]), changes, tuple(damaged))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -174,18 +283,27 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, failure) from None
 
 
+def _differences(name: str, saved: Any, now: Any) -> list[str]:
+    """What was saved under a name and is otherwise now, in words."""
+    if saved == now:
+        return []
+    if isinstance(saved, dict) and isinstance(now, dict) and "name" not in now:
+        return [line for key in now for line in _differences(f"{name}.{key}".lstrip("."), saved.get(key), now[key])]
+    return [f"{name} {_brief(saved)} (now {_brief(now)})"]
+
+
 def _brief(value: object) -> str:
-    """A long fingerprint's beginning, a vocabulary's name, other values as they are."""
+    """A checksum's beginning, a vocabulary's name, other values as they are."""
     if isinstance(value, dict) and "name" in value:
         return str(value["name"])
-    return value[:8] if isinstance(value, str) else str(value)
+    return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _damaged(path: Path, failure: Exception) -> UserError:
     reason = (str(failure).splitlines() or [type(failure).__name__])[0]
     if isinstance(failure, OSError) and failure.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
         return UserError(f"{path} cannot be read ({reason}): see to the file's permissions and its disk")
-    return UserError(f"{path} is damaged ({reason}): remove {path.parent}, and the checkpoint before it will be used")
+    return Damaged(f"{path} is damaged ({reason})")
 
 
 @dataclass
@@ -196,53 +314,98 @@ class LoadedModel:
     tokenizer: GPT2Tokenizer | CharTokenizer
     name: str  # what to call it: the run and step, the folder, or the hub's name
     step: int | None  # finished training steps; None for a model that is not ours
+    labels: tuple[str, ...] = ()  # of a classifier
+    template: Template | None = None  # of an instruction follower
+    converses: bool = False  # it has learnt conversations of several turns
 
 
-def load_model(spec: str | None, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(
+    spec: str | None, device: torch.device | str = "cpu", option: str = "--model", classifier: bool | None = False
+) -> LoadedModel:
     """Open what `--model` names: a run directory, a checkpoint, a Hugging Face directory, or a hub name.
 
     Args:
         spec: None takes the newest run under runs/.
         device: where the weights go.
+        option: what the user named it with.
+        classifier: whether a classifier is wanted, or a language model; None: either.
 
     Raises:
-        UserError: nothing there can be opened.
+        UserError: nothing there can be opened, or it is of the other kind.
     """
-    path = _newest_run() if spec is None else Path(spec)
+    path = newest_run() if spec is None else Path(spec)
     if (path / "checkpoints").is_dir():
-        found = latest(path)
+        found, meta, _ = newest_whole(path, [WEIGHTS])
         if found is None:
             raise UserError(
                 f"{path} has no finished checkpoint yet: let the run reach one, or save one with a STOP file"
             )
         path = found
-    if (path / META).is_file():
-        meta = read_meta(path)
-        model = GPT(ModelConfig(**meta["model"]))
+    elif (path / META).is_file():
+        meta = read_meta(path, [WEIGHTS])
+    else:
+        meta = None
+    if meta is not None:
+        shape, labels = ModelConfig(**meta["model"]), tuple(meta.get("labels", ()))
+        model = Classifier(shape, len(labels)) if labels else GPT(shape)
         model.load_state_dict(_read_weights(path / WEIGHTS))
         name = f"{path.resolve().parents[1].name} at step {meta['step']}"
-        loaded = LoadedModel(model, load_tokenizer(meta["tokenizer"]), name, meta["step"])
+        template = Template(**meta["template"]) if "template" in meta else None
+        tokenizer, converses = load_tokenizer(meta["tokenizer"]), meta.get("converses", False)
+        loaded = LoadedModel(model, tokenizer, name, meta["step"], labels, template, converses)
     elif is_hf_folder(path):
         loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name, None)
     elif path.exists():
         raise UserError(
-            f"--model {path}: neither a run (checkpoints/), nor a checkpoint (meta.json), nor a Hugging Face "
+            f"{option} {path}: neither a run (checkpoints/), nor a checkpoint (meta.json), nor a Hugging Face "
             "directory (config.json)"
         )
     elif HUB_NAME.fullmatch(str(spec)):
-        loaded = LoadedModel(load_hf(download_hf(str(spec))), load_tokenizer(None), str(spec), None)
+        loaded = LoadedModel(load_hf(download_hf(str(spec), option)), load_tokenizer(None), str(spec), None)
     else:
-        raise UserError(f"--model {path}: there is no such folder")
+        raise UserError(f"{option} {path}: there is no such folder")
     if loaded.model.config.vocab_size < loaded.tokenizer.vocab_size:
         raise UserError(
-            f"--model {path}: its vocabulary of {loaded.model.config.vocab_size} is smaller than its tokenizer's, "
+            f"{option} {path}: its vocabulary of {loaded.model.config.vocab_size} is smaller than its tokenizer's, "
             f"{loaded.tokenizer.name} with {loaded.tokenizer.vocab_size}: they do not belong together"
+        )
+    if classifier and not loaded.labels:
+        raise UserError(f"{option} {path} is no classifier: train/finetune_classify.py makes one of it")
+    if loaded.labels and classifier is False:
+        raise UserError(
+            f"{option} {path} is a classifier ({', '.join(loaded.labels)}): eval/classify.py asks it, "
+            "train/export_hf.py exports it; elsewhere name a language model"
         )
     loaded.model.to(device).eval()
     return loaded
 
 
-def _newest_run() -> Path:
+def begin_from(spec: str, model: GPT, tokenizer: Mapping[str, Any] | None) -> str:
+    """Give a new run's model the weights of another, in place, and say which.
+
+    Args:
+        spec: what --model names.
+        tokenizer: the description of the new run's data; None where nobody described it.
+
+    Raises:
+        UserError: there is no such model, or it is of another shape or vocabulary.
+    """
+    other = load_model(spec)
+    shape = {key: value for key, value in asdict(model.config).items() if key != "dropout"}
+    if different := _differences("model", asdict(other.model.config), shape):
+        raise UserError(
+            f"train.init_from {spec} is a model of another shape: {', '.join(different)}; set these keys as there"
+        )
+    if tokenizer and tokenizer["sha256"] != other.tokenizer.describe()["sha256"]:
+        raise UserError(
+            f"train.init_from {spec} has the {other.tokenizer.name} vocabulary of {other.tokenizer.vocab_size} ids, "
+            f"the data was made with {tokenizer['name']}: prepare the data with that, or begin from another model"
+        )
+    model.load_state_dict(other.model.state_dict())
+    return other.name
+
+
+def newest_run() -> Path:
     """The run under runs/ with the most recently written checkpoint."""
     runs = [run for run in RUNS.glob("*") if latest(run)]
     if not runs:

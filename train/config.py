@@ -5,9 +5,10 @@ Only roots see the whole Config; functions take their own section or plain argum
 
 import argparse
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import jsonargparse
 import yaml
@@ -15,6 +16,8 @@ import yaml
 from prepare.cli import ROOT, RUNS, ArgumentError, write_whole
 
 CONFIGS = ROOT / "configs"
+AnyConfig = TypeVar("AnyConfig")
+Keys = Mapping[str, Sequence[str]]  # of sections
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,11 @@ class OptimConfig:
         betas: AdamW's
         eps: AdamW's
         grad_clip: largest global gradient norm; 0 does not clip
-        max_skipped: steps with a non-finite gradient in a row before the run gives up
+        max_skipped: steps with a non-finite loss or gradient in a row before the run gives up
+        spike_zscore: a gradient norm so many standard deviations above the mean of the latest is logged as a spike; 0
+            looks for none
+        spike_window: how many steps are the latest
+        skip_spikes: leave the model as it is in a step with a spike
     """
 
     max_lr: float = 6e-4
@@ -86,6 +93,9 @@ class OptimConfig:
     eps: float = 1e-8
     grad_clip: float = 1.0
     max_skipped: int = 5
+    spike_zscore: float = 6.0
+    spike_window: int = 100
+    skip_spikes: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,15 +106,29 @@ class TrainConfig:
         max_steps: optimizer steps in the whole run
         seed: of the weights, the order of the data and the dropout
         device: auto takes the GPU when there is one
-        precision: of the matrix products; bf16 where the device has it; auto is fp32 on a CPU, bf16 on a GPU
-        compile: use torch.compile
+        precision: of the matrix products; auto and bf16 take bf16 where the device has it, and fp32 elsewhere
+        compile: use torch.compile; or one of its modes
+        recompute: keep only each layer's input for the backward pass, and compute the rest again: less memory
+        attention: the kernels of a GPU; auto leaves the choice to PyTorch
+        shard_optimizer: each process keeps its share of AdamW's moments only (ZeRO-1)
+        all_reduce: what gradients are exchanged in
+        init_from: the model whose weights a new run begins with, named as for --model; empty begins with random ones
+        timeout_seconds: a process that keeps the others waiting for so long ends the run, by name
+        drift_every: interval in steps of comparing the parameters of all processes; 0 never does
     """
 
     max_steps: int = 18865
     seed: int = 1337
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = True
+    compile: bool | Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = True
+    recompute: bool = False
+    attention: Literal["auto", "flash", "cudnn"] = "auto"
+    shard_optimizer: bool = False
+    all_reduce: Literal["fp32", "bf16"] = "fp32"
+    init_from: str = ""
+    timeout_seconds: int = 600
+    drift_every: int = 100
 
 
 @dataclass(frozen=True)
@@ -138,12 +162,16 @@ class CheckpointConfig:
 
     Args:
         every: interval in steps; 0 saves at the end only
-        keep: how many checkpoints stay, the latest ones
-        margin_seconds: stop and save this long before Slurm's time limit
+        keep: how many checkpoints stay, the latest ones; the one with the best validation loss stays besides
+        keep_every: checkpoints of steps that are a multiple of this stay for ever; 0: none does
+        max_failures: saves in a row that may fail (a full disk) before the run gives up
+        margin_seconds: stop and save this long before Slurm's time limit, or twice the slowest save so far
     """
 
     every: int = 500
     keep: int = 2
+    keep_every: int = 0
+    max_failures: int = 3
     margin_seconds: int = 120
 
 
@@ -203,26 +231,40 @@ class _Parser(jsonargparse.ArgumentParser):
 
 
 def load_config(argv: list[str] | None, opening: str) -> Config:
-    """Read `--config FILE` (else gpt2_124m.yaml), then the command line's `--section.key value`, and check the values.
+    """The configuration of a pretraining run; see read_config. Without `--config` it is gpt2_124m.yaml."""
+    return read_config(argv, opening, Config, "gpt2_124m.yaml", check)
+
+
+def read_config(
+    argv: list[str] | None,
+    opening: str,
+    kind: type[AnyConfig],
+    default: str,
+    check: Callable[[AnyConfig], None],
+) -> AnyConfig:
+    """Read `--config FILE`, then the command line's `--section.key value`, and check the values.
 
     Args:
         argv: the command line, without the program's name; None takes the process's.
         opening: what --help prints first.
+        kind: a dataclass of sections, `run` among them.
+        default: the file of configs/ that is read where none is named.
 
     Raises:
         ArgumentError: an unknown key, a value of the wrong type, or values that cannot go together.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path, default=CONFIGS / "gpt2_124m.yaml")
+    first.add_argument("--config", type=Path, default=CONFIGS / default)
     chosen, words = first.parse_known_args(argv)  # the file is read first, wherever it stands on the line
     parser = _Parser(allow_abbrev=False)
     parser.opening = opening
-    parser.add_argument("--config", action="config", help="a YAML file (default: configs/gpt2_124m.yaml)")
-    for name, section in Config.__dataclass_fields__.items():
-        parser.add_argument(f"--{name}", type=section.type, default=section.default_factory())
+    parser.add_argument("--config", action="config", help=f"a YAML file (default: configs/{default})")
+    sections = kind.__dataclass_fields__
+    for name, section in sections.items():
+        parser.add_argument(f"--{name}", type=section.type, default=section.default_factory(), **section.metadata)
     try:
         values = parser.instantiate(parser.parse_args(["--config", str(chosen.config), *words]))
-        config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
+        config = kind(**{name: values[name] for name in sections})
         if config.run.dir is None:
             config = replace(config, run=replace(config.run, dir=str(RUNS / chosen.config.stem)))
         check(config)
@@ -233,29 +275,57 @@ def load_config(argv: list[str] | None, opening: str) -> Config:
     return config
 
 
+POSITIVE = {
+    "optim": ("max_lr", "eps", "max_skipped", "spike_window"),
+    "train": ("max_steps", "timeout_seconds"),
+    "checkpoint": ("keep", "max_failures"),
+    "log": ("every",),
+}
+NOT_NEGATIVE = {
+    "optim": ("min_lr", "warmup_steps", "weight_decay", "grad_clip", "spike_zscore"),
+    "train": ("seed", "drift_every"),
+    "checkpoint": ("every", "keep_every", "margin_seconds"),
+}
+
+
 def check(config: Config) -> None:
     """Refuse values that no run can use, before anything is read or built.
 
     Raises:
         ArgumentError: names the key, its value and the values that work.
     """
-    model, data, optim = config.model, config.data, config.optim
-    positive = {
-        "model": ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"),
-        "data": ("batch_tokens",),
-        "optim": ("max_lr", "eps", "max_skipped"),
-        "train": ("max_steps",),
-        "eval": ("val_tokens", "sample_tokens"),
-        "checkpoint": ("keep",),
-        "log": ("every",),
-    }
-    not_negative = {
-        "optim": ("min_lr", "warmup_steps", "weight_decay", "grad_clip"),
-        "train": ("seed",),
-        "eval": ("every", "hellaswag_every", "hellaswag_limit", "sample_every"),
-        "checkpoint": ("every", "margin_seconds"),
-    }
-    for keys_by_section, lowest, words in ((positive, 1, "above 0"), (not_negative, 0, "0 or more")):
+    model, data = config.model, config.data
+    check_common(
+        config,
+        {
+            "model": ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"),
+            "data": ("batch_tokens",),
+            "eval": ("val_tokens", "sample_tokens"),
+        },
+        {"eval": ("every", "hellaswag_every", "hellaswag_limit", "sample_every")},
+    )
+    if not data.train or not data.val:
+        raise ArgumentError("data.train or data.val is empty: give a glob, such as 'data/fineweb10B/*_train_*.bin'")
+    if model.n_embd % model.n_head:
+        raise ArgumentError(f"model.n_embd {model.n_embd} is not a multiple of model.n_head {model.n_head}")
+    if model.vocab_size > 65536:
+        raise ArgumentError(f"model.vocab_size is {model.vocab_size}: shards hold uint16 tokens, so 65536 at the most")
+    check_probability("model.dropout", model.dropout)
+    if data.micro_batch_size != "auto" and data.micro_batch_size < 1:
+        raise ArgumentError(f"data.micro_batch_size is {data.micro_batch_size}: give a number above 0, or auto")
+
+
+def check_common(config: Any, positive: Keys, not_negative: Keys) -> None:
+    """Check the sections that every kind of run has, and that these keys of the others are numbers in range.
+
+    Raises:
+        ArgumentError: names the key, its value and the values that work.
+    """
+    optim = config.optim
+    for keys_by_section, lowest, words in (
+        ({**positive, **POSITIVE}, 1, "above 0"),
+        ({**not_negative, **NOT_NEGATIVE}, 0, "0 or more"),
+    ):
         for section, keys in keys_by_section.items():
             for key in keys:
                 value = getattr(getattr(config, section), key)
@@ -263,24 +333,20 @@ def check(config: Config) -> None:
                     raise ArgumentError(f"{section}.{key} has no value: give a number {words}")
                 if not math.isfinite(value) or value < 0 or (lowest and value == 0):
                     raise ArgumentError(f"{section}.{key} is {value}: give a number {words}")
-    if not data.train or not data.val:
-        raise ArgumentError("data.train or data.val is empty: give a glob, such as 'data/fineweb10B/*_train_*.bin'")
     if not config.run.dir:
         raise ArgumentError("run.dir is empty: give a directory, or leave it out")
     if config.train.seed >= 2**63:
         raise ArgumentError(f"train.seed is {config.train.seed}: give a number below 2^63")
-    if model.n_embd % model.n_head:
-        raise ArgumentError(f"model.n_embd {model.n_embd} is not a multiple of model.n_head {model.n_head}")
-    if model.vocab_size > 65536:
-        raise ArgumentError(f"model.vocab_size is {model.vocab_size}: shards hold uint16 tokens, so 65536 at the most")
-    if not 0 <= model.dropout < 1:
-        raise ArgumentError(f"model.dropout is {model.dropout}: give a probability from 0 to below 1")
     if not all(0 <= beta < 1 for beta in optim.betas):
         raise ArgumentError(f"optim.betas is {optim.betas}: give two numbers from 0 to below 1")
     if optim.min_lr > optim.max_lr:
         raise ArgumentError(f"optim.min_lr {optim.min_lr} is above optim.max_lr {optim.max_lr}: lower it")
-    if data.micro_batch_size != "auto" and data.micro_batch_size < 1:
-        raise ArgumentError(f"data.micro_batch_size is {data.micro_batch_size}: give a number above 0, or auto")
+
+
+def check_probability(key: str, value: float) -> None:
+    """ArgumentError unless a key's value lies in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ArgumentError(f"{key} is {value}: give a probability from 0 to below 1")
 
 
 def sequences_per_rank(config: Config, world_size: int) -> int:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from prepare.cli import UserError, available_cores
+from train.watch import Watch
 
 _TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
@@ -20,6 +21,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    watch: Watch | None = None  # over the others, where there are some
 
     @property
     def is_main(self) -> bool:
@@ -39,9 +41,19 @@ class World:
         """The least of all ranks' values."""
         return int(self._reduce([value], dist.ReduceOp.MIN)[0])
 
+    def gather(self, value: int) -> list[int]:
+        """Every rank's value, each below 2^53 in size, in the order of the ranks."""
+        return [int(each) for each in self.sum([value if rank == self.rank else 0 for rank in range(self.size)])]
+
+    def arrived(self, step: int) -> None:
+        """This rank stands before the work that makes `step` finished steps; see train/watch.py."""
+        if self.watch:
+            self.watch.arrived(step)
+
     def _reduce(self, values: Sequence[float], operation: dist.ReduceOp) -> list[float]:
         total = [float(value) for value in values]
         if self.size > 1:
+            self.watch.arrived()
             tensor = torch.tensor(total, dtype=torch.float64, device=self.device)  # (number of values,)
             dist.all_reduce(tensor, operation)
             total = tensor.tolist()
@@ -57,11 +69,12 @@ class World:
         return f"{self.size} process{'es' if self.size > 1 else ''} on {kind}"
 
 
-def start(device: str = "auto") -> World:
+def start(device: str = "auto", timeout_seconds: int = 600) -> World:
     """Join the other processes: nccl between GPUs, gloo between CPUs, nothing when alone.
 
     Args:
         device: auto (a GPU when there is one), cpu, cuda or mps.
+        timeout_seconds: the longest that a rank waits for another.
 
     Raises:
         UserError: the device is not there, or there are more processes than GPUs.
@@ -82,13 +95,36 @@ def start(device: str = "auto") -> World:
     elif device == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1" and "LOCAL_WORLD_SIZE" in os.environ:
         # torchrun gives every process one thread unless told otherwise; share the cores out instead
         torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    watch = None
     if size > 1:
-        # the others wait while rank 0 alone saves: an hour is enough for 20 GB on a slow disk
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=1))
-    return World(rank, size, torch.device(device))
+        # the watch speaks first; then the collectives end by themselves
+        timeout = timedelta(seconds=2 * timeout_seconds + 30)
+        store = _join_store(timeout)
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        watch = Watch(store, rank, size, timeout_seconds)
+    return World(rank, size, torch.device(device), watch)
+
+
+def _join_store(timeout: timedelta) -> dist.Store:
+    """What the processes find each other by, anew at each restart that torchrun --max-restarts makes.
+
+    torchrun keeps one store over its restarts, and so the addresses of dead processes, which the new ones would wait
+    for (torch 2.13; https://github.com/pytorch/pytorch/issues/167288 has the symptom). On several nodes each torchrun
+    counts restarts of its own, so there the count names nothing that all agree on.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
+    return dist.PrefixStore(f"restart {restarts}", store)
 
 
 def stop() -> None:
     """Leave the group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_lost_connection(failure: BaseException) -> bool:
+    """Whether an exception says that another process does not answer: gloo's and NCCL's words for it."""
+    words = ("Connection closed", "Connection reset", "remote process exited", "Broken pipe", "Timed out waiting")
+    return isinstance(failure, RuntimeError) and any(word in str(failure) for word in words)

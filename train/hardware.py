@@ -47,18 +47,32 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
     Args:
         precision: fp32; bf16, which a CPU without bf16 instructions would only emulate, slowly, so that it takes fp32
-            instead; or auto, which is bf16 on a GPU that has it, and fp32 elsewhere.
+            instead; or auto, which is bf16 where the device has it.
     """
-    if precision == "auto":
-        precision = (
-            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        )
-    enabled = precision == "bf16" and (device.type != "cpu" or _cpu_has_bf16())
+    if device.type == "cpu":
+        enabled = precision != "fp32" and _cpu_has_bf16()
+    elif device.type == "cuda" and precision == "auto":
+        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        enabled = precision == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def prepare_device(device: torch.device, attention: str) -> None:
+    """What a process sets once, before it trains: a CPU's memory, or a GPU's attention kernels.
+
+    Args:
+        attention: flash, cudnn (either with PyTorch's other kernels for what it cannot do), or auto: PyTorch's choice.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif attention != "auto":
+        torch.backends.cuda.enable_flash_sdp(attention == "flash")
+        torch.backends.cuda.enable_cudnn_sdp(attention == "cudnn")
 
 
 def keep_freed_memory() -> None:

@@ -5,8 +5,9 @@ There the linear maps are `Conv1D`, whose weight is (inputs, outputs): the trans
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prepare.cli import UserError
+from prepare.tokenizer import EOT
 from train.config import ModelConfig
 from train.model import GPT
 
@@ -40,7 +42,7 @@ def load_hf(folder: Path) -> GPT:
     return model
 
 
-def download_hf(name: str) -> Path:
+def download_hf(name: str, option: str = "--model") -> Path:
     """Fetch a model of the hub (gpt2, gpt2-xl, distilgpt2, someone/something) into its cache; return the folder.
 
     Raises:
@@ -52,11 +54,11 @@ def download_hf(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["config.json", "model*.safetensors*"]))
     except RepositoryNotFoundError:
-        raise UserError(f"--model {name}: neither a folder here nor a model on the hub; check the spelling") from None
+        raise UserError(f"{option} {name}: neither a folder here nor a model on the hub; check the spelling") from None
     except Exception as failure:  # the hub's client raises many kinds for one thing: it could not be reached
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
         raise UserError(
-            f"--model {name}: no such folder, and the hub could not be reached ({reason}); "
+            f"{option} {name}: no such folder, and the hub could not be reached ({reason}); "
             "offline, give a run, a checkpoint or a downloaded Hugging Face directory"
         ) from None
 
@@ -90,14 +92,19 @@ def read_hf_config(path: Path) -> ModelConfig:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face directory, by their names there. Nothing in the files is executed."""
     files = sorted(folder.glob("model*.safetensors"))
+    index = folder / "model.safetensors.index.json"
     try:
+        if index.exists():
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            if lacking := [file.name for file in files if not file.is_file()]:
+                raise UserError(f"{folder}: {lacking[0]} is missing, and {index.name} names it: download it again")
         if files:
             return {name: tensor for file in files for name, tensor in load_file(file).items()}
         file = folder / "pytorch_model.bin"
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as failure:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as failure:
         raise UserError(f"{folder}: damaged weights ({str(failure).splitlines()[0]}); download them again") from None
 
 
@@ -124,8 +131,16 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
         parameter.copy_(tensor)
 
 
-def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of a model of this shape."""
+def hf_config(config: ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """The config.json of a model of this shape; with labels, of a classifier, which reads the state of the last token
+    that is no padding (end-of-text)."""
+    classifier = {
+        "architectures": ["GPT2ForSequenceClassification"],
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "pad_token_id": min(EOT, config.vocab_size - 1),
+        "problem_type": "single_label_classification",
+    }
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -140,6 +155,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         "tie_word_embeddings": True,
+        **(classifier if labels else {}),
     }
 
 
@@ -148,5 +164,6 @@ def to_hf(model: GPT) -> dict[str, Tensor]:
     tensors = {}
     for name, parameter in model.state_dict().items():
         tensor = parameter.t() if TRANSPOSED.search(name) else parameter
-        tensors[f"transformer.{name}"] = tensor.contiguous().cpu()
+        body = "" if name == "score.weight" else "transformer."  # a classifier's head stands beside it
+        tensors[body + name] = tensor.contiguous().cpu()
     return tensors

@@ -12,8 +12,8 @@ import hashlib
 import json
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,9 @@ from torch import Tensor
 
 from prepare.cli import UserError
 from prepare.shards import open_shard, read_manifest
+from train.step import dropout_seeds
+
+MicroBatches = list[tuple[Tensor, Tensor]]
 
 
 @lru_cache(maxsize=8)
@@ -36,17 +39,31 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return np.argsort(np.random.Philox(seed).random_raw(n), kind="stable")
 
 
+@dataclass(frozen=True)
+class Began:
+    """Where a run took up the data that it reads now: at 0, 0, 0 unless other data was allowed on the way."""
+
+    step: int = 0
+    window: int = 0  # the number of the first global window of that step
+    epoch: int = 0  # that began with it
+
+
 class WindowOrder:
     """Where each global window lies: windows shuffled within their shard, and shards shuffled, anew in each epoch."""
 
-    def __init__(self, windows_per_shard: Sequence[int], seed: int, shuffle: bool) -> None:
+    def __init__(
+        self, windows_per_shard: Sequence[int], seed: int, shuffle: bool, first_window: int = 0, first_epoch: int = 0
+    ) -> None:
+        """`first_epoch` begins with the global window number `first_window`."""
         self.counts = np.asarray(windows_per_shard, dtype=np.int64)  # (shards,)
         self.per_epoch = int(self.counts.sum())
         self.seed, self.shuffle = seed, shuffle
+        self.first_window, self.first_epoch = first_window, first_epoch
 
     def locate(self, number: int) -> tuple[int, int]:
         """Global window number -> (shard index, window index in that shard)."""
-        epoch, place = divmod(number, self.per_epoch)
+        epoch, place = divmod(number - self.first_window, self.per_epoch)
+        epoch += self.first_epoch
         shards, ends = self._epoch(epoch)
         turn = int(np.searchsorted(ends, place, side="right"))  # the shard whose turn it is
         shard, count = int(shards[turn]), int(self.counts[shards[turn]])
@@ -71,7 +88,7 @@ class Windows:
         lengths = [len(open_shard(path)) for path in paths]
         self.counts = [max(0, (length - 1) // block_size) for length in lengths]
         self.tokens = sum(lengths)
-        self._open = lru_cache(maxsize=256)(open_shard)  # each holds a file descriptor, and shards may be thousands
+        self._open = lru_cache(maxsize=4)(open_shard)  # shards have their turns: what was read of others may go
         if sum(self.counts) == 0:
             raise UserError(
                 f"{self.paths[0]} and {len(paths) - 1} more shards hold {self.tokens} tokens, less than one window of "
@@ -109,10 +126,12 @@ class Loader:
     rank: int
     world_size: int
     pin: bool = False  # in memory that a GPU copies from while it computes
+    began: Began = field(default_factory=Began)
 
-    def first_window(self, step: int) -> int:
-        """The number of the first window that this rank reads in a step."""
-        return (step * self.world_size + self.rank) * self.per_rank
+    def first_window(self, step: int, rank: int | None = None) -> int:
+        """The number of the first window that a rank (this one) reads in a step."""
+        rank = self.rank if rank is None else rank
+        return self.began.window + ((step - self.began.step) * self.world_size + rank) * self.per_rank
 
     def micro_batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """The inputs and targets of one step, int64 (micro_batch_size, block_size) each, in order."""
@@ -120,44 +139,67 @@ class Loader:
         starts = range(first, first + self.per_rank, self.micro_batch_size)
         return [self._micro_batch(start) for start in starts]
 
+    def seeds(self, step: int) -> list[int]:
+        """Seeds of the dropout in the micro-batches of one step."""
+        micro_batches = self.per_rank // self.micro_batch_size
+        return dropout_seeds(self.order.seed, self.first_window(step), self.micro_batch_size, micro_batches)
+
     def _micro_batch(self, start: int) -> tuple[Tensor, Tensor]:
         x, y = self.windows.read([self.order.locate(start + i) for i in range(self.micro_batch_size)])
         return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
 
     def epoch_of(self, step: int) -> float:
         """Epochs read when `step` steps are done."""
-        return step * self.per_rank * self.world_size / self.order.per_epoch
+        return self.began.epoch + (self.first_window(step, 0) - self.began.window) / self.order.per_epoch
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where the data is after `step` steps, as a checkpoint states it: the next window, and the epoch begun."""
+        return {"window": self.first_window(step, 0), "epoch": int(self.epoch_of(step))}
+
+    def tokens_read(self, step: int) -> int:
+        """Tokens read when `step` steps are done."""
+        return step * self.world_size * self.per_rank * self.windows.block_size
+
+    def weights(self, _step: int) -> list[float]:
+        """What the mean loss of each micro-batch counts: all the same."""
+        micro_batches = self.per_rank // self.micro_batch_size
+        return [1 / micro_batches] * micro_batches
 
     def prefetch(self, first: int, last: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """The micro-batches of steps first ... last - 1, read by a thread that keeps two steps ahead."""
-        ready: queue.Queue = queue.Queue(maxsize=2)
-        closed = threading.Event()
+        """The micro-batches of steps first ... last - 1, read ahead."""
+        return read_ahead(self.micro_batches, first, last)
 
-        def put(item: object) -> None:
-            while not closed.is_set():
-                try:
-                    return ready.put(item, timeout=0.2)
-                except queue.Full:
-                    continue
 
-        def read() -> None:
+def read_ahead(read: Callable[[int], MicroBatches], first: int, last: int) -> Iterator[MicroBatches]:
+    """read(first) ... read(last - 1), called by a thread that keeps two steps ahead."""
+    ready: queue.Queue = queue.Queue(maxsize=2)
+    closed = threading.Event()
+
+    def put(item: object) -> None:
+        while not closed.is_set():
             try:
-                for step in range(first, last):
-                    if closed.is_set():
-                        return
-                    put(self.micro_batches(step))
-            except BaseException as failure:  # handed to the training loop, which raises it
-                put(failure)
+                return ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
 
-        threading.Thread(target=read, name="prefetch", daemon=True).start()
+    def read_all() -> None:
         try:
-            for _ in range(first, last):
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            closed.set()
+            for step in range(first, last):
+                if closed.is_set():
+                    return
+                put(read(step))
+        except BaseException as failure:  # handed to the training loop, which raises it
+            put(failure)
+
+    threading.Thread(target=read_all, name="prefetch", daemon=True).start()
+    try:
+        for _ in range(first, last):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
 
 
 def validation_windows(
@@ -211,11 +253,13 @@ def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
     return None
 
 
-def fingerprint(paths: Sequence[Path]) -> str:
-    """What identifies the data of a run: each shard's name, tokens, and checksum where a manifest states one."""
+def fingerprint(paths: Sequence[Path]) -> dict[str, int | str]:
+    """What identifies the data of a run: the number of shards and tokens, and a sha256 over each shard's name, tokens,
+    and checksum where a manifest states one."""
     sums: dict[Path, str] = {}
     for folder in {path.parent for path in paths}:
         manifest = read_manifest(folder)
         sums.update({folder / shard["file"]: shard["sha256"] for shard in (manifest or {"shards": []})["shards"]})
     facts = [[path.name, len(open_shard(path)), sums.get(path)] for path in paths]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return {"shards": len(facts), "tokens": sum(tokens for _, tokens, _ in facts), "sha256": digest}

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train.config import OptimConfig
 
@@ -23,11 +23,37 @@ def learning_rate(step: int, optim: OptimConfig, max_steps: int) -> float:
     return optim.min_lr + share * (optim.max_lr - optim.min_lr)
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and embeddings only (biases and LayerNorms are vectors), fused."""
+def build_optimizer(model: nn.Module, optim: OptimConfig, sharded: bool = False) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices and embeddings only (biases and LayerNorms are vectors), fused.
+
+    Args:
+        sharded: each rank keeps the moments of its own part of the parameters, updates those, and sends them to the
+            others (ZeRO stage 1, Rajbhandari et al. 2020). Every rank must build it.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=optim.max_lr, betas=optim.betas, eps=optim.eps, fused=True)
+    settings = {"lr": optim.max_lr, "betas": optim.betas, "eps": optim.eps, "fused": True}
+    if not sharded:
+        return torch.optim.AdamW(groups, **settings)
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # a second to import, for its TorchScript
+
+    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
+
+
+def gather_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Bring the parts of a sharded optimizer to rank 0, whose state_dict() is then whole. Every rank must call it."""
+    if hasattr(optimizer, "consolidate_state_dict"):
+        optimizer.consolidate_state_dict(to=0)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
+    """Take up the moments that state_dict()["state"] held, whether that optimizer was sharded or this one is."""
+    groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
+    optimizer.load_state_dict({"param_groups": groups, "state": moments})
+    if hasattr(optimizer, "consolidate_state_dict"):
+        optimizer.state.clear()  # ZeroRedundancyOptimizer keeps them in `optim`, and a copy here
+        for parameter, state in optimizer.optim.state.items():
+            state["step"] = state["step"].to(parameter.device)  # where fused AdamW wants it

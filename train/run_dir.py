@@ -1,16 +1,21 @@
 """A run's directory: who may use it, and whether it is new, to be gone on with, or finished."""
 
 import fcntl
+import json
 import os
 import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from prepare.cli import UserError, write_whole
-from train.checkpoint import clear_leftovers, latest
+from train.checkpoint import clear_leftovers, latest, set_aside
 from train.config import Config, save_config
 from train.distributed import World
 
-DONE, CONFIG = "DONE", "config.yaml"
+DONE, CONFIG, HEARTBEAT = "DONE", "config.yaml", "heartbeat.json"
+BEAT_SECONDS = 1.0
 
 
 class RunDir:
@@ -25,6 +30,7 @@ class RunDir:
         if config.run.fresh and (latest(self.path) or (self.path / "metrics.jsonl").exists()):
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
         self.is_main = world.is_main
+        self.last_beat = -BEAT_SECONDS
         if self.is_main:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -54,11 +60,25 @@ class RunDir:
         done = self.path / DONE
         return done.exists() and int(done.read_text()) >= self.max_steps
 
-    def begin(self, config: Config) -> None:
-        """Write down the configuration that this process trains with; from here on the run is not done."""
+    def begin(self, config: Config, damaged: Sequence[Path] = ()) -> None:
+        """Write down the configuration that this process trains with; from here on the run is not done. The damaged
+        checkpoints get another name."""
         if self.is_main:
+            set_aside(damaged)
             (self.path / DONE).unlink(missing_ok=True)
             save_config(config, self.path / CONFIG)
+
+    def beat(self, step: int) -> None:
+        """Say in heartbeat.json, once a second at the most, that `step` steps were finished now, and by whom."""
+        now = time.monotonic()
+        if not self.is_main or now - self.last_beat < BEAT_SECONDS:
+            return
+        self.last_beat = now
+        facts = {"step": step, "time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+        new = self.path / f".{HEARTBEAT}"
+        with suppress(OSError):  # a full disk: the next one may succeed
+            new.write_text(json.dumps(facts) + "\n")  # not brought to disk: it is about now
+            new.replace(self.path / HEARTBEAT)
 
     def finish(self, step: int) -> None:
         """Mark the run as finished after `step` steps."""

@@ -1,10 +1,13 @@
 """What a run writes down: metrics.jsonl, the console line, and wandb. Only rank 0 writes."""
 
+import errno
 import json
 import math
 import netrc
 import os
 import secrets
+import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,33 +23,55 @@ METRICS = "metrics.jsonl"
 class RunLog:
     """The rows of one run: each an object with `step`, the number of finished steps, and `kind`."""
 
-    def __init__(self, run_dir: Path, config: Config, step: int, flops_per_token: int, world: World) -> None:
-        """Open the log of a run that stands at `step`; rows of later steps, whose work was lost, are dropped."""
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        step: int,
+        flops_per_token: int,
+        world: World,
+        tokens_read: Callable[[int], int] | None = None,
+    ) -> None:
+        """Open the log of a run that stands at `step`; rows of later steps, whose work was lost, are dropped.
+
+        Args:
+            flops_per_token: 0 where it is not known, and no MFU is stated.
+            tokens_read: tokens read when so many steps are done; None: data.batch_tokens a step.
+        """
         self.world, self.every, self.max_steps = world, config.log.every, config.train.max_steps
-        self.batch_tokens, self.flops_per_token = config.data.batch_tokens, flops_per_token
+        self.tokens_read = tokens_read or (lambda steps: steps * config.data.batch_tokens)
+        self.flops_per_token = flops_per_token
         peak = peak_flops(world.device)
         self.peak = peak and peak * world.size
         self.seconds: list[float] = []  # of the steps since the last row
         self.rows, self.seconds_a_step = 0, 0.0  # smoothed, for the time left
-        self.recorded: set[tuple[int, str]] = set()
+        self.recorded: set[tuple[int, str]] = set()  # steps with the kinds of their rows, or the words of their events
+        self.val_losses: dict[int, float] = {}  # by step
         self.file = self.wandb = None
         if world.is_main:
             path = run_dir / METRICS
             kept = [row for row in read_rows(path) if row["step"] <= step] if path.exists() else []
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-            self.recorded = {(row["step"], row["kind"]) for row in kept}
-            self.file = path.open("a", buffering=1)
+            for row in kept:
+                self._remember(row)
+            self.file = _Appender(path)
             self.wandb = start_wandb(run_dir, config)
 
     def write(self, step: int, kind: str, **values: Any) -> None:
         """Add a row; `values` are JSON-able."""
-        self.recorded.add((step, kind))
         if not self.file:
             return
         values = {key: None if _not_finite(value) else value for key, value in values.items()}
-        self.file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        row = {"step": step, "kind": kind, **values}
+        self._remember(row)
+        self.file.append(json.dumps(row) + "\n")
         if self.wandb and kind != "event":
             self.wandb.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
+
+    def _remember(self, row: dict[str, Any]) -> None:
+        self.recorded.add((row["step"], row.get("event", row["kind"])))
+        if row["kind"] == "val" and row["loss"] is not None:
+            self.val_losses[row["step"]] = row["loss"]
 
     def has(self, step: int, kind: str) -> bool:
         """Whether a row of this step and kind is there, from before a resume too; only rank 0 knows."""
@@ -57,7 +82,9 @@ class RunLog:
         self.world.say(text)
 
     def event(self, step: int, event: str, **values: Any) -> None:
-        """A row of kind `event`, also said on the console."""
+        """A row of kind `event`, also said on the console; not what this step's rows say already."""
+        if self.has(step, event):
+            return
         self.write(step, "event", event=event, **values)
         self.say(f"step {step}: {event}" + "".join(f", {key} {value}" for key, value in values.items()))
 
@@ -69,11 +96,10 @@ class RunLog:
         self.seconds.append(seconds)
         if step % self.every and step != self.max_steps:
             return
-        average = sum(self.seconds) / len(self.seconds)
+        average, tokens = sum(self.seconds) / len(self.seconds), self.tokens_read(step)
+        speed = (tokens - self.tokens_read(step - len(self.seconds))) / sum(self.seconds)
         self.seconds.clear()
-        speed = self.batch_tokens / average
-        mfu = self.flops_per_token * speed / self.peak if self.peak else None
-        tokens = step * self.batch_tokens
+        mfu = self.flops_per_token * speed / self.peak if self.peak and self.flops_per_token else None
         self.write(step, "train", loss=loss, lr=lr, grad_norm=grad_norm, tokens=tokens, tokens_per_s=speed, mfu=mfu)
         # the first row's time, with what is compiled and allocated once, is forgotten at the second
         self.seconds_a_step = average if self.rows < 2 else 0.9 * self.seconds_a_step + 0.1 * average
@@ -86,10 +112,9 @@ class RunLog:
         )
 
     def sync(self) -> None:
-        """Put the rows on disk, before a checkpoint that counts on them."""
+        """Put the rows on disk, before a checkpoint that counts on them; another thread may do it."""
         if self.file:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            self.file.sync()
 
     def close(self) -> None:
         """End the log."""
@@ -97,6 +122,41 @@ class RunLog:
             self.file.close()
         if self.wandb:
             self.wandb.finish()
+
+
+class _Appender:
+    """Lines added to a file. Those that a full disk refuses wait until there is room, or until a sync insists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.handle = path, os.open(path, os.O_WRONLY | os.O_APPEND)
+        self.waiting = b""
+        self.lock = threading.Lock()
+
+    def append(self, line: str) -> None:
+        with self.lock:
+            was_full = bool(self.waiting)
+            self.waiting += line.encode()
+            try:
+                self._write()
+            except OSError as failure:
+                if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                if not was_full:
+                    print(f"warning: {self.path}: {failure.strerror}; its rows wait in memory", flush=True)
+
+    def sync(self) -> None:
+        with self.lock:
+            self._write()
+            os.fsync(self.handle)
+
+    def close(self) -> None:
+        with self.lock:
+            self._write()
+            os.close(self.handle)
+
+    def _write(self) -> None:
+        while self.waiting:
+            self.waiting = self.waiting[os.write(self.handle, self.waiting) :]
 
 
 def _not_finite(value: Any) -> bool:

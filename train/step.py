@@ -1,7 +1,7 @@
 """One optimizer step: gradients accumulated over the micro-batches, averaged over the ranks, clipped once, applied."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -19,8 +19,11 @@ def train_step(
     lr: float,
     grad_clip: float,
     seeds: Sequence[int],
+    skip_above: float = float("inf"),
+    mark: Callable[[str], None] = lambda _: None,
+    weights: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Move the model by one step, unless the gradient is not finite: then nothing moves.
+    """Move the model by one step, unless the loss of any rank or the gradient is not finite: then nothing moves.
 
     Args:
         model: maps (B, T) inputs and targets to the mean loss; may be compiled and wrapped in DDP.
@@ -30,6 +33,9 @@ def train_step(
         grad_clip: largest global gradient norm; 0 does not clip.
         seeds: one for each micro-batch, of its dropout. They name the windows, not the rank, so that with the same
             micro_batch_size the masks are the same for every world size, and after a resume.
+        skip_above: a gradient of a larger norm moves nothing either.
+        mark: called with each phase's name as it begins: forward, backward, optimizer, end; bench.py times them.
+        weights: one for each micro-batch, what its mean loss counts; None: all the same, and 1 together.
 
     Returns:
         this rank's mean loss and the norm of the whole gradient before clipping, float32 scalars on the device. The
@@ -37,22 +43,28 @@ def train_step(
     """
     device = next(model.parameters()).device
     loss = torch.zeros((), device=device)
+    weights = weights or [1 / len(micro_batches)] * len(micro_batches)
     for number, (inputs, targets) in enumerate(micro_batches):
         x, y = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         torch.manual_seed(seeds[number])
+        mark("forward")
         # Gradients are exchanged once, behind the last micro-batch; DDP decides that in the forward pass.
         last = number == len(micro_batches) - 1
         with model.no_sync() if isinstance(model, DDP) and not last else nullcontext():
             with context:
-                micro_loss = model(x, y) / len(micro_batches)
-            micro_loss.backward()
+                micro_loss = model(x, y) * weights[number]
+            mark("backward")
+            # a loss that is not finite makes the gradient of all ranks so
+            micro_loss.backward(torch.where(micro_loss.detach().isfinite(), 1.0, torch.nan))
         loss += micro_loss.detach()
+    mark("optimizer")
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
-    if torch.isfinite(grad_norm):
+    if torch.isfinite(grad_norm) and grad_norm <= skip_above:
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    mark("end")
     return loss, grad_norm
 
 

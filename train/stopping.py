@@ -14,7 +14,7 @@ class StopRequest:
 
     def __init__(self, run_dir: Path, margin_seconds: int, is_main: bool) -> None:
         self.file = run_dir / "STOP"
-        self.deadline = float(os.environ.get("SLURM_JOB_END_TIME") or "inf") - margin_seconds
+        self.end, self.margin = float(os.environ.get("SLURM_JOB_END_TIME") or "inf"), margin_seconds
         self.is_main = is_main
         self.agreed = False  # what all ranks decided when they last spoke
         self.signal: int | None = None
@@ -26,17 +26,29 @@ class StopRequest:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait
         self.signal = number
 
+    def allow_for(self, save_seconds: float) -> None:
+        """Keep twice the time of such a save before Slurm's time limit, should the margin be shorter."""
+        self.margin = max(self.margin, 2 * save_seconds)
+
     def requested(self) -> bool:
         """Whether this process knows of a request; rank 0 looks for the file and at the clock."""
-        return self.signal is not None or (self.is_main and (time.time() >= self.deadline or self.file.exists()))
+        return self.signal is not None or (self.is_main and (self._limit_is_near() or self.file.exists()))
+
+    def _limit_is_near(self) -> bool:
+        return time.time() >= self.end - self.margin
 
     def reason(self) -> str:
-        """Why, in a few words."""
+        """Why, in a few words; the STOP file goes first, since a Slurm job comes back after the others."""
+        if self.file.exists():
+            return "a STOP file"
         if self.signal is not None:
             return signal.Signals(self.signal).name
-        if time.time() >= self.deadline:
-            return "Slurm's time limit"
-        return "a STOP file" if self.file.exists() else "another process's request"
+        return "Slurm's time limit" if self._limit_is_near() else "another process's request"
+
+    def ignore(self) -> None:
+        """The run is saved: from here on no signal ends the process, not even while Python takes its handlers away."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def clear(self) -> None:
         """Take the STOP file away once it is obeyed, so that the next start goes on."""

@@ -1,0 +1,131 @@
+"""Saving in the background: what was copied is what is written, whatever moves meanwhile, and failures have a limit."""
+
+import json
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prepare.cli import UserError
+from train import checkpoint, saver
+from train.config import CheckpointConfig, Config, LogConfig, ModelConfig, OptimConfig
+from train.distributed import World
+from train.model import GPT
+from train.optim import build_optimizer
+from train.run_log import RunLog
+from train.saver import Saver
+
+META = {"tokenizer": None}
+
+
+def build(n_embd: int = 16) -> tuple[GPT, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=n_embd, block_size=8, vocab_size=27))
+    return model, build_optimizer(model, OptimConfig())
+
+
+def move(model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    idx = torch.randint(27, (2, 8))
+    model(idx, idx).backward()
+    optimizer.step()
+
+
+def start(run: Path, model: GPT, optimizer: torch.optim.Optimizer, **config: int) -> Saver:
+    log = RunLog(run, Config(log=LogConfig(wandb="disabled")), 0, 1, World(0, 1, torch.device("cpu")))
+    return Saver(run, model, optimizer, CheckpointConfig(**config), log)
+
+
+def events(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path, step: int) -> torch.Tensor:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")["wte.weight"]
+
+
+def test_the_loop_goes_on_while_a_thread_writes_and_two_writes_never_overlap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = build()
+    go_on, writing, original = threading.Event(), [], checkpoint.write
+
+    def slow(*arguments: object) -> Path:
+        writing.append(threading.current_thread().name)
+        assert len(writing) == 1
+        assert go_on.wait(30)
+        path = original(*arguments)
+        writing.clear()
+        return path
+
+    monkeypatch.setattr(saver.checkpoint, "write", slow)
+    background = start(tmp_path, model, optimizer)
+    move(model, optimizer)
+    first = model.wte.weight.detach().clone()
+    background.save(1, META)
+    move(model, optimizer)  # while the write stands still
+    second = model.wte.weight.detach().clone()
+    background.report()
+    assert not (tmp_path / "checkpoints").exists()
+    assert events(tmp_path) == []
+    threading.Timer(0.2, go_on.set).start()
+    background.save(2, META)  # waits for the first
+    move(model, optimizer)
+    background.finish()
+    assert torch.equal(weights(tmp_path, 1), first)
+    assert torch.equal(weights(tmp_path, 2), second)
+    assert not torch.equal(first, second)
+    assert [(row["step"], row["event"]) for row in events(tmp_path)] == [(1, "checkpoint"), (2, "checkpoint")]
+    assert events(tmp_path)[1]["pause_seconds"] > 0.1  # it had to wait
+    assert background.slowest > 0.1
+    state = torch.load(tmp_path / "checkpoints" / "step_00000002" / "train_state.pt", weights_only=True)
+    assert {key for values in state["optimizer"].values() for key in values} == {"step", "exp_avg", "exp_avg_sq"}
+    assert state["optimizer"][0]["step"] == 2
+
+
+def test_the_best_validation_loss_is_kept(tmp_path: Path) -> None:
+    model, optimizer = build()
+    background = start(tmp_path, model, optimizer, keep=1)
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 4.0), (4, float("nan"))):
+        background.save(step, META)
+        background.log.write(step, "val", loss=loss)
+    background.finish()
+    assert [checkpoint.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)] == [2, 4]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk: mounting a small one takes root")
+def test_a_full_disk_is_reported_and_ends_the_run_only_after_several_failures(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("a full disk: this root may not mount")
+    try:
+        model, optimizer = build(n_embd=48)
+        move(model, optimizer)
+        background = start(small, model, optimizer, keep=1, max_failures=3)
+        background.save(5, META)
+        background.report(wait=True)
+        (small / "other").write_bytes(bytes(600_000))  # somebody else's file
+        for step in (10, 15):
+            background.save(step, META)
+            background.report(wait=True)
+        assert not background.gave_up
+        assert [path.name for path in (small / "checkpoints").iterdir()] == ["step_00000005"]
+        failures = [(row["step"], row["in_a_row"]) for row in events(small) if "could not be written" in row["event"]]
+        assert failures == [(10, 1), (15, 2)]
+        (small / "other").unlink()  # room again: the count begins anew
+        background.save(20, META)
+        background.report(wait=True)
+        (small / "other").write_bytes(bytes(600_000))
+        for step in (25, 30, 35):
+            background.save(step, META)
+            background.report(wait=True)
+        assert background.gave_up
+        with pytest.raises(UserError, match=r"the last checkpoint of .* could not be written: make room"):
+            background.finish()
+        assert checkpoint.step_of(checkpoint.newest_whole(small)[0]) == 20
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)

@@ -1,0 +1,83 @@
+"""The loss of the output head without all of its logits at once: cross-entropy of hidden @ weight.T, in chunks.
+
+The gradients are made in the forward pass, chunk by chunk, so that no logits are kept, and none are computed twice.
+With e = exp(logits - their maximum) and s = sum(e), the gradient at the logits is e / s - one_hot(target): e goes
+through the matrix products as it is, and the rest is done to the rows and columns of their small operands.
+
+Sources: Hsu et al. 2024, "Liger Kernel" (gradients in the forward pass); torch.nn.functional.linear_cross_entropy does
+the same from torch 2.13 on, but torch.compile cannot see into it.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+CHUNK_BYTES = 2**30  # of logits at a time; each chunk reads and writes the weight's float32 gradient once more
+ALIGNMENT = 64  # rows of logits begin at multiples of this many, as fast matrix products want it
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """F.cross_entropy(F.linear(hidden, weight).float(), targets, ignore_index=ignored), in less memory.
+
+    Args:
+        hidden: (N, C) states.
+        weight: (V, C) embeddings of the tokens.
+        targets: (N,) int64 token ids, or `ignored`.
+
+    Returns:
+        the mean over the targets that count: a float32 scalar (float64 of float64).
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    with torch.autocast(kind, enabled=False):
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            return _LinearCrossEntropy.apply(hidden, weight, targets, ignored, dtype)
+        return _chunked(hidden, weight, targets, ignored, dtype, gradients=False)[0]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype
+    ) -> Tensor:
+        loss, d_hidden, d_weight = _chunked(hidden, weight, targets, ignored, dtype, gradients=True)
+        ctx.save_for_backward(d_hidden, d_weight)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * d_loss, d_weight * d_loss, None, None, None
+
+
+def _chunked(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype, gradients: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss and, where asked for, its gradients in hidden (N, C) and weight (V, C)."""
+    vocab_size, exact = weight.size(0), torch.promote_types(dtype, torch.float32)
+    padded = -(-vocab_size // ALIGNMENT) * ALIGNMENT
+    table = F.pad(weight.to(dtype), (0, 0, 0, padded - vocab_size))  # (P, C): the last rows are of no token
+    counts = targets != ignored
+    share = counts.to(exact) / counts.sum()  # (N,), of each row in the mean
+    targets = targets.where(counts, 0)
+    loss = torch.zeros((), dtype=exact, device=hidden.device)
+    d_hidden, d_weight = [], torch.zeros_like(weight, dtype=exact) if gradients else None
+    rows = max(1, CHUNK_BYTES // (padded * dtype.itemsize))
+    for x, target, part in zip(*(tensor.split(rows) for tensor in (hidden, targets, share)), strict=True):
+        x, target = x.to(dtype), target.unsqueeze(1)
+        logits = F.linear(x, table).to(exact)  # (n, P)
+        logits[:, vocab_size:] = -torch.inf
+        top, chosen = logits.amax(1, keepdim=True), logits.gather(1, target)  # (n, 1) each
+        e = logits.sub_(top).exp_()
+        s = e.sum(1, keepdim=True)  # (n, 1)
+        loss = loss + (part * (s.log() + top - chosen).squeeze(1)).sum()
+        if not gradients:
+            continue
+        e, part = e.to(dtype), part.unsqueeze(1)
+        scale = part / s  # (n, 1)
+        d_hidden.append((e @ table).to(exact) * scale - weight[target.squeeze(1)].to(exact) * part)  # (n, C)
+        d_weight += (e.T @ (x.to(exact) * scale).to(dtype))[:vocab_size]  # (P, n) @ (n, C)
+        d_weight.index_add_(0, target.squeeze(1), -part * x.to(exact))
+    return loss, torch.cat(d_hidden).to(hidden.dtype) if gradients else None, d_weight

@@ -1,0 +1,40 @@
+"""The model as the training step calls it: compiled, and one of several replicas."""
+
+import os
+import shutil
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from prepare.cli import UserError
+from train.config import TrainConfig
+from train.distributed import World
+from train.model import GPT
+
+
+def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
+    """The model of the training step; `raw` stays as it is, for evaluation, generation and checkpoints.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    if train.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
+        raise UserError("train.compile needs a C++ compiler, and none is there: get g++, or set train.compile false")
+    mode = train.compile if isinstance(train.compile, str) else None
+    model = torch.compile(raw, mode=mode) if train.compile else raw
+    if world.size == 1:
+        return model
+    device_ids = [world.device.index] if world.device.type == "cuda" else None
+    replica = DDP(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    if train.all_reduce == "bf16":
+        replica.register_comm_hook(None, average_in_bf16)
+    return replica
+
+
+def average_in_bf16(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Average a bucket of gradients over the ranks in half of the bytes. (PyTorch's own hook refuses gloo.)"""
+    gradients = bucket.buffer()
+    rounded = (gradients / dist.get_world_size()).bfloat16()
+    return dist.all_reduce(rounded, async_op=True).get_future().then(lambda sent: gradients.copy_(sent.value()[0]))
