@@ -1,0 +1,124 @@
+"""What is measured while a model is fine-tuned: the validation, which may end the run early, and sampled answers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.answers import answer_loss, first_question, greedy_answers
+from eval.classification import Tally, class_probabilities
+from eval.monitor import BATCHES, Measurements
+from prepare.cli import UserError
+from prepare.tokenizer import Tokenizer
+from train.classifier import Classifier
+from train.distributed import World
+from train.examples import Examples, bucketed
+from train.finetune_config import ClassifyConfig, ClassifyEval, FinetuneConfig, InstructConfig
+from train.model import GPT
+from train.run_log import RunLog
+from train.stopping import StopRequest
+
+
+class FinetuneMonitor(Measurements):
+    """Validations on examples, and early stopping: a function of the validation losses that the log holds, so that a
+    run that was killed ends where it would have ended."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        val: Examples,
+        world: World,
+        log: RunLog,
+        stop: StopRequest,
+        measures: dict[str, Callable[[], dict[str, Any]]],
+    ) -> None:
+        self.eval: ClassifyEval = config.eval
+        intervals = {"val": self.eval.every if len(val) else 0, "sample": getattr(self.eval, "sample_every", 0)}
+        super().__init__(intervals, measures, config.train.max_steps, world, log, stop)
+        self.val, self.batches = val, bucketed(val, config.data.micro_batch_size)
+
+    def run(self, step: int) -> bool:
+        """Measure what is due after `step` finished steps; whether to stop here."""
+        if super().run(step):
+            return True
+        if self.eval.patience and step % self.eval.every == 0:
+            self.finished = self.world.sum([self._is_exhausted()])[0] > 0
+        return self.finished
+
+    def _is_exhausted(self) -> bool:
+        """Whether as many validations in a row as eval.patience were no better than the best before; rank 0 knows."""
+        losses = [loss for _, loss in sorted(self.log.val_losses.items())]
+        return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= self.eval.patience
+
+    def my_batches(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """This rank's validation batches, as many groups of them on every rank."""
+        size, rank = self.world.size, self.world.rank
+        groups = range(0, len(self.batches), size * BATCHES)
+        mine = [self.batches[start + rank : start + size * BATCHES : size] for start in groups]
+        return [[self.val.batch(numbers) for numbers in group] for group in mine]
+
+
+class ClassifyMonitor(FinetuneMonitor):
+    """The validation of a classifier."""
+
+    def __init__(
+        self,
+        config: ClassifyConfig,
+        model: Classifier,
+        val: Examples,
+        context: torch.autocast,
+        world: World,
+        log: RunLog,
+        stop: StopRequest,
+    ) -> None:
+        super().__init__(config, val, world, log, stop, {"val": self._validate})
+        self.model, self.context = model, context
+
+    def _validate(self) -> dict[str, float]:
+        total = Tally(self.model.score.out_features)
+        sums = [0.0] * len(total.sums())
+        for group in self.my_batches():
+            part = Tally(total.labels)
+            for probabilities, truth in class_probabilities(self.model, group, self.world.device, self.context):
+                part.add(probabilities, truth)
+            sums = [a + b for a, b in zip(sums, self.exchange(*part.sums()), strict=True)]
+        return total.load(sums).metrics()
+
+
+class InstructMonitor(FinetuneMonitor):
+    """The loss on held-out answers, and answers of the model's own."""
+
+    def __init__(
+        self,
+        config: InstructConfig,
+        model: GPT,
+        val: Examples,
+        tokenizer: Tokenizer,
+        context: torch.autocast,
+        world: World,
+        log: RunLog,
+        stop: StopRequest,
+    ) -> None:
+        super().__init__(config, val, world, log, stop, {"val": self._validate, "sample": self._sample})
+        self.model, self.tokenizer, self.context = model, tokenizer, context
+
+    def _validate(self) -> dict[str, float]:
+        nll, tokens = 0.0, 0.0
+        for group in self.my_batches():
+            sums = self.exchange(*answer_loss(self.model, group, self.world.device, self.context))
+            nll, tokens = nll + sums[0], tokens + sums[1]
+        return {"loss": nll / tokens, "tokens": int(tokens)}
+
+    def _sample(self) -> dict[str, list[dict[str, str]]]:
+        """Rank 0 answers the first held-out instructions, always with the likeliest token."""
+        prompts = [first_question(self.val, number)[0] for number in range(min(len(self.val), self.eval.samples))]
+        answers = [""] * len(prompts)
+        if self.world.is_main:
+            try:
+                answers = greedy_answers(self.model, self.tokenizer, prompts, self.eval.sample_tokens)
+            except UserError as reason:  # the weights have diverged; the run itself will say so
+                self.world.say(f"no answers: {reason}")
+        self.exchange()
+        asked = map(self.tokenizer.decode, prompts)
+        return {"answers": [{"prompt": p, "answer": a} for p, a in zip(asked, answers, strict=True)]}

@@ -1,0 +1,76 @@
+"""The scores of a classifier, against their definitions counted one example at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.classification import BINS, Tally, class_probabilities, classify, labelled, plot_report
+from prepare.tokenizer import GPT2Tokenizer
+from train.classifier import Classifier
+from train.config import ModelConfig
+from train.model import IGNORED
+
+
+def answers(n: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet([0.6, 0.4, 0.3], size=n), rng.integers(3, size=n)
+
+
+def test_metrics_are_their_definitions() -> None:
+    probabilities, truth = answers()
+    tally = Tally(3)
+    tally.add(probabilities, truth)
+    guesses = [max(range(3), key=lambda label, row=row: row[label]) for row in probabilities]
+    f1, gaps = [], 0.0
+    for label in range(3):
+        both = sum(guess == label == true for guess, true in zip(guesses, truth, strict=True))
+        precision, recall = both / guesses.count(label), both / list(truth).count(label)
+        f1.append(2 * precision * recall / (precision + recall))
+    for low in range(BINS):
+        inside = [i for i, row in enumerate(probabilities) if low / BINS <= row.max() < (low + 1) / BINS]
+        if inside:
+            accuracy = np.mean([guesses[i] == truth[i] for i in inside])
+            gaps += len(inside) * abs(accuracy - np.mean([probabilities[i].max() for i in inside]))
+    metrics = tally.metrics()
+    assert metrics["accuracy"] == np.mean(np.array(guesses) == truth)
+    assert metrics["macro_f1"] == pytest.approx(np.mean(f1))
+    assert metrics["ece"] == pytest.approx(gaps / 200)
+    assert metrics["loss"] == pytest.approx(-np.mean(np.log(probabilities[range(200), truth])))
+
+
+def test_tallies_add_up() -> None:
+    probabilities, truth = answers()
+    whole, parts = Tally(3), [Tally(3), Tally(3)]
+    whole.add(probabilities, truth)
+    parts[0].add(probabilities[:70], truth[:70])
+    parts[1].add(probabilities[70:], truth[70:])
+    sums = [a + b for a, b in zip(parts[0].sums(), parts[1].sums(), strict=True)]
+    assert Tally(3).load(sums).metrics() == pytest.approx(whole.metrics())
+
+
+def test_texts_together_are_classified_as_each_alone() -> None:
+    torch.manual_seed(0)
+    model = Classifier(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12), 3).eval()
+    torch.nn.init.normal_(model.score.weight, std=2.0)
+    tokenizer = GPT2Tokenizer()
+    texts = ["one", "a much longer text of more than twelve tokens, which loses its end here", "two words", "3"]
+    found, cut = classify(model, tokenizer, texts, "cpu", batch_size=2)
+    assert cut == 1
+    for text, row in zip(texts, found, strict=True):
+        tokens = torch.tensor([tokenizer.encode(text)[:12]])
+        alone = torch.softmax(model(tokens)[0, -1].double(), -1)
+        np.testing.assert_allclose(row, alone.detach().numpy(), atol=1e-6)
+    tokens, targets = labelled(tokenizer.encode(texts[1]), 2, 12)
+    assert (len(tokens), targets) == (12, [IGNORED] * 11 + [2])
+    (_, truth), *_ = class_probabilities(model, [(torch.tensor([tokens]), torch.tensor([targets]))])
+    assert truth.tolist() == [2]
+
+
+def test_the_picture_is_a_png(tmp_path: Path) -> None:
+    tally = Tally(3)
+    tally.add(*answers())
+    plot_report(tally, ["a", "b", "c"], tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.png"]

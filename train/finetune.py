@@ -1,0 +1,126 @@
+"""What both kinds of fine-tuning share: the model to begin with, what of it moves, and the parts of the run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prepare.cli import UserError
+from prepare.shards import file_sha256
+from train import checkpoint
+from train.checkpoint import LoadedModel, load_model
+from train.distributed import World
+from train.examples import ExampleLoader, Examples, fingerprint
+from train.finetune_config import ClassifyConfig, FinetuneConfig
+from train.hardware import autocast, computes_in
+from train.job import changeable, ready
+from train.loop import Measures, Training
+from train.model import GPT
+from train.optim import build_optimizer
+from train.run_dir import RunDir
+from train.run_log import RunLog
+from train.stopping import StopRequest
+from train.wrap import wrap
+
+MakeMonitor = Callable[[GPT, torch.autocast, RunLog], Measures]
+
+
+def initial_model(spec: str) -> LoadedModel:
+    """What `--init` names: whatever `--model` may name, but a classifier."""
+    return load_model(spec, option="--init")
+
+
+def identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> dict[str, Any]:
+    """What decides how the run's data comes out: the file and its checksum, the tokenizer, and the options.
+
+    Raises:
+        UserError: the file is not there.
+    """
+    path = Path(config.data.train)
+    try:
+        digest = file_sha256(path)
+    except OSError as failure:
+        raise UserError(f"data.train {path} cannot be read ({failure.strerror}): name a file of examples") from None
+    shares = {"val_share": config.data.val_share, "test_share": config.data.test_share, "seed": config.train.seed}
+    vocabulary = base.tokenizer.describe()["sha256"]
+    cut = {"block_size": base.model.config.block_size, "tokenizer": vocabulary}
+    return {"file": path.name, "sha256": digest, **shares, **cut, **options}
+
+
+def freeze(model: GPT, blocks: int | str) -> None:
+    """Let only the last `blocks` layers move, with what follows them; 0: what is no part of a GPT; all: everything.
+
+    Raises:
+        UserError: the model has not as many layers.
+    """
+    if blocks == "all":
+        return
+    layers = model.config.n_layer
+    if blocks > layers:
+        raise UserError(f"tune.blocks is {blocks}, but the model has {layers} layers: lower it, or give all")
+    moving = [f"h.{layer}." for layer in range(layers - blocks, layers)] + (["ln_f."] if blocks else [])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith(("score.", *moving))
+
+
+def assemble(
+    config: FinetuneConfig,
+    world: World,
+    run: RunDir,
+    stop: StopRequest,
+    raw: GPT,
+    parts: dict[str, Examples],
+    shares: np.ndarray,
+    facts: dict[str, Any],
+    make_monitor: MakeMonitor,
+) -> Training:
+    """The run with all of its parts, new or as its newest checkpoint left it, and said what it is.
+
+    Args:
+        shares: see ExampleLoader.
+        facts: what a checkpoint says of the model besides; `tokenizer` at least.
+
+    Raises:
+        UserError: there is nothing to train on, or the run cannot be gone on with.
+    """
+    data, train = config.data, parts["train"]
+    weights = {"data__class_weights": data.class_weights} if isinstance(config, ClassifyConfig) else {}
+    facts = facts | {
+        "data": fingerprint(parts),
+        "batches": {"examples": data.batch_examples, "seed": config.train.seed, "blocks": config.tune.blocks},
+        "settings": changeable(config, tune__dropout=config.tune.dropout, **weights),
+    }
+    optimizer = build_optimizer(raw, config.optim, sharded=config.train.shard_optimizer and world.size > 1)
+    resumed = checkpoint.resume(run.path, raw, optimizer, facts)
+    model = wrap(raw, config.train, world)
+    pin = world.device.type == "cuda"
+    loader = ExampleLoader(
+        train, shares, data.batch_examples, data.micro_batch_size, world.rank, world.size, config.train.seed, pin
+    )
+    context = autocast(world.device, config.train.precision)
+    log = RunLog(run.path, config, resumed.step, 0, world, loader.tokens_read)
+    monitor = make_monitor(raw, context, log)
+    if not world.agree(resumed.step, int(facts["data"]["sha256"][:12], 16)):
+        raise UserError("the processes see different checkpoints or data: put run.dir on a file system that all share")
+    run.begin(config, resumed.damaged)
+    moving = sum(parameter.numel() for parameter in raw.parameters() if parameter.requires_grad)
+    steps = config.train.max_steps
+    world.say(
+        f"model: {raw.num_parameters():,} parameters, {moving:,} of them move, {computes_in(context)}, "
+        f"{world.describe()}\n"
+        f"data:  {' + '.join(f'{len(part):,} {name}' for name, part in parts.items())} examples; {steps:,} steps of "
+        f"{data.batch_examples} are {loader.epoch_of(steps):.2f} epochs"
+        + (f"\ngoing on from step {resumed.step:,}" if resumed.step else "")
+    )
+    return ready(config, world, run, stop, log, raw, model, optimizer, context, loader, facts, monitor, resumed)
+
+
+def best_model(t: Training, classifier: bool) -> LoadedModel:
+    """The model that the run leaves; with eval.patience the one of the lowest validation loss, to which it goes back.
+    On rank 0, once the run is complete."""
+    if t.config.eval.patience and (best := checkpoint.go_back(t.run.path, t.log.val_losses)):
+        step = checkpoint.step_of(best)
+        t.log.say(f"best: step {step}, validation loss {t.log.val_losses[step]:.4f}")
+    return load_model(str(t.run.path), t.world.device, classifier=classifier)

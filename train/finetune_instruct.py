@@ -1,0 +1,142 @@
+"""Fine-tune a GPT-2 to follow instructions. Alone, or under torchrun on as many processes as there are.
+
+The whole run is below, top to bottom; the loop, its checkpoints and its log are pretraining's.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from eval.answers import answer_loss, first_question, greedy_answers
+from eval.curves import plot_runs
+from eval.finetune_monitor import InstructMonitor
+from prepare.cli import UserError, run_script
+from prepare.instructions import encode, read_instructions
+from prepare.shards import write_json
+from train import distributed
+from train.checkpoint import LoadedModel
+from train.distributed import World
+from train.examples import PARTS, Examples, bucketed, divide, next_tokens, prepare_once
+from train.finetune import assemble, best_model, freeze, identity, initial_model
+from train.finetune_config import InstructConfig, check_batch, load_instruct_config
+from train.hardware import prepare_device
+from train.job import close, complete, explained, open_run
+from train.loop import Training
+from train.model import GPT
+from train.stopping import StopRequest
+
+ANSWERS = 20  # in the report
+OPENING = """Fine-tune a model to follow instructions; the same command again goes on where a run stopped.
+
+    python train/finetune_instruct.py --init runs/quickstart --data.train data/instruction-data.json
+
+"""
+
+
+def main() -> None:
+    config = load_instruct_config(None, OPENING)
+    with explained(config.data.micro_batch_size):
+        finetune(config, distributed.start(config.train.device, config.train.timeout_seconds))
+
+
+def finetune(config: InstructConfig, world: World) -> None:
+    check_batch(config, world.size)
+    prepare_device(world.device, config.train.attention)
+    run = open_run(config, world)
+    if run is None:
+        return
+    stop = StopRequest(run.path, config.checkpoint.margin_seconds, world.is_main)
+
+    # The model to begin with, and the examples in its tokens, kept in files beside the run.
+    base = initial_model(config.init)
+    made_of = identity(config, base, template=config.template.describe())
+    parts, about = prepare_once(run.path / "data", made_of, lambda: prepare(config, base), world)
+    world.say(about["summary"])
+    torch.manual_seed(config.train.seed)
+    raw = GPT(replace(base.model.config, dropout=config.tune.dropout), config.train.recompute)
+    raw.load_state_dict(base.model.state_dict())
+    freeze(raw.to(world.device), config.tune.blocks)
+
+    # The run, and its end. Each example counts as much as it has tokens to learn.
+    template, tokenizer = config.template.describe(), base.tokenizer
+    facts = {"tokenizer": tokenizer.describe(), "template": template, "converses": about["converses"]}
+    shares = parts["train"].counted.astype(float)
+    training = assemble(
+        config, world, run, stop, raw, parts, shares, facts,
+        lambda model, context, log: InstructMonitor(
+            config, model, parts["val"], tokenizer, context, world, log, stop
+        ),
+    )  # fmt: skip
+    stopped = complete(training)
+    if world.is_main:
+        plot_runs([run.path], run.path / "loss.png", "steps")
+        if not stopped:
+            report(training, parts["test"], base)
+    close(training, stopped)
+
+
+def prepare(config: InstructConfig, base: LoadedModel) -> tuple[dict[str, Examples], dict[str, Any]]:
+    """The examples of the file in the model's tokens, divided, and what is to be known of them."""
+    path, size = Path(config.data.train), base.model.config.block_size
+    if base.tokenizer.eot is None:
+        raise UserError(f"--init {config.init} has no end-of-text token to end an answer with: take a BPE model")
+    conversations, empty = read_instructions(path)
+    encoded = [encode(messages, base.tokenizer, config.template, size + 1) for messages in conversations]
+    if not all(any(learnt[1:]) for _, learnt, _ in encoded):
+        raise UserError(f"the model's {size} tokens leave no room for an answer behind template.assistant: shorten it")
+    rows = [next_tokens(tokens, learnt) for tokens, learnt, _ in encoded]
+    # Copies of an instruction stay together: what is held out is nowhere in what is learnt.
+    questions = [repr(messages[:-1]) for messages in conversations]
+    shares = [config.data.val_share, config.data.test_share]
+    *held_out, train = divide(questions, [""] * len(rows), shares, config.train.seed)
+    chosen = dict(zip(PARTS, [train, *held_out], strict=True))
+    parts = {name: Examples.of([rows[number] for number in numbers]) for name, numbers in chosen.items()}
+    if not len(parts["train"]):
+        raise UserError(f"{path}: of {len(rows)} examples none is left to train on: add some")
+    turns = [sum(role == "assistant" for role, _ in messages) for messages in conversations]
+    cuts = Counter(cut for *_, cut in encoded)
+    summary = (
+        f"template: {config.template.write('user', '...')!r} + {config.template.assistant!r}\n"
+        f"examples: {len(rows):,} of {path.name}, {sum(turns):,} answers, "
+        f"{sum(int(part.counted.sum()) for part in parts.values()):,} tokens to learn; {empty:,} left out, with an "
+        f"empty instruction or answer; longer than the model's {size:,} tokens: {cuts['prompt']:,} lost the beginning "
+        f"of their prompt, {cuts['answer']:,} the end of their answer too"
+    )
+    return parts, {"summary": summary, "converses": max(turns) > 1}
+
+
+def report(training: Training, test: Examples, base: LoadedModel) -> None:
+    """The loss on answers that had no part in the run, before it and after it, and the first answers as they are."""
+    best = best_model(training, classifier=False)
+    if not len(test):
+        return
+    size, device, text = training.config.data.micro_batch_size, training.world.device, best.tokenizer.decode
+    losses = {}
+    for name, model in (("before", base.model.to(device)), ("after", best.model)):
+        batches = (test.batch(numbers) for numbers in bucketed(test, size))
+        nll, tokens = answer_loss(model, batches, device, training.context)
+        losses[name] = nll / tokens
+    asked, wanted = zip(*(first_question(test, number) for number in range(min(ANSWERS, len(test)))), strict=True)
+    given = greedy_answers(best.model, best.tokenizer, asked, training.config.eval.sample_tokens)
+    answers = [
+        {"prompt": text(prompt), "wanted": text(answer).removesuffix("<|endoftext|>"), "answer": ours}
+        for prompt, answer, ours in zip(asked, wanted, given, strict=True)
+    ]
+    facts = {"model": best.name, "examples": len(test), "loss": losses, "answers": answers}
+    write_json(training.run.path / "report.json", facts)
+    training.log.write(training.step, "test", loss=losses["after"], loss_before=losses["before"])
+    training.log.say(
+        f"test: {len(test):,} answers held out: loss {losses['after']:.4f} nats a token, {losses['before']:.4f} before "
+        f"({training.run.path / 'report.json'})"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
