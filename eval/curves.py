@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from prepare.cli import UserError
@@ -95,14 +96,46 @@ def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "
         for number, ((name, rows), scale) in enumerate(zip(runs, scales, strict=True)):
             _draw(panels, rows, scale, name, colors[number % len(colors)])
         _dress(panels, over)
-        output = Path(output)
-        unfinished = output.with_name(f".{output.stem}.tmp{output.suffix}")
-        try:
-            figure.savefig(unfinished, dpi=150)
-        except ValueError:  # an unknown suffix, or none
-            raise UserError(f"{output}: pictures are .png, .pdf, .svg or .jpg; choose another name") from None
-        finally:
-            plt.close(figure)
+        return _save(figure, Path(output))
+
+
+def plot_report(title: str, rows: Sequence[dict[str, Any]], run_dir: Path | None, output: Path) -> Path:
+    """Draw report.py's rows as a table, and HellaSwag over tokens of a run that measured it."""
+    metrics = read_metrics(run_dir) if run_dir else []
+    steps, values = series(metrics, "hellaswag", "acc_norm")
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 1 + bool(len(values)), figsize=(9 + 5 * bool(len(values)), 4.5), squeeze=False)
+        figure.set_layout_engine("constrained")
+        sizes = sorted({size for row in rows for size in row["published"]}, key=lambda size: float(size.rstrip("M")))
+        cells = [
+            [row["measure"], f"{row['value']:.4f}", *(row["published"].get(size, "") for size in sizes), row["source"]]
+            for row in rows
+        ]
+        panel = panels[0, 0]
+        panel.axis("off")
+        panel.set_title(title)
+        drawn = panel.table(cells, colLabels=["", "measured", *sizes, "published by"], loc="center", edges="horizontal")
+        drawn.auto_set_column_width(range(len(sizes) + 3))
+        drawn.scale(1, 1.4)
+        if len(values):
+            scale, panel = tokens_a_step(metrics), panels[0, 1]
+            panel.plot(steps * (scale or 1), values, marker="o", markersize=4)
+            panel.axhline(CHANCE, color="#999999", linewidth=1, linestyle=":", label="chance")
+            panel.set(title="HellaSwag while training", ylabel="acc_norm", xlabel="tokens" if scale else "steps")
+            panel.xaxis.set_major_formatter(FuncFormatter(_short))
+            panel.legend(loc="upper left")
+        return _save(figure, output)
+
+
+def _save(figure: Figure, output: Path) -> Path:
+    """Write a picture under its final name when it is whole, and close it."""
+    unfinished = output.with_name(f".{output.stem}.tmp{output.suffix}")
+    try:
+        figure.savefig(unfinished, dpi=150)
+    except ValueError:  # an unknown suffix, or none
+        raise UserError(f"{output}: pictures are .png, .pdf, .svg or .jpg; choose another name") from None
+    finally:
+        plt.close(figure)
     unfinished.replace(output)
     return output
 

@@ -1,4 +1,4 @@
-"""Let a model continue a prompt."""
+"""Let a model continue a prompt, or answer an instruction."""
 
 import sys
 from pathlib import Path
@@ -6,54 +6,92 @@ from pathlib import Path
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
 
 import argparse
-from collections.abc import Iterator
-from itertools import takewhile
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from eval.model_option import add_model_options, open_model
-from eval.sampling import decode_stream, generate
+from eval.model_option import add_model_options, opened
+from eval.sampling import TextStream, generate, stream_texts
 from prepare.cli import ArgumentError, Parser, UserError, positive, run_script
+from prepare.instructions import Message, question
 from prepare.tokenizer import Tokenizer
 from train.checkpoint import LoadedModel
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
-        "Let a model continue a prompt.",
+        "Let a model continue a prompt, or answer an instruction if it has learnt to.",
         'python eval/generate.py --model gpt2 --prompt "Hello, I\'m a language model,"',
     )
     add_model_options(parser)
-    parser.add_argument("--prompt", default="", metavar="P", help="what to continue; when empty, a new document begins")
+    parser.add_argument("--prompt", action="append", metavar="P", help="what to continue; may be given several times")
+    parser.add_argument("--instruction", metavar="I", help="what to do, of a model of train/finetune_instruct.py")
+    parser.add_argument("--input", default="", metavar="TEXT", help="what the instruction is about")
     parser.add_argument("--max-new-tokens", type=positive, default=200, metavar="N", help="at most so many tokens")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the likeliest token")
     parser.add_argument("--top-k", type=int, default=50, metavar="K", help="sample among the K likeliest; 0: all")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="the likeliest that make up P; 1: all")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="at least P times the likeliest; 0: all")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="of earlier tokens; 1: none")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--num-samples", type=positive, default=1, metavar="N", help="continuations of each prompt")
     parser.add_argument("--seed", type=int, default=1337, metavar="S", help="of the random choices")
-    parser.add_argument("--interactive", action="store_true", help="read prompts from standard input, a line each")
+    parser.add_argument("--interactive", action="store_true", help="a conversation, a line of input at a time")
     parser.add_argument("--no-cache", action="store_true", help="compute every token anew: slow, for comparison")
     args = parser.parse_args(argv)
-    if not args.temperature >= 0 or args.top_k < 0 or not 0 < args.top_p <= 1:
+    if not args.temperature >= 0 or args.top_k < 0 or not 0 < args.top_p <= 1 or not 0 <= args.min_p <= 1:
         raise ArgumentError(
-            f"--temperature {args.temperature:g} --top-k {args.top_k} --top-p {args.top_p:g}: the first two cannot be "
-            "below 0, and top-p lies above 0 and at most at 1"
+            f"--temperature {args.temperature:g} --top-k {args.top_k} --top-p {args.top_p:g} --min-p {args.min_p:g}: "
+            "none can be below 0, top-p lies above 0, and top-p and min-p at most at 1"
+        )
+    if not args.repetition_penalty > 0 or "" in args.stop:
+        raise ArgumentError(
+            f"--repetition-penalty {args.repetition_penalty:g} --stop {args.stop}: above 0, and stop texts not empty"
         )
 
-    loaded, _ = open_model(args.model, args.device)
-    generator = torch.Generator().manual_seed(args.seed)
-    print(f"{loaded.name}, seed {args.seed}", file=sys.stderr, flush=True)
-    if not args.interactive:
-        return answer(args.prompt, loaded, generator, args)
-    while (prompt := read_prompt()) is not None:
+    with opened(args.model, args.device) as (loaded, _):
+        generator = torch.Generator().manual_seed(args.seed)
+        print(f"{loaded.name}, seed {args.seed}", file=sys.stderr, flush=True)
+        if args.interactive:
+            (chat if loaded.template else converse)(loaded, generator, args)
+        elif args.instruction is None:
+            prompts = [(prompt, prompt_tokens(prompt, loaded.tokenizer)) for prompt in args.prompt or [""]]
+            answer(prompts, loaded, generator, args)
+        elif loaded.template is None:
+            raise UserError(f"{loaded.name} follows no instructions: train/finetune_instruct.py teaches it")
+        else:
+            asked = question(args.instruction, args.input)
+            answer([("", loaded.template.prompt(asked, loaded.tokenizer))], loaded, generator, args)
+
+
+def converse(loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespace) -> None:
+    """Answer each line of standard input; what was said before stands before it. An empty line begins anew."""
+    history = ""
+    if sys.stdin.isatty():
+        print("Each line goes on from all before it; an empty line begins anew; Ctrl-D ends.", file=sys.stderr)
+    while (line := read_line()) is not None:
+        prompt = f"{history}\n{line}" if history and line else line
         try:
-            answer(prompt, loaded, generator, args)
+            tokens = prompt_tokens(prompt, loaded.tokenizer)
+            history = prompt + answer([(line, tokens)], loaded, generator, args) if line else ""
         except UserError as mistake:  # a character that the model does not know: ask again
             print(f"error: {mistake}", file=sys.stderr, flush=True)
 
 
-def read_prompt() -> str | None:
+def chat(loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespace) -> None:
+    """Answer each line of standard input as an instruction, up to the end-of-text. A model that has learnt
+    conversations is shown what was said before; an empty line begins anew."""
+    messages: list[Message] = []
+    while (line := read_line()) is not None:
+        if not line:
+            messages = []
+            continue
+        asked = [*(messages if loaded.converses else []), *question(line)]
+        given = answer([("", loaded.template.prompt(asked, loaded.tokenizer))], loaded, generator, args)
+        messages = [*asked, ("assistant", given)]
+
+
+def read_line() -> str | None:
     """A line of standard input; None at its end."""
     try:
         return input("> " if sys.stdin.isatty() else "")
@@ -61,37 +99,41 @@ def read_prompt() -> str | None:
         return None
 
 
-def answer(prompt: str, loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespace) -> None:
-    """Print a prompt's continuations: the first as it comes, the others, computed beside it, after it."""
-    tokenizer, n = loaded.tokenizer, args.num_samples
+def answer(
+    prompts: Sequence[tuple[str, list[int]]], loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespace
+) -> str:
+    """Print continuations: the first as it comes, the others, computed beside it, after it. Returns the first.
+
+    Args:
+        prompts: of each, what is shown of it, and the tokens of the whole.
+    """
+    tokenizer = loaded.tokenizer
+    rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
     columns = generate(
         loaded.model,
-        torch.tensor([prompt_tokens(prompt, tokenizer)] * n),
+        [tokens for _, tokens in rows],
         args.max_new_tokens,
         args.temperature,
         args.top_k or None,
         args.top_p if args.top_p < 1 else None,
+        args.min_p or None,
+        args.repetition_penalty,
         generator,
         use_cache=not args.no_cache,
         vocab_size=tokenizer.vocab_size,
         stop=tokenizer.eot,
     )
-    made: list[Tensor] = []  # each (n,)
-
-    def first() -> Iterator[int]:
-        for column in columns:
-            made.append(column)
-            yield int(column[0])
-
-    for number in range(n):
-        ids = (int(column[number]) for column in made) if number else first()
-        if n > 1:
-            print(f"--- sample {number + 1} of {n} ---")
-        print(prompt, end="", flush=True)
-        for text in decode_stream(tokenizer, takewhile(lambda token: token != tokenizer.eot, ids)):
+    texts = [""] * len(rows)
+    title = f"--- sample {{}} of {len(rows)} ---\n" if len(rows) > 1 else ""
+    print(title.format(1) + rows[0][0], end="", flush=True)
+    for row, text in stream_texts(columns, [TextStream(tokenizer, args.stop) for _ in rows]):
+        texts[row] += text
+        if row == 0:
             print(text, end="", flush=True)
-        print(flush=True)
-        made.extend(columns)  # what the others have beyond the end of the first
+    print(flush=True)
+    for number in range(1, len(rows)):
+        print(title.format(number + 1) + rows[number][0] + texts[number], flush=True)
+    return texts[0]
 
 
 def prompt_tokens(prompt: str, tokenizer: Tokenizer) -> list[int]:

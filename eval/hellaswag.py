@@ -20,15 +20,11 @@ from pathlib import Path
 
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
 
-from contextlib import nullcontext
-
-from eval.model_option import add_model_options, open_model
-from eval.scoring import BATCH_TOKENS, choice_counts, choices, gather, score_requests, standard_error
-from eval.tasks import FORMATS, hellaswag_request, load_hellaswag, truncated
-from prepare.cli import ArgumentError, Parser, Progress, positive, run_script
+from eval.measures import measure_hellaswag
+from eval.model_option import add_set_options, opened, report
+from eval.tasks import FORMATS, load_hellaswag
+from prepare.cli import Parser, run_script
 from prepare.known_files import HELLASWAG
-from prepare.shards import write_json
-from train import distributed
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,70 +32,22 @@ def main(argv: list[str] | None = None) -> None:
         "Score a model on HellaSwag, as build-nanogpt and llm.c do (plain) or as the lm-evaluation-harness does.",
         "python eval/hellaswag.py --model gpt2",
     )
-    add_model_options(parser)
-    parser.add_argument("--data", type=Path, default=HELLASWAG.path, metavar="FILE", help="the tasks")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N tasks")
+    add_set_options(parser, HELLASWAG.path, "tasks")
     parser.add_argument("--format", choices=FORMATS, default="plain", help="prompt and normalization")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="scores, and each task's log-likelihoods")
-    parser.add_argument("--batch-tokens", type=positive, default=BATCH_TOKENS, metavar="N", help="in a forward pass")
     args = parser.parse_args(argv)
-    if args.output and (args.output.is_dir() or not args.output.parent.is_dir()):
-        raise ArgumentError(f"--output {args.output}: name a file, in a folder that is there")
 
     tasks = load_hellaswag(args.data, args.limit)
-    try:
-        loaded, world = open_model(args.model, args.device)
-        requests = [hellaswag_request(task, loaded.tokenizer, args.format) for task in tasks]
-        with Progress("HellaSwag", len(tasks) / world.size, "task") if world.is_main else nullcontext() as bar:
-            poll = bar.update if bar else None
-            share = score_requests(
-                loaded.model, requests, world.device, None, args.batch_tokens, world.rank, world.size, poll
-            )
-        scores = gather(share, requests, world)
-    finally:
-        distributed.stop()
-    if not world.is_main:
-        return
-
-    right, right_norm, n = choice_counts(requests, dict(enumerate(scores)))
-    acc, acc_norm = right / n, right_norm / n
-    cut = truncated(requests, loaded.model.config.block_size)
-    print(
-        f"model:    {loaded.name}\n"
-        f"tasks:    {n:,} of {args.data}, {args.format} format\n"
-        + (f"cut:      {cut:,} tasks longer than the block size lost tokens on the left\n" if cut else "")
-        + f"acc:      {acc:.4f} +- {standard_error(acc, n):.4f}\n"
-        f"acc_norm: {acc_norm:.4f} +- {standard_error(acc_norm, n):.4f}"
-    )
-    if args.output:
-        examples = []
-        for task, request, found in zip(tasks, requests, scores, strict=True):
-            prediction, prediction_norm = choices(request, found)
-            examples.append(
-                {
-                    "ind": task.ind,
-                    "label": task.label,
-                    "log_likelihoods": [score.loglik for score in found],
-                    "lengths": request.lengths,
-                    "prediction": prediction,
-                    "prediction_norm": prediction_norm,
-                }
-            )
-        result = {
-            "model": loaded.name,
-            "step": loaded.step,
-            "data": str(args.data),
-            "format": args.format,
-            "tasks": n,
-            "truncated": cut,
-            "acc": acc,
-            "acc_stderr": standard_error(acc, n),
-            "acc_norm": acc_norm,
-            "acc_norm_stderr": standard_error(acc_norm, n),
-            "examples": examples,
+    with opened(args.model, args.device) as (loaded, world):
+        scores = measure_hellaswag(loaded, world, tasks, args.format, args.batch_tokens)
+    if world.is_main:
+        cut = scores["truncated"]
+        lines = {
+            "tasks": f"{scores['tasks']:,} of {args.data}, {args.format} format",
+            "cut": f"{cut:,} tasks longer than the block size lost tokens on the left" if cut else "",
+            "acc": f"{scores['acc']:.4f} +- {scores['acc_stderr']:.4f}",
+            "acc_norm": f"{scores['acc_norm']:.4f} +- {scores['acc_norm_stderr']:.4f}",
         }
-        write_json(args.output, result)
-        print(f"written:  {args.output}")
+        report(loaded, lines, args.output, args.data, scores)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,20 @@
-"""`--model` and `--device`, the same for every script of this room."""
+"""What the scripts of this room share: options, the model and the processes, and how scores are reported."""
 
+import argparse
 from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from prepare.cli import positive
+from prepare.shards import write_json
 from train import distributed
 from train.checkpoint import LoadedModel, load_model
 from train.distributed import World
+from train.hardware import keep_freed_memory
 
 
 def add_model_options(parser: ArgumentParser) -> None:
@@ -16,14 +24,56 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
 
 
-def open_model(spec: str | None, device: str) -> tuple[LoadedModel, World]:
-    """What the options name, and the processes that share the work: torchrun's, or this one alone.
+def add_set_options(parser: ArgumentParser, data: Path, unit: str) -> None:
+    """Declare `--model`, `--device` and what a published set needs: `--data`, `--limit`, `--output`, `--batch-tokens`.
+
+    Args:
+        data: where the set usually lies.
+        unit: what it consists of, in the plural.
+    """
+    add_model_options(parser)
+    parser.add_argument("--data", type=Path, default=data, metavar="FILE", help=f"the {unit}")
+    parser.add_argument("--limit", type=positive, metavar="N", help=f"only the first N {unit}")
+    parser.add_argument("--output", type=output_file, metavar="FILE", help=f"scores, and those of each of the {unit}")
+    parser.add_argument("--batch-tokens", type=positive, metavar="N", help="in a forward pass")
+
+
+def output_file(text: str) -> Path:
+    """argparse's type for a file to be written: asked for before the work, not after it."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: name a file, in a folder that is there")
+    return path
+
+
+@contextmanager
+def opened(spec: str | None, device: str) -> Iterator[tuple[LoadedModel, World]]:
+    """What `--model` and `--device` name, and the processes that share the work: torchrun's, or this one alone.
 
     Matrix products are exact float32 from here on, also on GPUs that could take TF32 for them.
 
     Raises:
         UserError: there is no such model or device.
     """
-    world = distributed.start(device)
-    torch.set_float32_matmul_precision("highest")
-    return load_model(spec, world.device), world
+    try:
+        world = distributed.start(device)
+        if world.device.type == "cpu":
+            keep_freed_memory()
+        torch.set_float32_matmul_precision("highest")
+        yield load_model(spec, world.device), world
+    finally:
+        distributed.stop()
+
+
+def report(
+    loaded: LoadedModel, lines: Mapping[str, str], output: Path | None, data: Path, scores: Mapping[str, Any]
+) -> None:
+    """Print labelled lines, without the empty ones, and write the scores with what they are of."""
+    lines = {"model": loaded.name, **lines}
+    width = max(map(len, lines)) + 2
+    for label, text in lines.items():
+        if text:
+            print(f"{label + ':':<{width}}{text}")
+    if output:
+        write_json(output, {"model": loaded.name, "step": loaded.step, "data": str(data), **scores})
+        print(f"{'written:':<{width}}{output}")

@@ -4,9 +4,10 @@ Between two pieces of it the ranks exchange their sums, and with them whether an
 measurement is given up, and the run can be saved at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,8 +30,57 @@ class Stopped(Exception):
     """A rank was asked to stop; all of them know."""
 
 
-class Monitor:
-    """The measurements of one run. Every rank calls `run` at every step."""
+class Measurements:
+    """What is measured at which steps. Every rank calls `run` at every step."""
+
+    finished = False
+
+    def __init__(
+        self,
+        intervals: dict[str, int],
+        measures: dict[str, Callable[[], dict[str, Any]]],
+        last: int,
+        world: World,
+        log: RunLog,
+        stop: StopRequest,
+    ) -> None:
+        """
+        Args:
+            intervals: in steps, by the kind of row; 0 turns it off.
+            measures: what makes the row of each kind; called on every rank.
+            last: the run's last step, at which all is measured.
+        """
+        self.intervals, self.measures, self.last = intervals, measures, last
+        self.world, self.log, self.stop = world, log, stop
+
+    def run(self, step: int) -> bool:
+        """Measure what is due after `step` finished steps; whether a stop was asked for meanwhile."""
+        due = [kind for kind in self.measures if self._is_due(step, kind)]
+        try:
+            for kind in due:
+                row = self.measures[kind]()
+                self.log.write(step, kind, **row)
+                self.log.say(f"step {step}: {kind} | " + " | ".join(_words(key, row[key]) for key in row))
+        except Stopped:
+            return True
+        return False
+
+    def _is_due(self, step: int, kind: str) -> bool:
+        every = self.intervals[kind]
+        if not every or (step % every and step != self.last) or (step == 0 and kind != "val"):
+            return False
+        return not self.world.sum([self.log.has(step, kind)])[0]  # done already, by the run that we resumed
+
+    def exchange(self, *sums: float) -> list[float]:
+        """The sums over all ranks; Stopped if any rank was asked to stop."""
+        *totals, asked = self.world.sum([*sums, self.stop.requested()])
+        if asked:
+            raise Stopped
+        return totals
+
+
+class Monitor(Measurements):
+    """The measurements of a pretraining run."""
 
     def __init__(
         self,
@@ -55,14 +105,15 @@ class Monitor:
             UserError: the validation shards hold less than one window, or the HellaSwag file is damaged.
         """
         self.eval, self.model, self.context, self.batch_size = config.eval, model, context, batch_size
-        self.world, self.log, self.stop, self.last = world, log, stop, config.train.max_steps
-        self.seed = config.train.seed
-        self.tokenizer, self.val_paths = load_tokenizer(tokenizer), val_paths
-        self.intervals = {
+        intervals = {
             "val": self.eval.every,
             "hellaswag": self.eval.hellaswag_every,
             "sample": self.eval.sample_every,
         }
+        measures = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
+        super().__init__(intervals, measures, config.train.max_steps, world, log, stop)
+        self.seed = config.train.seed
+        self.tokenizer, self.val_paths = load_tokenizer(tokenizer), val_paths
         if self.eval.every:
             Windows(val_paths, config.model.block_size, config.model.vocab_size)
         if self.tokenizer.vocab_size > config.model.vocab_size:  # bare shards, of a vocabulary that nobody described
@@ -99,32 +150,6 @@ class Monitor:
         self.intervals[kind] = 0
         self.world.say(f"no {kind} while training: {reason} (eval.{kind}_every 0 leaves it out)")
 
-    def run(self, step: int) -> bool:
-        """Measure what is due after `step` finished steps; whether a stop was asked for meanwhile."""
-        measures = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
-        due = [kind for kind in measures if self._is_due(step, kind)]
-        try:
-            for kind in due:
-                row = measures[kind]()
-                self.log.write(step, kind, **row)
-                self.log.say(f"step {step}: {kind} | " + " | ".join(_words(key, row[key]) for key in row))
-        except Stopped:
-            return True
-        return False
-
-    def _is_due(self, step: int, kind: str) -> bool:
-        every = self.intervals[kind]
-        if not every or (step % every and step != self.last) or (step == 0 and kind != "val"):
-            return False
-        return not self.world.sum([self.log.has(step, kind)])[0]  # done already, by the run that we resumed
-
-    def _exchange(self, *sums: float) -> list[float]:
-        """The sums over all ranks; Stopped if any rank was asked to stop."""
-        *totals, asked = self.world.sum([*sums, self.stop.requested()])
-        if asked:
-            raise Stopped
-        return totals
-
     def _validate(self) -> dict[str, float]:
         config = self.model.config
         batches: Iterator = validation_windows(
@@ -138,7 +163,7 @@ class Monitor:
         )
         loss_sum, tokens = 0.0, 0.0
         while some := list(islice(batches, BATCHES)):
-            sums = self._exchange(*sum_loss(self.model, some, self.world.device, self.context))
+            sums = self.exchange(*sum_loss(self.model, some, self.world.device, self.context))
             loss_sum, tokens = loss_sum + sums[0], tokens + sums[1]
         return {"loss": loss_sum / tokens, "tokens": int(tokens)}
 
@@ -150,9 +175,9 @@ class Monitor:
             self.context,
             rank=self.world.rank,
             world_size=self.world.size,
-            poll=lambda _done: self._exchange(),
+            poll=lambda _done: self.exchange(),
         )
-        right, right_norm, tasks = self._exchange(*choice_counts(self.requests, scores))
+        right, right_norm, tasks = self.exchange(*choice_counts(self.requests, scores))
         return {"acc": right / tasks, "acc_norm": right_norm / tasks, "tasks": int(tasks)}
 
     def _sample(self) -> dict[str, str]:
@@ -161,7 +186,7 @@ class Monitor:
         if self.world.is_main:
             columns = generate(
                 self.model,
-                torch.tensor([self.prompt]),
+                [self.prompt],
                 self.eval.sample_tokens,
                 top_k=50,
                 generator=torch.Generator().manual_seed(self.seed),
@@ -177,7 +202,7 @@ class Monitor:
             except UserError as reason:  # the weights have diverged; the run itself will say so
                 self.world.say(f"the sample ends early: {reason}")
             text = self.eval.sample_prompt + self.tokenizer.decode(tokens)
-        self._exchange()
+        self.exchange()
         return {"text": text}
 
 

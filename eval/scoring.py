@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from eval.tasks import Request
 from train.distributed import World
-from train.model import GPT
+from train.model import GPT, IGNORED
 
 POSITIONS_AT_A_TIME = 1024  # 1024 x 50257 float32 logits are 206 MB
-BATCH_TOKENS = 8192
+BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 512
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def sum_loss(
     """The loss over all targets of some windows, in nats, summed in float64, and the number of targets.
 
     Args:
-        windows: inputs and targets, int64 (b, T) each; b may be 0.
+        windows: inputs and targets, int64 (b, T) each; b may be 0, and a target of IGNORED (-1) does not count.
         autocast: the precision of the model up to its logits.
     """
     nll, tokens = 0.0, 0
@@ -60,10 +60,12 @@ def sum_loss(
                 continue
             with autocast or nullcontext():
                 hidden = model.hidden(x.to(device))  # (b, T, C)
-            for logits, targets in _float32_logits(model, hidden.flatten(0, 1), y.to(device).flatten()):
-                losses = F.cross_entropy(logits, targets, reduction="none")  # (n,)
+            asked = y.flatten() != IGNORED  # (b*T,)
+            targets = y.flatten()[asked].to(device)  # (n,)
+            for start, logits in _float32_logits(model, hidden.flatten(0, 1)[asked.to(device)]):
+                losses = F.cross_entropy(logits, targets[start : start + len(logits)], reduction="none")  # (n,)
                 nll += losses.cpu().double().sum().item()
-            tokens += y.numel()
+            tokens += len(targets)
     return nll, tokens
 
 
@@ -73,7 +75,7 @@ def score_requests(
     requests: Sequence[Request],
     device: torch.device | str,
     autocast: AbstractContextManager | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     poll: Callable[[int], object] | None = None,
@@ -84,10 +86,12 @@ def score_requests(
 
     Args:
         autocast: the precision of the model up to its logits.
-        batch_tokens: tokens in one forward pass, padding included; a request is never divided.
+        batch_tokens: tokens in one forward pass, padding included; a request is never divided. None: BATCH_TOKENS,
+            but on a CPU only as many as keep its products fast: a larger batch would only be padded more.
         poll: called after each batch with the number of requests done, equally often on every rank, so that ranks
             can speak with each other in it; to stop early, raise.
     """
+    batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if torch.device(device).type == "cpu" else BATCH_TOKENS)
     batches = token_batches(requests, model.config.block_size, batch_tokens)
     scores: dict[int, list[Score]] = {}
     with evaluating(model):
@@ -101,16 +105,43 @@ def score_requests(
     return scores
 
 
+Row = tuple[list[int], list[list[int]]]  # a context, and continuations that begin right behind it
+
+
+def rows_of(request: Request, block_size: int) -> list[Row]:
+    """What the model reads for a request: one row, in which all its continuations share the context.
+
+    Where the context with the longest of them is longer than the block size, each continuation has a row of its own,
+    which loses tokens at its left end, as in the harness.
+    """
+    if request.longest() - 1 <= block_size:
+        return [(request.context, request.continuations)]
+    rows = []
+    for ending in request.continuations:
+        tokens, n = (request.context + ending)[-(block_size + 1) :], min(len(ending), block_size)
+        rows.append((tokens[:-n], [tokens[-n:]]))
+    return rows
+
+
+def row_width(row: Row) -> int:
+    """The inputs in a row: the last token of a continuation is none."""
+    context, endings = row
+    return len(context) + sum(len(ending) - 1 for ending in endings)
+
+
 def token_batches(requests: Sequence[Request], block_size: int, batch_tokens: int) -> list[list[int]]:
-    """Indices of requests, sorted into batches of like length with at most batch_tokens tokens, the longest first."""
+    """Indices of requests, sorted into batches of like width with at most batch_tokens tokens, the widest first."""
     batches: list[list[int]] = []
-    rows = width = 0
-    lengths = [min(request.longest() - 1, block_size) for request in requests]
-    for index in sorted(range(len(requests)), key=lambda index: -lengths[index]):
-        rows += len(requests[index].continuations)
-        if not batches or rows * width > batch_tokens:
+    count = width = 0
+    shapes = []  # rows of each request, and the width of its widest
+    for request in requests:
+        rows = rows_of(request, block_size)
+        shapes.append((len(rows), max(map(row_width, rows))))
+    for index in sorted(range(len(requests)), key=lambda index: -shapes[index][1]):
+        count += shapes[index][0]
+        if not batches or count * width > batch_tokens:
             batches.append([])
-            rows, width = len(requests[index].continuations), lengths[index]
+            count, width = shapes[index]
         batches[-1].append(index)
     return batches
 
@@ -118,45 +149,54 @@ def token_batches(requests: Sequence[Request], block_size: int, batch_tokens: in
 def _score_batch(
     model: GPT, requests: Sequence[Request], device: torch.device | str, autocast: AbstractContextManager
 ) -> list[list[Score]]:
-    """One forward pass over all continuations, each behind its context, padded on the right.
+    """One forward pass. The continuations a, b of a context c stand side by side, and do not see each other:
 
-        tokens    c c c c e e e     the model sees all but the last; its state at each place predicts the next token,
-        inputs    c c c c e e _     so an ending of n tokens is scored by the last n states of its row
-        states          ^ ^ ^
+        inputs      c c c a a b b b _     the state at each place predicts the token that follows it, so the last of c
+        positions   0 1 2 3 4 3 4 5 0     predicts the first of every continuation, and the last token of each
+        parts       0 0 0 1 1 2 2 2 -1    is no input; rows are padded on the right
     """
-    size = model.config.block_size
-    asked = [(request.context, ending) for request in requests for ending in request.continuations]
-    rows = [(context + ending)[-(size + 1) :] for context, ending in asked]
-    counts = [min(len(ending), size) for _, ending in asked]
-    width = max(map(len, rows)) - 1
-    inputs = torch.zeros(len(rows), width, dtype=torch.int64)
-    for row, tokens in enumerate(rows):
-        inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-    ends = [row * width + len(tokens) - 1 for row, tokens in enumerate(rows)]
-    places = torch.cat([torch.arange(end - count, end) for end, count in zip(ends, counts, strict=True)])
-    targets = torch.tensor([token for tokens, count in zip(rows, counts, strict=True) for token in tokens[-count:]])
+    rows = [row for request in requests for row in rows_of(request, model.config.block_size)]
+    width = max(map(row_width, rows))
+    inputs, positions = torch.zeros(2, len(rows), width, dtype=torch.int64)
+    parts = torch.full((len(rows), width), -1)
+    wanted: list[tuple[int, int, int]] = []  # each token to score: its state's place, the token, whose it is
+    owner = 0
+    for row, (context, endings) in enumerate(rows):
+        tokens, places, numbers = [*context], [*range(len(context))], [0] * len(context)
+        for number, ending in enumerate(endings, 1):
+            states = [len(context) - 1, *range(len(tokens), len(tokens) + len(ending) - 1)]
+            wanted += [(row * width + state, token, owner) for state, token in zip(states, ending, strict=True)]
+            tokens += ending[:-1]
+            places += range(len(context), len(context) + len(ending) - 1)
+            numbers += [number] * (len(ending) - 1)
+            owner += 1
+        for tensor, values in ((inputs, tokens), (positions, places), (parts, numbers)):
+            tensor[row, : len(values)] = torch.tensor(values)
+    seen = ((parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])).tril()[:, None]  # (rows, 1, T, T)
+    mask = torch.where(seen, 0.0, -math.inf)
 
     with autocast:
-        hidden = model.hidden(inputs.to(device))  # (rows, width, C)
-    scored = hidden.flatten(0, 1)[places.to(device)]  # (all the endings' tokens, C)
-    logliks, firsts = [], []
-    for logits, wanted in _float32_logits(model, scored, targets.to(device)):
-        logliks.append(-F.cross_entropy(logits, wanted, reduction="none").cpu())
-        firsts.append((logits.argmax(-1) == wanted).cpu())
-    scores = [
-        Score(loglik.double().sum().item(), bool(first.all()))
-        for loglik, first in zip(torch.cat(logliks).split(counts), torch.cat(firsts).split(counts), strict=True)
-    ]
-    numbers = iter(scores)
-    return [[next(numbers) for _ in request.continuations] for request in requests]
+        hidden = model.hidden(inputs.to(device), positions=positions.to(device), mask=mask.to(device))
+    states, targets, owners = torch.tensor(sorted(wanted)).unbind(1)  # (tokens to score,) each
+    states, which = states.unique_consecutive(return_inverse=True)
+    logliks, misses = torch.zeros(2, owner, dtype=torch.float64)
+    scored = hidden.flatten(0, 1)[states.to(device)]  # (states, C)
+    for start, logits in _float32_logits(model, scored):
+        some = (which >= start) & (which < start + len(logits))
+        place, target = (which[some] - start).to(device), targets[some].to(device)
+        found = torch.log_softmax(logits, -1)[place, target]
+        first = logits.argmax(-1)[place] == target
+        logliks.index_add_(0, owners[some], found.cpu().double())
+        misses.index_add_(0, owners[some], (~first).cpu().double())
+    scores = (Score(loglik, miss == 0) for loglik, miss in zip(logliks.tolist(), misses.tolist(), strict=True))
+    return [[next(scores) for _ in request.continuations] for request in requests]
 
 
-def _float32_logits(model: GPT, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(N, C) states and their (N,) targets, a slice at a time: float32 logits (n, V) and the slice's targets (n,)."""
-    for states, wanted in zip(hidden.split(POSITIONS_AT_A_TIME), targets.split(POSITIONS_AT_A_TIME), strict=True):
+def _float32_logits(model: GPT, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(N, C) states, a slice at a time: where the slice starts, and its float32 logits (n, V)."""
+    for start in range(0, len(hidden), POSITIONS_AT_A_TIME):
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = model.logits(states.float())
-        yield logits, wanted
+            yield start, model.logits(hidden[start : start + POSITIONS_AT_A_TIME].float())
 
 
 def gather(scores: Mapping[int, Sequence[Score]], requests: Sequence[Request], world: World) -> list[list[Score]]:

@@ -92,11 +92,11 @@ def hellaswag_request(task: HellaSwagTask, tokenizer: Tokenizer, style: Format) 
     lm-eval (lm-evaluation-harness): "activity: Ctx" cleaned, then " " + cleaned ending; acc_norm is per character.
     """
     if style == "plain":
-        context = _encode(tokenizer, task.ctx)
+        context = encode_context(tokenizer, task.ctx)
         continuations = [tokenizer.encode(" " + ending) for ending in task.endings]
         return Request(context, continuations, [len(tokens) for tokens in continuations], task.label)
     query, choices = harness_prompt(task)
-    pairs = [_encode_pair(tokenizer, query, " " + choice) for choice in choices]
+    pairs = [encode_pair(tokenizer, query, " " + choice) for choice in choices]
     for number, choice in enumerate(choices):
         if not choice:
             raise UserError(f"{task.where}: ending {number}, {task.endings[number]!r}, has no tokens once cleaned")
@@ -146,18 +146,18 @@ def load_lambada(path: Path | str, limit: int | None = None) -> list[Passage]:
 def lambada_request(passage: Passage, tokenizer: Tokenizer) -> Request:
     """The last word, with the space before it, as the one continuation of what stands before (lambada_openai's)."""
     context, _, word = passage.text.rpartition(" ")
-    context_tokens, tokens = _encode_pair(tokenizer, context, " " + word)
+    context_tokens, tokens = encode_pair(tokenizer, context, " " + word)
     return Request(context_tokens, [tokens], [len(tokens)], 0)
 
 
-def _encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """The harness's: spaces that end the context belong to the continuation; both are encoded in one piece."""
     body = context.rstrip()
     whole, prefix = tokenizer.encode(context + continuation), tokenizer.encode(body)
-    return prefix or _encode(tokenizer, ""), whole[len(prefix) :]
+    return prefix or encode_context(tokenizer, ""), whole[len(prefix) :]
 
 
-def _encode(tokenizer: Tokenizer, context: str) -> list[int]:
+def encode_context(tokenizer: Tokenizer, context: str) -> list[int]:
     """A context's tokens; an empty one is the end-of-text token, which begins every document."""
     tokens = tokenizer.encode(context)
     if not tokens and tokenizer.eot is None:

@@ -1,5 +1,6 @@
 """The way to Hugging Face: transformers opens what is exported, offline, with the same logits, tokens and text."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.conftest import ROOT, one_line_error, run_command
-from train import checkpoint
+from tests.loopback_hub import LoopbackHub
+from tests.tiny import save_checkpoint
 from train.checkpoint import load_model
-from train.config import ModelConfig, OptimConfig
+from train.config import ModelConfig
 from train.model import GPT
-from train.optim import build_optimizer
 
 SCRIPT = ROOT / "train" / "export_hf.py"
 TEXTS = ["Hello, I'm a language model,", "naïve 東京 🙂\n\n  tabs\tand spaces  ", "it's 12345 o'clock<|endoftext|>"]
@@ -24,7 +25,7 @@ def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    checkpoint.save(folder, 3, model, build_optimizer(model, OptimConfig()), {"tokenizer": tokenizer, "data": ""}, 1)
+    save_checkpoint(folder, 3, model, tokenizer=tokenizer)
     return folder
 
 
@@ -75,3 +76,22 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, case: str) -> N
     message = {"exists": "exists already", "no biases": "has no biases", "no model": "there is no such folder"}[case]
     assert message in one_line_error(result)
     assert [path.name for path in tmp_path.iterdir() if "hf" in path.name] == (["hf"] if case == "exists" else [])
+
+
+def test_push_uploads_the_folder_or_says_how(tmp_path: Path) -> None:
+    run, output = make_run(tmp_path / "run", GPT2Tokenizer().describe()), tmp_path / "hf"
+    (tmp_path / "served").mkdir()
+    with LoopbackHub(tmp_path / "served") as hub:
+        environment = hub.environment(tmp_path)
+        command = ("python", SCRIPT, "--model", run, "--output", output, "--push", "me/my-gpt2")
+        refused = one_line_error(run_command(*command, **environment))
+        assert f"hf upload me/my-gpt2 {output}" in refused
+        shutil.rmtree(output)  # it stays, whole, for another try
+        result = run_command(*command, **environment | {"HF_TOKEN": "hf_secret"})
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.splitlines()[-1] == f"{output} -> {hub.endpoint}/me/my-gpt2"
+        assert {seen.authorization for seen in hub.requests if seen.method == "POST"} == {None, "Bearer hf_secret"}
+    there = tmp_path / "served/models/me/my-gpt2"
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == {
+        path.name: path.read_bytes() for path in output.iterdir()
+    }

@@ -13,10 +13,9 @@ from prepare.cli import ArgumentError
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.conftest import ROOT, one_line_error, run_command
 from tests.random_gpt2 import save_random_gpt2
-from train import checkpoint
-from train.config import ModelConfig, OptimConfig
+from tests.tiny import save_checkpoint
+from train.config import ModelConfig
 from train.model import GPT
-from train.optim import build_optimizer
 
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz.é"
 
@@ -36,8 +35,7 @@ def characters(tmp_path_factory):
     model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=len(CHARACTERS)))
     with torch.no_grad():
         model.wte.weight.mul_(20)
-    meta = {"tokenizer": CharTokenizer(CHARACTERS).describe(), "data": "-"}
-    checkpoint.save(run, 3, model, build_optimizer(model, OptimConfig()), meta, keep=1)
+    save_checkpoint(run, 3, model, tokenizer=CharTokenizer(CHARACTERS).describe())
     return run
 
 
@@ -105,6 +103,30 @@ def test_generation_ends_at_the_end_of_text(tmp_path, capsys):
     assert said == "--- sample 1 of 2 ---\nThe end\n--- sample 2 of 2 ---\nThe end\n"
 
 
+def test_several_prompts_go_on_as_each_does_alone(bpe, capsys):
+    options = [f"--model={bpe[0]}", "--max-new-tokens=40", "--temperature=0", "--repetition-penalty=1.2"]
+    alone = [_say(capsys, *options, f"--prompt={prompt}") for prompt in ("Hi", "A longer beginning, of a text")]
+    both = _say(capsys, *options, "--prompt=Hi", "--prompt=A longer beginning, of a text")
+    assert both == f"--- sample 1 of 2 ---\n{alone[0]}--- sample 2 of 2 ---\n{alone[1]}"
+
+
+def test_stop_texts_end_it(characters, capsys):
+    options = [f"--model={characters}", "--max-new-tokens=60", "--temperature=0.9", "--prompt=abc"]
+    whole = _say(capsys, *options)[3:-1]
+    stop = whole[20:22]
+    assert _say(capsys, *options, f"--stop={stop}") == f"abc{whole[: whole.index(stop)]}\n"
+
+
+def test_a_conversation_goes_on_from_what_was_said(characters, monkeypatch, capsys):
+    """Each answer is that of the whole text so far, typed as one prompt; an empty line forgets it."""
+    settings = [f"--model={characters}", "--max-new-tokens=9", "--temperature=0"]
+    first = _say(capsys, *settings, "--prompt=abc")
+    whole = _say(capsys, *settings, f"--prompt={first}xyz")
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\nxyz\n\nxyz\n"))
+    said = _say(capsys, *settings, "--interactive")
+    assert said == whole + _say(capsys, *settings, "--prompt=xyz")
+
+
 def test_interactive_answers_each_line_and_survives_an_unknown_character(characters, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\nWHAT\nxyz\n"))
     generate.main([f"--model={characters}", "--interactive", "--max-new-tokens=5", "--device=cpu"])
@@ -132,7 +154,10 @@ def test_text_streams_in_whole_characters(tmp_path):
         chunk.decode("utf-8")
 
 
-@pytest.mark.parametrize("option", ["--temperature=-1", "--temperature=nan", "--top-k=-1", "--top-p=0", "--top-p=1.5"])
+WARPERS = ["--temperature=-1", "--temperature=nan", "--top-k=-1", "--top-p=0", "--top-p=1.5", "--min-p=2"]
+
+
+@pytest.mark.parametrize("option", [*WARPERS, "--repetition-penalty=0", "--stop="])
 def test_impossible_settings_are_argument_errors(option):
     with pytest.raises(ArgumentError, match=option.split("=")[0]):
         generate.main([option])

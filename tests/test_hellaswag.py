@@ -4,11 +4,14 @@ import json
 import re
 
 import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import GPT2TokenizerFast
 
 from eval import hellaswag
 from eval.tasks import harness_prompt, load_hellaswag
 from prepare.cli import ArgumentError, UserError
-from prepare.tokenizer import GPT2Tokenizer
+from prepare.tokenizer import GPT2Tokenizer, gpt2_vocabulary_files
 from tests.conftest import one_line_error, run_command
 from tests.random_gpt2 import log_likelihood, save_random_gpt2
 
@@ -70,6 +73,36 @@ def test_200_real_tasks_are_as_transformers_scores_them_one_at_a_time(real_data,
     assert (found["tasks"], found["format"], found["truncated"]) == (200, "plain", 0)
     printed = dict(re.findall(r"^(\w+): +([0-9.]+) \+- [0-9.]+$", result.stdout, re.MULTILINE))
     assert printed == {"acc": f"{found['acc']:.4f}", "acc_norm": f"{found['acc_norm']:.4f}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [{"n_layer": 1, "n_embd": 32}, {"n_layer": 3, "n_head": 2, "n_embd": 96}])
+def test_real_tasks_are_as_the_harness_scores_them(real_data, tmp_path, shape):
+    """lm-eval's HFLM on the same weights and prompts; a short block, so that some contexts lose their beginning."""
+    save_random_gpt2(tmp_path / "model", n_positions=64, **shape)
+    vocab, merges = gpt2_vocabulary_files()
+    lm = HFLM(
+        pretrained=str(tmp_path / "model"),
+        tokenizer=GPT2TokenizerFast(vocab=str(vocab), merges=str(merges)),
+        device="cpu",
+        dtype="float32",
+        batch_size=16,
+    )
+    data, output = real_data / "hellaswag_val.jsonl", tmp_path / "scores.json"
+    tasks = load_hellaswag(data, 60)
+    prompts = [harness_prompt(task) for task in tasks]
+    asked = [
+        Instance("loglikelihood", {}, (query, f" {choice}"), number)
+        for query, choices in prompts
+        for number, choice in enumerate(choices)
+    ]
+    values = iter(loglik for loglik, _ in lm.loglikelihood(asked, disable_tqdm=True))
+    expected = [[next(values) for _ in choices] for _, choices in prompts]
+    options = [f"--data={data}", "--limit=60", f"--output={output}", "--format=lm-eval", "--device=cpu"]
+    hellaswag.main([f"--model={tmp_path / 'model'}", *options])
+    found = json.loads(output.read_text())
+    assert found["truncated"] > 5
+    _check(found, expected, [task.label for task in tasks], [[len(c) for c in choices] for _, choices in prompts])
 
 
 def test_lm_eval_format_divides_by_characters(model, tmp_path, capsys):

@@ -1,13 +1,15 @@
 """What --model and --device open."""
 
 import argparse
+import json
 
 import pytest
 import torch
 
-from eval.model_option import add_model_options, open_model
-from prepare.cli import UserError
+from eval.model_option import add_model_options, add_set_options, opened, report
+from prepare.cli import ArgumentError, Parser, UserError
 from tests.random_gpt2 import save_random_gpt2
+from train.checkpoint import LoadedModel
 
 
 def test_options_open_a_model_in_evaluation_mode_and_exact_float32(tmp_path):
@@ -16,14 +18,29 @@ def test_options_open_a_model_in_evaluation_mode_and_exact_float32(tmp_path):
     add_model_options(parser)
     args = parser.parse_args(["--model", str(tmp_path / "random"), "--device", "cpu"])
     torch.set_float32_matmul_precision("high")
-    loaded, world = open_model(args.model, args.device)
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert (loaded.name, world.size, world.device.type) == ("random", 1, "cpu")
-    assert not loaded.model.training
+    with opened(args.model, args.device) as (loaded, world):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert (loaded.name, world.size, world.device.type) == ("random", 1, "cpu")
+        assert not loaded.model.training
     assert parser.parse_args([]).model is None
 
 
 def test_a_device_that_is_not_there_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UserError, match="GPU"):
-        open_model(str(tmp_path), "cuda")
+    with pytest.raises(UserError, match="GPU"), opened(str(tmp_path), "cuda"):
+        pass
+
+
+def test_a_report_is_aligned_lines_and_json(tmp_path, capsys):
+    parser = Parser("Ask.", "python eval/ask.py")
+    add_set_options(parser, tmp_path / "set.jsonl", "questions")
+    args = parser.parse_args(["--output", str(tmp_path / "scores.json"), "--limit", "3"])
+    assert (args.data, args.limit) == (tmp_path / "set.jsonl", 3)
+    with pytest.raises(ArgumentError, match="name a file"):
+        parser.parse_args(["--output", str(tmp_path)])
+    loaded = LoadedModel(None, None, "random", 7)
+    report(loaded, {"questions": "3", "cut": "", "acc": "0.5"}, args.output, args.data, {"acc": 0.5})
+    lines = ["model:     random", "questions: 3", "acc:       0.5", f"written:   {args.output}"]
+    assert capsys.readouterr().out.splitlines() == lines
+    written = json.loads(args.output.read_text())
+    assert written == {"model": "random", "step": 7, "data": str(args.data), "acc": 0.5}

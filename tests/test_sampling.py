@@ -4,9 +4,16 @@ import itertools
 
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from eval.sampling import choose, decode_stream, generate, restrict, window_start
+from eval.sampling import TextStream, choose, generate, penalize, restrict, stream_texts, window_start
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.random_gpt2 import save_random_gpt2
 from train.config import ModelConfig
@@ -60,6 +67,16 @@ def test_greedy_text_is_transformers(tmp_path):
     assert torch.equal(_text(load_hf(tmp_path), prompt, 60, temperature=0), expected[:, 3:])
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_prompts_of_different_lengths_go_on_as_each_does_alone(use_cache):
+    """From 1 to 70 tokens with a block of 32: the windows of the rows move at different times."""
+    model, draw = _model(), torch.Generator().manual_seed(4)
+    prompts = [torch.randint(90, (n,), generator=draw).tolist() for n in (5, 1, 31, 70, 32)]
+    together = _text(model, prompts, 80, temperature=0, use_cache=use_cache, repetition_penalty=1.1)
+    for prompt, row in zip(prompts, together, strict=True):
+        assert torch.equal(row, _text(model, [prompt], 80, temperature=0, repetition_penalty=1.1)[0])
+
+
 def test_a_block_of_one_token_works():
     assert _text(_model(block_size=1), torch.tensor([[3]]), 9, temperature=0).shape == (1, 9)
 
@@ -69,15 +86,46 @@ def test_a_block_of_one_token_works():
 
 @pytest.mark.parametrize("top_k", [None, 1, 7, 1000])
 @pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 0.999])
+@pytest.mark.parametrize("min_p", [None, 0.02, 0.5])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_distribution_is_transformers(top_k, top_p, temperature):
+def test_distribution_is_transformers(top_k, top_p, min_p, temperature):
     logits = 3 * torch.randn(6, 120, generator=torch.Generator().manual_seed(1))
     expected = TemperatureLogitsWarper(temperature)(None, logits)
     if top_k:
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    torch.testing.assert_close(restrict(logits / temperature, top_k, top_p), expected)
+    if min_p:
+        expected = MinPLogitsWarper(min_p)(None, expected)
+    torch.testing.assert_close(restrict(logits / temperature, top_k, top_p, min_p), expected)
+
+
+def test_each_step_draws_from_transformers_distribution(tmp_path, monkeypatch):
+    """The same weights, step by step: the probabilities that ours draws from are those of generate's processors."""
+    theirs = save_random_gpt2(tmp_path, vocab_size=300, n_positions=64)
+    drawn = []
+    multinomial = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda p, *rest, **more: drawn.append(p) or multinomial(p, *rest, **more))
+    prompt = torch.tensor([[5, 250, 17, 250]])
+    settings = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.03, "repetition_penalty": 1.3}
+    text = _text(load_hf(tmp_path), prompt, 25, generator=torch.Generator().manual_seed(8), **settings)
+    monkeypatch.undo()
+    warpers = TemperatureLogitsWarper(0.8), TopKLogitsWarper(40), TopPLogitsWarper(0.9), MinPLogitsWarper(0.03)
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.3), *warpers])  # generate's own order
+    tokens = torch.cat([prompt, text], 1)
+    with torch.no_grad():
+        logits = theirs(tokens).logits
+    for step, found in enumerate(drawn, 4):
+        expected = processors(tokens[:, :step], logits[:, step - 1].clone()).softmax(-1)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+    assert len(drawn) == 25
+
+
+def test_the_penalty_is_transformers():
+    logits = 3 * torch.randn(4, 50, generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(5))
+    used = torch.zeros(4, 50, dtype=torch.bool).scatter(1, ids, True)
+    torch.testing.assert_close(penalize(logits, used, 1.7), RepetitionPenaltyLogitsProcessor(1.7)(ids, logits.clone()))
 
 
 def test_choices_follow_the_distribution():
@@ -141,11 +189,15 @@ def test_training_mode_and_gradients_are_left_alone():
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
+def _pieces(tokenizer, ids, stops=()):
+    return [text for _, text in stream_texts((torch.tensor([token]) for token in ids), [TextStream(tokenizer, stops)])]
+
+
 def test_stream_never_splits_a_character():
     tokenizer, text = GPT2Tokenizer(), "naïve 🙂👩‍🚀 日本語 ends"
     ids = tokenizer.encode(text)
     assert any("\ufffd" in tokenizer.decode([token]) for token in ids)  # some tokens are parts of characters
-    pieces = list(decode_stream(tokenizer, ids))
+    pieces = _pieces(tokenizer, ids)
     assert "".join(pieces) == text
     assert len(pieces) > 5
     assert not any("\ufffd" in piece for piece in pieces)
@@ -154,13 +206,37 @@ def test_stream_never_splits_a_character():
 def test_stream_shows_what_never_became_a_character_and_goes_on():
     tokenizer = GPT2Tokenizer()
     half, letters = tokenizer.encode("🙂")[:1], tokenizer.encode(" ok")
-    assert "".join(decode_stream(tokenizer, half + letters)).endswith(" ok")
-    assert "".join(decode_stream(tokenizer, letters + half)) == " ok\ufffd"
+    assert "".join(_pieces(tokenizer, half + letters)).endswith(" ok")
+    assert "".join(_pieces(tokenizer, letters + half)) == " ok\ufffd"
 
 
-def test_stream_is_lazy_and_knows_characters():
+def test_streams_are_lazy_apart_and_know_characters():
     tokenizer = CharTokenizer("abé\n")
     ids = iter(tokenizer.encode("éa\nb"))
-    stream = decode_stream(tokenizer, ids)
-    assert next(stream) == "é"
+    columns = (torch.tensor([token, token]) for token in ids)
+    stream = stream_texts(columns, [TextStream(tokenizer), TextStream(tokenizer, ["a"])])
+    assert [next(stream), next(stream)] == [(0, "é"), (1, "é")]
     assert len(list(ids)) == 3
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [
+        ([], "one\ntwo END three"),
+        (["END"], "one\ntwo "),
+        (["\n", "END"], "one"),
+        (["three!", "wo EN?"], "one\ntwo END three"),
+        (["three", "END th"], "one\ntwo "),
+    ],
+)
+def test_nothing_of_a_stop_string_is_shown(stops, expected):
+    tokenizer = CharTokenizer("one\ntwo END three")  # a character a token: stop strings come in pieces
+    ids = tokenizer.encode("one\ntwo END three")
+    assert "".join(_pieces(tokenizer, ids, stops)) == expected
+
+
+def test_generation_ends_when_every_row_has():
+    tokenizer = CharTokenizer("abX")
+    columns = (torch.tensor([0 if n != 2 else 2, 0 if n != 4 else 2]) for n in itertools.count())
+    pieces = list(stream_texts(columns, [TextStream(tokenizer, ["b"]), TextStream(tokenizer, ["b"])]))
+    assert pieces == [(0, "X"), (1, "X")] * 2 + [(1, "X")] * 2

@@ -13,6 +13,8 @@ from eval.scoring import (
     choices,
     evaluating,
     gather,
+    row_width,
+    rows_of,
     score_requests,
     standard_error,
     sum_loss,
@@ -96,6 +98,18 @@ def test_sum_loss_is_transformers_mean_times_tokens(pair):
     assert nll == pytest.approx(expected, rel=1e-6)
 
 
+def test_ignored_targets_do_not_count(pair):
+    _, ours = pair
+    x = torch.randint(90, (2, 40), generator=torch.Generator().manual_seed(2))
+    y = x.clone()
+    y[0, :30], y[1, 5:] = -1, -1
+    parts = [(x[:1], x[:1].clone()), (x[1:, :5], x[1:, :5])]
+    parts[0][1][:, :30] = -1
+    nll, tokens = sum_loss(ours, [(x, y)], CPU)
+    assert tokens == 15
+    assert nll == pytest.approx(sum(sum_loss(ours, [part], CPU)[0] for part in parts), rel=1e-5)
+
+
 def test_slices_of_positions_do_not_show(pair, monkeypatch):
     _, ours = pair
     requests = _requests(6, 90, 40)
@@ -151,10 +165,19 @@ def test_batches_keep_to_the_budget_and_lose_nothing():
     requests = _requests(200, 90, 60, seed=5)
     batches = token_batches(requests, 48, 1000)
     assert sorted(index for batch in batches for index in batch) == list(range(200))
-    widths = [[min(48, requests[index].longest() - 1) for index in batch] for batch in batches]
-    assert all(4 * len(batch) * max(width) <= 1000 for batch, width in zip(batches, widths, strict=True))
-    assert [width for batch in widths for width in batch] == sorted((w for b in widths for w in b), reverse=True)
-    assert len(batches) < 40
+    rows = [[row for index in batch for row in rows_of(requests[index], 48)] for batch in batches]
+    assert all(len(some) * max(map(row_width, some)) <= 1000 for some in rows)
+    widths = [max(row_width(row) for row in rows_of(requests[index], 48)) for batch in batches for index in batch]
+    assert widths == sorted(widths, reverse=True)
+    assert len(batches) < 30
+
+
+def test_continuations_share_a_row_unless_the_context_must_be_cut():
+    request = Request([1, 2, 3], [[4, 5, 6], [7]], [3, 1], 0)
+    assert rows_of(request, 5) == [([1, 2, 3], [[4, 5, 6], [7]])]
+    assert rows_of(request, 4) == [([2, 3], [[4, 5, 6]]), ([1, 2, 3], [[7]])]
+    assert rows_of(request, 2) == [([4], [[5, 6]]), ([2, 3], [[7]])]  # a continuation longer than the block is cut too
+    assert [row_width(row) for row in rows_of(request, 5)] == [5]
 
 
 def test_gather_puts_scores_in_order(pair):

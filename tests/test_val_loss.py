@@ -23,11 +23,13 @@ def model(tmp_path_factory):
     return folder, save_random_gpt2(folder, n_layer=1, n_positions=T, n_embd=16, n_head=2)
 
 
-def _shards(folder, sizes=(1000, 700), top=V):
-    """Shards of skewed random tokens below `top`; returns their glob and tokens."""
+def _shards(folder, sizes=(1000, 700), top=V, end=None):
+    """Shards of skewed random tokens below `top`, the last with an end of text; returns their glob and tokens."""
     folder.mkdir()
     draw = np.random.default_rng(3)
     tokens = [(top * draw.random(size) ** 6).astype(np.uint16) for size in sizes]
+    if end:
+        tokens[-1][end - 30] = 50256
     for number, array in enumerate(tokens):
         write_shard(folder / f"x_val_{number:06d}.bin", array)
     return f"{folder}/x_val_*.bin", tokens
@@ -53,10 +55,10 @@ def _numbers(printed):
     return float(loss), float(perplexity.replace(",", "")), float(printed["unigram"].split()[0])
 
 
-@pytest.mark.parametrize("limit", [600, 10**6])
-def test_loss_is_transformers_and_entropy_that_of_the_targets(model, tmp_path, capsys, limit):
+@pytest.mark.parametrize(("limit", "ends"), [(600, False), (10**6, True)])
+def test_loss_is_transformers_and_entropy_that_of_the_targets(model, tmp_path, capsys, limit, ends):
     folder, theirs = model
-    glob, tokens = _shards(tmp_path / "data")
+    glob, tokens = _shards(tmp_path / "data", end=690)
     val_loss.main([f"--model={folder}", f"--data={glob}", f"--tokens={limit}", "--device=cpu"])
     printed = _printed(capsys.readouterr().out)
     expected, targets = _expected(theirs, tokens, limit)
@@ -66,6 +68,10 @@ def test_loss_is_transformers_and_entropy_that_of_the_targets(model, tmp_path, c
     assert printed["data"].startswith(f"{len(targets):,} tokens of ")
     p = np.unique(targets, return_counts=True)[1] / len(targets)
     assert unigram == pytest.approx(-(p * np.log(p)).sum(), abs=1e-4)
+    text = GPT2Tokenizer().decode_bytes(targets[targets != 50256])  # an end-of-text token is no text
+    assert (targets == 50256).any() == ends
+    bits = expected * len(targets) / math.log(2) / len(text)
+    assert float(printed["bits"].split()[0]) == pytest.approx(bits, abs=1e-3)
 
 
 @pytest.mark.slow

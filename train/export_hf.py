@@ -1,4 +1,5 @@
-"""Write a model as a Hugging Face directory: AutoModelForCausalLM and AutoTokenizer open it, without a network."""
+"""Write a model as a Hugging Face directory: AutoModelForCausalLM, or for a classifier
+AutoModelForSequenceClassification, and AutoTokenizer open it, without a network."""
 
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 
 import shutil
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors.torch import save_file
 
 from prepare.cli import Parser, UserError, run_script
@@ -23,12 +26,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--model", metavar="X", help="a run or a checkpoint; when not given, the newest run")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--push", metavar="REPO", help="upload it to this model repository: me/my-gpt2")
     arguments = parser.parse_args(argv)
 
     output: Path = arguments.output
     if output.exists():
         raise UserError(f"--output {output} exists already: choose another folder, or remove it")
-    loaded = load_model(arguments.model)
+    loaded = load_model(arguments.model, classifier=None)
     if not loaded.model.config.bias:
         raise UserError(f"{loaded.name} has no biases (model.bias false), and Hugging Face's GPT-2 always has them")
 
@@ -39,8 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     is_gpt2 = isinstance(loaded.tokenizer, GPT2Tokenizer)
     special = {"bos_token_id": EOT, "eos_token_id": EOT} if is_gpt2 else {"bos_token_id": None, "eos_token_id": None}
     save_file(to_hf(loaded.model), unfinished / "model.safetensors", {"format": "pt"})
-    write_json(unfinished / "config.json", hf_config(loaded.model.config) | special)
-    write_json(unfinished / "generation_config.json", special)
+    write_json(unfinished / "config.json", hf_config(loaded.model.config, loaded.labels) | special)
+    if not loaded.labels:
+        write_json(unfinished / "generation_config.json", special)
     if is_gpt2:
         for source, name in zip(gpt2_vocabulary_files(), ("vocab.json", "merges.txt"), strict=True):
             shutil.copyfile(source, unfinished / name)
@@ -49,7 +54,27 @@ def main(argv: list[str] | None = None) -> None:
         write_json(unfinished / "tokenizer_config.json", settings)
     unfinished.rename(output)
     note = "" if is_gpt2 else " (its character vocabulary has no Hugging Face tokenizer)"
-    print(f"{loaded.name} -> {output}{note}")
+    print(f"{loaded.name} -> {output}{note}", flush=True)
+    if arguments.push:
+        print(f"{output} -> {push(output, arguments.push)}")
+
+
+def push(folder: Path, repo: str) -> str:
+    """Upload a folder to a model repository of the hub, as HF_TOKEN's owner; return its address.
+
+    Raises:
+        UserError: the hub refuses it or cannot be reached; the folder stays.
+    """
+    api = HfApi()
+    try:
+        name = api.create_repo(repo, exist_ok=True).repo_id
+        return str(api.upload_folder(folder_path=folder, repo_id=name, commit_message="GPT-2 weights").repo_url)
+    except (HTTPError, HFValidationError, ValueError, OSError) as failure:
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        raise UserError(
+            f"--push {repo}: the hub did not take it ({reason}); log in (`hf auth login`, or HF_TOKEN with write "
+            f"access), then: hf upload {repo} {folder}"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""A run or checkpoint as a model of the lm-evaluation-harness, which must be installed: `gpt2_run`.
+
+The prompts, the cutting on the left and the windows of long texts are those of its own HFLM
+(lm_eval/models/huggingface.py), so a score is what it would be of the exported directory.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import lm_eval.models  # noqa: F401  the harness's own models, which it looks for only while it knows none
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from eval.model_option import opened
+from eval.sampling import TextStream, generate, stream_texts
+from eval.scoring import Score, score_requests
+from eval.tasks import Request, encode_context, encode_pair
+from prepare.cli import Progress
+
+LONGEST_ANSWER = 256  # tokens, where a task does not say
+
+
+@register_model("gpt2_run")
+class GPT2Run(LM):
+    """What --model_args run=X names, as for --model of eval/: a run, a checkpoint, a Hugging Face directory, a name."""
+
+    def __init__(self, run: str | None = None, device: str | None = None, batch_tokens: int | None = None, **_: Any):
+        """Open the model. The harness's batch sizes are passed over: `batch_tokens` bounds a forward pass."""
+        super().__init__()
+        with opened(run, device or "auto") as (self.loaded, self.world):
+            self.batch_tokens = batch_tokens
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Of each (context, continuation): log-likelihood and whether it is greedy. Neighbours share a context."""
+        pairs = [encode_pair(self.loaded.tokenizer, *request.args) for request in requests]
+        asked = []
+        for _, group in groupby(pairs, key=lambda pair: pair[0]):
+            contexts, continuations = zip(*group, strict=True)
+            asked.append(Request(contexts[0], list(continuations), [1] * len(continuations), 0))
+        return [(score.loglik, score.greedy) for scores in self._score(asked) for score in scores]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Of each text as a whole, in windows of the block size that do not overlap."""
+        tokenizer, size, asked, owners = self.loaded.tokenizer, self.loaded.model.config.block_size, [], []
+        prefix = encode_context(tokenizer, "")[0]
+        for number, request in enumerate(requests):
+            tokens = tokenizer.encode(request.args[0])
+            for window in get_rolling_token_windows(tokens, prefix, size, context_len=1):
+                context, continuation = make_disjoint_window(window)
+                asked.append(Request(context, [continuation], [1], 0))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, (score,) in zip(owners, self._score(asked), strict=True):
+            totals[owner] += score.loglik
+        return totals
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Continue each context until a stop text, greedily unless the task says otherwise."""
+        texts = []
+        for request in requests:
+            context, settings = request.args
+            stops, sample = settings.get("until", []), settings.get("do_sample", False)
+            longest = settings.get("max_gen_toks", LONGEST_ANSWER)
+            room = max(1, self.loaded.model.config.block_size - longest)
+            tokens = encode_context(self.loaded.tokenizer, context)[-room:]
+            columns = generate(
+                self.loaded.model,
+                [tokens],
+                longest,
+                settings.get("temperature", 1.0) if sample else 0,
+                settings.get("top_k"),
+                settings.get("top_p"),
+                vocab_size=self.loaded.tokenizer.vocab_size,
+                stop=self.loaded.tokenizer.eot,
+            )
+            stream = TextStream(self.loaded.tokenizer, [stops] if isinstance(stops, str) else stops)
+            texts.append("".join(text for _, text in stream_texts(columns, [stream])))
+        return texts
+
+    def _score(self, asked: Sequence[Request]) -> list[list[Score]]:
+        with Progress("lm-eval", len(asked), "request") as bar:
+            scores = score_requests(
+                self.loaded.model, asked, self.world.device, batch_tokens=self.batch_tokens, poll=bar.update
+            )
+        return [scores[index] for index in range(len(asked))]

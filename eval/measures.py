@@ -1,0 +1,230 @@
+"""What is measured of an open model: the numbers of hellaswag.py, lambada.py, wikitext.py, val_loss.py and report.py.
+
+All ranks share the work, and all of them are given the result: a JSON-able dict.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.detokenize import WikiText
+from eval.scoring import (
+    BATCH_TOKENS,
+    Score,
+    choice_counts,
+    choices,
+    gather,
+    score_requests,
+    standard_error,
+    sum_loss,
+)
+from eval.tasks import (
+    Format,
+    HellaSwagTask,
+    Passage,
+    Request,
+    hellaswag_request,
+    lambada_request,
+    truncated,
+)
+from prepare.cli import Progress, UserError
+from prepare.shards import open_shard
+from prepare.tokenizer import Tokenizer
+from train.checkpoint import LoadedModel
+from train.distributed import World
+from train.loader import common_tokenizer, validation_windows
+from train.model import IGNORED
+
+
+def measure_hellaswag(
+    loaded: LoadedModel, world: World, tasks: Sequence[HellaSwagTask], style: Format, batch_tokens: int | None = None
+) -> dict[str, Any]:
+    """acc and acc_norm with their standard errors, and of each task the four log-likelihoods and the choices."""
+    requests = [hellaswag_request(task, loaded.tokenizer, style) for task in tasks]
+    scores = ask(loaded, world, "HellaSwag", "task", requests, batch_tokens)
+    right, right_norm, n = choice_counts(requests, dict(enumerate(scores)))
+    examples = []
+    for task, request, found in zip(tasks, requests, scores, strict=True):
+        prediction, prediction_norm = choices(request, found)
+        examples.append(
+            {
+                "ind": task.ind,
+                "label": task.label,
+                "log_likelihoods": [score.loglik for score in found],
+                "lengths": request.lengths,
+                "prediction": prediction,
+                "prediction_norm": prediction_norm,
+            }
+        )
+    return {
+        "format": style,
+        "tasks": n,
+        "truncated": truncated(requests, loaded.model.config.block_size),
+        "acc": right / n,
+        "acc_stderr": standard_error(right / n, n),
+        "acc_norm": right_norm / n,
+        "acc_norm_stderr": standard_error(right_norm / n, n),
+        "examples": examples,
+    }
+
+
+def measure_lambada(
+    loaded: LoadedModel, world: World, passages: Sequence[Passage], batch_tokens: int | None = None
+) -> dict[str, Any]:
+    """Accuracy and perplexity of the last words with their standard errors, and each word's log-likelihood."""
+    requests = [lambada_request(passage, loaded.tokenizer) for passage in passages]
+    words = [word for (word,) in ask(loaded, world, "LAMBADA", "passage", requests, batch_tokens)]
+    n, logliks = len(words), [word.loglik for word in words]
+    accuracy, perplexity = sum(word.greedy for word in words) / n, math.exp(-statistics.fmean(logliks))
+    deviation = statistics.stdev(logliks) / math.sqrt(n) if n > 1 else 0.0  # of the mean log-likelihood
+    return {
+        "passages": n,
+        "truncated": truncated(requests, loaded.model.config.block_size),
+        "accuracy": accuracy,
+        "accuracy_stderr": standard_error(accuracy, n),
+        "perplexity": perplexity,
+        "perplexity_stderr": perplexity * deviation,
+        "examples": [{"log_likelihood": word.loglik, "greedy": word.greedy} for word in words],
+    }
+
+
+def ask(
+    loaded: LoadedModel, world: World, what: str, unit: str, requests: Sequence[Request], batch_tokens: int | None
+) -> list[list[Score]]:
+    """The scores of all requests, computed by all ranks together, with a progress bar on rank 0."""
+    with _progress(what, len(requests), unit, world) as update:
+        share = score_requests(
+            loaded.model, requests, world.device, None, batch_tokens, world.rank, world.size, update
+        )
+    return gather(share, requests, world)
+
+
+def measure_wikitext(
+    loaded: LoadedModel, world: World, text: WikiText, stride: int | None = None, batch_tokens: int = BATCH_TOKENS
+) -> dict[str, Any]:
+    """Perplexity per word of the original file, of a text read by sliding windows of the block size.
+
+    Every window but the first predicts its last `stride` tokens, so each prediction sees at least block_size - stride
+    tokens before it; half a block where no stride is given. The end-of-text token, which begins documents, is what the
+    first token is predicted from.
+
+    Raises:
+        UserError: the stride is no window's, or the vocabulary has no token that begins documents.
+    """
+    size, tokenizer = loaded.model.config.block_size, loaded.tokenizer
+    stride = stride or max(1, size // 2)
+    if stride > size:
+        raise UserError(f"--stride {stride}: a window holds {size} tokens, and can move by no more")
+    if tokenizer.eot is None:
+        raise UserError(f"WikiText needs GPT-2's vocabulary, and {loaded.name} has a {tokenizer.name} vocabulary")
+    tokens = torch.tensor([tokenizer.eot, *tokenizer.encode(text.detokenized)])
+    with _progress("WikiText", len(tokens) - 1, "token", world) as update:
+        batches = list(sliding_batches(tokens, size, stride, max(1, batch_tokens // size)))
+        mine = counted(batches[world.rank :: world.size], np.zeros(tokenizer.vocab_size, np.int64), update)
+        nll, _ = world.sum(sum_loss(loaded.model, mine, world.device))
+    return {
+        "tokens": len(tokens) - 1,
+        "words": text.words,
+        "stride": stride,
+        "window": size,
+        "perplexity": math.exp(nll / text.words),
+        "bits_per_byte": nll / math.log(2) / len(text.detokenized.encode()),
+    }
+
+
+def sliding_batches(tokens: Tensor, size: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets, int64 (b, size) each, that predict each of tokens[1:] once; other targets are IGNORED."""
+    rows, predicted, last = [], 0, len(tokens) - 1  # predicted: the targets so far
+    for start in range(0, last, stride):
+        end = min(start + size, last)
+        x, y = torch.zeros(size, dtype=torch.int64), torch.full((size,), IGNORED)
+        x[: end - start] = tokens[start:end]
+        y[predicted - start : end - start] = tokens[predicted + 1 : end + 1]
+        rows.append((x, y))
+        predicted = end
+        if len(rows) == batch_size or end == last:
+            inputs, targets = zip(*rows, strict=True)
+            yield torch.stack(inputs), torch.stack(targets)
+            rows = []
+        if end == last:
+            return
+
+
+def measure_shards(loaded: LoadedModel, world: World, paths: Sequence[Path], tokens: int) -> dict[str, Any]:
+    """Loss, perplexity and bits per byte on the first tokens of shards, and the unigram entropy of the same targets.
+
+    Bytes are those of the targets' text; an end-of-text token has none, and its loss counts.
+
+    Raises:
+        UserError: the shards are of another vocabulary, or hold less than one window.
+    """
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    check_same_tokenizer(paths, tokenizer)
+    counts = np.zeros(config.vocab_size, dtype=np.int64)
+    total = min(tokens, sum(len(open_shard(path)) for path in paths))
+    batch_size = max(1, BATCH_TOKENS // config.block_size)
+    windows = validation_windows(
+        paths, config.block_size, tokens, batch_size, config.vocab_size, world.rank, world.size
+    )
+    with _progress("validation", total, "token", world) as update:
+        nll, n = sum_loss(loaded.model, counted(windows, counts, update), world.device)
+    nll, n, *counts = world.sum([nll, n, *counts])
+    counts = np.array(counts)
+    n_bytes = sum(
+        counts[token] * len(tokenizer.decode_bytes([token]))
+        for token in np.flatnonzero(counts[: tokenizer.vocab_size])
+        if token != tokenizer.eot
+    )
+    return {
+        "tokens": int(n),
+        "loss": nll / n,
+        "perplexity": math.exp(nll / n),
+        "bits_per_byte": nll / math.log(2) / n_bytes if n_bytes else math.nan,
+        "unigram": entropy(counts),
+    }
+
+
+def check_same_tokenizer(paths: Sequence[Path], tokenizer: Tokenizer) -> None:
+    """Refuse shards whose manifest names another vocabulary than the model's."""
+    theirs = common_tokenizer(paths, tokenizer.vocab_size)
+    if theirs and theirs["sha256"] != tokenizer.describe()["sha256"]:
+        raise UserError(
+            f"{paths[0].parent} was made with the {theirs['name']} vocabulary of {theirs['vocab_size']} ids, the "
+            f"model's is {tokenizer.name} with {tokenizer.vocab_size}: give --data made with that, or another --model"
+        )
+
+
+def counted(
+    windows: Iterator[tuple[Tensor, Tensor]] | Sequence[tuple[Tensor, Tensor]],
+    counts: np.ndarray,
+    update: Callable[[int], object],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The windows as they are; their targets are counted, int64 (vocab_size,) in place, and reported."""
+    for x, y in windows:
+        targets = y.numpy()[y.numpy() != IGNORED]
+        counts += np.bincount(targets, minlength=len(counts))
+        yield x, y
+        update(len(targets))
+
+
+def entropy(counts: np.ndarray) -> float:
+    """In nats, of the distribution that these counts have."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+@contextmanager
+def _progress(what: str, total: float, unit: str, world: World) -> Iterator[Callable[[int], object]]:
+    """What reports amounts done: rank 0's go to a progress bar over its share."""
+    if not world.is_main:
+        yield lambda _amount: None
+        return
+    with Progress(what, total / world.size, unit) as bar:
+        yield bar.update

@@ -1,0 +1,49 @@
+"""Score a model on WikiText-2 or WikiText-103: perplexity per word, by sliding windows.
+
+The text is joined again as eval/detokenize.py says, and read in windows of the block size that move by `--stride`
+tokens (half a window unless told otherwise); each window predicts what the one before it did not. The loss of all
+tokens is divided by the words of the original file (the ends of lines are words there), as the GPT-2 paper does:
+
+             WikiText-2   WikiText-103      the paper's, zero-shot; its stride is not stated and its
+    124M          29.41          37.50      de-tokenizers are not published, so ours need not be equal
+    1558M         18.34          17.48
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+
+from eval.detokenize import load_wikitext
+from eval.measures import measure_wikitext
+from eval.model_option import add_model_options, opened, output_file, report
+from prepare.cli import Parser, positive, run_script
+from prepare.known_files import WIKITEXT103
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
+        "Score a model on WikiText: perplexity per word of the original file, and bits per byte.",
+        "python eval/wikitext.py --model gpt2",
+    )
+    add_model_options(parser)
+    parser.add_argument("--data", type=Path, default=WIKITEXT103.path, metavar="FILE", help="wiki.test.tokens")
+    parser.add_argument("--stride", type=positive, metavar="N", help="new tokens in a window; default: half the block")
+    parser.add_argument("--output", type=output_file, metavar="FILE", help="the scores as JSON")
+    args = parser.parse_args(argv)
+
+    text = load_wikitext(args.data)
+    with opened(args.model, args.device) as (loaded, world):
+        scores = measure_wikitext(loaded, world, text, args.stride)
+    if world.is_main:
+        lines = {
+            "data": f"{scores['words']:,} words, {scores['tokens']:,} tokens of {args.data}",
+            "windows": f"{scores['window']:,} tokens, stride {scores['stride']:,}",
+            "perplexity": f"{scores['perplexity']:,.2f} per word",
+            "bits": f"{scores['bits_per_byte']:.4f} per byte of text",
+        }
+        report(loaded, lines, args.output, args.data, scores)
+
+
+if __name__ == "__main__":
+    run_script(main)

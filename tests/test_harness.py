@@ -1,0 +1,102 @@
+"""The lm-evaluation-harness on a run, with local tasks, beside its own HFLM on the exported directory."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from eval.harness_model import GPT2Run
+from prepare.tokenizer import GPT2Tokenizer
+from tests.conftest import one_line_error, run_command
+from tests.test_export_hf import make_run
+from train import export_hf
+
+DOCUMENTS = [
+    {
+        "query": f"Number {n} is a word, and",
+        "choices": [f"number {n + k} " + "is " * k + "not." for k in range(3)],
+        "label": n % 3,
+        "text": f"Sentence {n} of a text that is longer than the block. " * (1 + n % 3),
+    }
+    for n in range(8)
+]
+COMMON = """\
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: {data}}}}}
+validation_split: validation
+"""
+TASKS = {
+    "local_choice": """\
+output_type: multiple_choice
+doc_to_text: "{{query}}"
+doc_to_target: "{{label}}"
+doc_to_choice: choices
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "local_text": """\
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+""",
+    "local_answer": """\
+output_type: generate_until
+doc_to_text: "{{query}}"
+doc_to_target: "{{text}}"
+generation_kwargs: {until: [" the", "\\n"], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: exact_match}]
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, its export, and three task files."""
+    folder = tmp_path_factory.mktemp("harness")
+    make_run(folder / "run", GPT2Tokenizer().describe())
+    export_hf.main([f"--model={folder / 'run'}", f"--output={folder / 'hf'}"])
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DOCUMENTS))
+    (folder / "tasks").mkdir()
+    for name, text in TASKS.items():
+        head = COMMON.format(data=folder / "data.jsonl")
+        (folder / "tasks" / f"{name}.yaml").write_text(f"task: {name}\n{head}{text}")
+    return folder
+
+
+def _evaluate(folder: Path, model: object, **options: object) -> dict:
+    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    return simple_evaluate(model, tasks=[*TASKS], task_manager=manager, bootstrap_iters=0, **options)
+
+
+@pytest.mark.slow
+def test_every_score_and_answer_is_the_harness_s_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    theirs = _evaluate(folder, "hf", model_args=f"pretrained={folder / 'hf'},dtype=float32", device="cpu")
+    ours = _evaluate(folder, GPT2Run(run=str(folder / "run"), device="cpu"))
+    for name in ("local_choice", "local_text"):
+        for metric, value in theirs["results"][name].items():
+            if isinstance(value, float):
+                assert ours["results"][name][metric] == pytest.approx(value, rel=1e-4), metric
+    for name in TASKS:
+        for a, b in zip(ours["samples"][name], theirs["samples"][name], strict=True):
+            if name == "local_answer":
+                assert a["resps"] == b["resps"]
+                continue
+            logliks = [[value if name == "local_text" else value[0] for value in x["filtered_resps"]] for x in (a, b)]
+            assert logliks[0] == pytest.approx(logliks[1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_command_line_is_lm_evals_with_gpt2_run(folder: Path) -> None:
+    command = ("python", "eval/harness.py", "--model", "gpt2_run", "--model_args", f"run={folder / 'run'}")
+    tasks = ("--tasks", "local_choice", "--include_path", folder / "tasks", "--limit", 4, "--device", "cpu")
+    result = run_command(*command, *tasks, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    assert result.returncode == 0, result.stderr
+    assert "|local_choice|" in result.stdout
+    assert "acc_norm" in result.stdout
+    missing = run_command("python", "eval/harness.py", "--model_args", f"run={folder / 'absent'}", *tasks)
+    assert "there is no such folder" in one_line_error(missing)
+    assert "--tasks" in one_line_error(run_command("python", "eval/harness.py"), 2)

@@ -1,0 +1,61 @@
+"""report.py on a small run: every set that is there, the scripts' own numbers, and what was published beside them."""
+
+import json
+
+import pytest
+
+from eval import hellaswag, lambada, report, wikitext
+from eval.published import PUBLISHED
+from prepare.tokenizer import GPT2Tokenizer
+from tests.conftest import one_line_error, run_command
+from tests.test_export_hf import make_run
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    task = {"ind": 1, "activity_label": "Sewing", "ctx": "Someone sews. the thread", "label": 1}
+    endings = ["is red.", "breaks in two.", "sings", "was long, at least."]
+    (folder / "hellaswag_val.jsonl").write_text((json.dumps({**task, "endings": endings}) + "\n") * 3)
+    (folder / "lambada_test.jsonl").write_text(json.dumps({"text": "The needle and the thread"}) + "\n")
+    (folder / "wikitext2_test.tokens").write_text(" \n = Words = \n \n Some words , and more . \n")
+    return folder
+
+
+def test_the_report_holds_what_the_scripts_measure(data, tmp_path, capsys):
+    run, output = make_run(tmp_path / "run", GPT2Tokenizer().describe()), tmp_path / "report"
+    rows = [{"step": 5, "kind": "hellaswag", "acc": 0.3, "acc_norm": 0.3, "tasks": 9}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report.main([f"--model={run}", f"--data={data}", f"--output={output}", "--device=cpu"])
+    printed = capsys.readouterr().out
+    assert "not measured: " in printed
+    assert "wikitext103_test.tokens is not there" in printed
+    assert (output / "report.txt").read_text() in printed
+    assert (output / "report.png").read_bytes().startswith(PNG)
+    written = json.loads((output / "report.json").read_text())
+    values = {row["measure"]: row["value"] for row in written["rows"]}
+    for script, name, keys in (
+        (hellaswag, "hellaswag plain", ("acc", "acc_norm")),
+        (lambada, "lambada", ("accuracy", "perplexity")),
+        (wikitext, "wikitext2", ("perplexity", "bits_per_byte")),
+    ):
+        file = next(data.glob(f"{name.split()[0]}*"))
+        script.main([f"--model={run}", f"--data={file}", f"--output={tmp_path / 'one.json'}", "--device=cpu"])
+        alone = json.loads((tmp_path / "one.json").read_text())
+        assert [values[f"{name} {key}"] for key in keys] == pytest.approx([alone[key] for key in keys])
+    rows = {row["measure"]: row for row in written["rows"]}
+    assert rows["wikitext2 perplexity"]["published"]["124M"] == 29.41
+    assert rows["wikitext2 perplexity"]["source"].startswith("GPT-2 paper")
+    assert set(PUBLISHED) - rows.keys() == {"wikitext103 perplexity"}
+
+
+def test_mistakes_are_one_line_and_leave_nothing(data, tmp_path):
+    command = ("python", "eval/report.py", "--output", tmp_path / "report", "--data")
+    assert "there is no such folder" in one_line_error(run_command(*command, data, "--model", tmp_path / "absent"))
+    run = make_run(tmp_path / "run", GPT2Tokenizer().describe())
+    nothing = run_command(*command, tmp_path / "empty", "--model", run)
+    assert "nothing to measure" in one_line_error(nothing)
+    assert not (tmp_path / "report").exists()
