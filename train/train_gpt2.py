@@ -11,7 +11,6 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 
 import torch
 
-from eval.curves import plot_runs
 from eval.monitor import Monitor
 from prepare.cli import UserError, run_script
 from prepare.shards import find_shards
@@ -92,6 +91,8 @@ def train(config: Config, world: World) -> None:
     training = ready(*parts, resumed)
     stopped = complete(training)
     if world.is_main:
+        from eval.curves import plot_runs  # matplotlib, which no other process has to wait for, nor the first step
+
         plot_runs([run.path], run.path / "loss.png")
     close(training, stopped)
 
