@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,8 +21,8 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
     Raises:
         UserError: there is no C++ compiler.
     """
-    if train.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
-        raise UserError("train.compile needs a C++ compiler, and none is there: get g++, or set train.compile false")
+    if train.compile:
+        prepare_compiler()
     mode = train.compile if isinstance(train.compile, str) else None
     model = torch.compile(raw, mode=mode) if train.compile else raw
     if world.size == 1:
@@ -31,6 +32,21 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
     if train.all_reduce == "bf16":
         replica.register_comm_hook(None, average_in_bf16)
     return replica
+
+
+def prepare_compiler() -> None:
+    """Have torch.compile's C++ compiler leave only whole files in its cache, which a kill -9 would spoil otherwise.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
+        raise UserError("train.compile needs a C++ compiler, and none is there: get g++, or set train.compile false")
+    from torch._inductor import config  # takes a moment, which a run without torch.compile need not wait for
+
+    compiler, whole = config.cpp.cxx[-1], Path(__file__).with_name("whole_g++")
+    if "g++" in compiler and "clang" not in compiler and os.access(whole, os.X_OK):  # inductor goes by the name
+        config.cpp.cxx = (None, str(whole))
 
 
 def average_in_bf16(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

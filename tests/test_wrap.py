@@ -1,0 +1,65 @@
+"""What torch.compile's C++ compiler leaves behind: whole files, or nothing that has a name."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from torch._inductor import config, cpp_builder
+
+from prepare.cli import UserError
+from tests.conftest import ROOT
+from train.wrap import prepare_compiler
+
+WHOLE = ROOT / "train" / "whole_g++"
+SOURCE = 'extern "C" int answer() { return 42; }\n'
+
+
+def test_a_compiler_that_is_killed_leaves_nothing_that_has_a_name(tmp_path: Path) -> None:
+    source, output, slow = tmp_path / "a.cpp", tmp_path / "a.so", tmp_path / "slow"
+    source.write_text(SOURCE)
+    slow.write_text('#!/bin/sh\nfor word; do last=$word; done\necho half > "$last"\nsleep 100\n')
+    slow.chmod(0o755)
+    command = [WHOLE, "-shared", "-fPIC", source, "-o", output]
+    process = subprocess.Popen(command, env={**os.environ, "CXX": str(slow)}, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not (halves := [*tmp_path.glob("a.so.*")]) or not halves[0].stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    subprocess.run(command, check=True)
+    assert output.read_bytes()[:4] == b"\x7fELF"
+    assert [*tmp_path.glob("a.so.*")] == halves  # and what it left does no harm
+
+
+def test_its_failures_and_answers_are_the_compilers(tmp_path: Path) -> None:
+    said = subprocess.run([WHOLE, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
+    broken = tmp_path / "broken file.cpp"
+    broken.write_text("int")
+    failed = subprocess.run([WHOLE, "-c", broken, "-o", tmp_path / "b.o"], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "error:" in failed.stderr
+    assert [*tmp_path.iterdir()] == [broken]
+
+
+def test_inductor_takes_it_for_gcc_and_other_compilers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config.cpp, "cxx", (None, "g++"))
+    prepare_compiler()
+    assert config.cpp.cxx == (None, str(WHOLE))
+    assert cpp_builder.get_cpp_compiler() == str(WHOLE)
+    assert cpp_builder.is_gcc()
+    monkeypatch.setattr(config.cpp, "cxx", (None, "clang++"))
+    prepare_compiler()
+    assert config.cpp.cxx == (None, "clang++")
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "c++")
+    with pytest.raises(UserError, match=r"train\.compile needs a C\+\+ compiler"):
+        prepare_compiler()
