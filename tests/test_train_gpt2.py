@@ -341,15 +341,15 @@ def test_a_rank_whose_parameters_have_drifted_is_named_and_nothing_of_it_is_save
 
 
 def test_a_rank_that_hangs_is_named_with_the_step(data: Path, tmp_path: Path) -> None:
-    result = attempt(data, tmp_path / "run", 2, fault="hang@7:1", train__timeout_seconds=3)
+    result = attempt(data, tmp_path / "run", 2, fault="hang@7:1", train__timeout_seconds=5)
     assert result.returncode == 1
-    message = "did not arrive at step 7 within 3 s (train.timeout_seconds): see to that machine"
+    message = "did not arrive at step 7 within 5 s (train.timeout_seconds): see to that machine"
     assert message in torchruns_error(result)
     assert "error: rank 1 (" in torchruns_error(result)
 
 
 def test_a_rank_that_stands_still_is_named(data: Path, tmp_path: Path) -> None:
-    changes = {"train__timeout_seconds": 3, "train__max_steps": 1_000_000}
+    changes = {"train__timeout_seconds": 5, "train__max_steps": 1_000_000}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
     process = subprocess.Popen(
         [*torchrun, *settings(data, tmp_path / "run", **changes)],
