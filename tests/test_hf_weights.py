@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from prepare.cli import UserError
+from prepare.tokenizer import gpt2_vocabulary_files
+from tests.loopback_hub import LoopbackHub
 from train.checkpoint import load_model
 from train.config import ModelConfig
 from train.hf_weights import load_hf
@@ -120,9 +124,46 @@ def test_damaged_and_missing_weights(folder: Path) -> None:
         load_hf(folder)
 
 
-def test_a_hub_name_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub.constants
+@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
+def test_a_vocabulary_of_others_is_refused(folder: Path, file: str) -> None:
+    ids = json.loads(gpt2_vocabulary_files()[0].read_text("utf-8"))
 
+    def write(ids: dict) -> None:
+        (folder / file).write_text(json.dumps({"model": {"vocab": ids}} if file == "tokenizer.json" else ids))
+
+    write(ids | {"<|pad|>": 50257})  # further ids, which never come
+    load_hf(folder)
+    write(ids | {"the": ids["of"], "of": ids["the"]})
+    with pytest.raises(UserError, match=rf"{file} is not GPT-2's vocabulary"):
+        load_hf(folder)
+    (folder / file).write_text("[]")
+    with pytest.raises(UserError, match="not a readable vocabulary"):
+        load_hf(folder)
+
+
+def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = load_hf(folder)
+    old = tmp_path / "served/models/someone/old"  # as gpt2's relatives of before safetensors are
+    new = Path(shutil.copytree(folder, tmp_path / "served/models/new"))
+    old.mkdir(parents=True)
+    shutil.copy(folder / "config.json", old)
+    torch.save(load_file(folder / "model.safetensors"), old / "pytorch_model.bin")
+    torch.save({}, new / "pytorch_model.bin")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with LoopbackHub(tmp_path / "served") as hub:
+        hub.adopt(monkeypatch, tmp_path)
+        for name in ("new", "someone/old"):
+            loaded = load_model(name)
+            assert loaded.name == name
+            for a, b in zip(loaded.model.parameters(), reference.parameters(), strict=True):
+                assert torch.equal(a, b)
+        assert [seen.path for seen in hub.requests if "new" in seen.path and seen.path.endswith(".bin")] == []
+        with pytest.raises(UserError, match="neither a folder here nor a model on the hub"):
+            load_model("absent")
+
+
+def test_a_hub_name_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

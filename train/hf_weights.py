@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prepare.cli import UserError
-from prepare.tokenizer import EOT
+from prepare.tokenizer import EOT, GPT2_VOCAB_SIZE, gpt2_vocabulary_files
 from train.config import ModelConfig
 from train.model import GPT
 
@@ -34,9 +34,10 @@ def load_hf(folder: Path) -> GPT:
     """A GPT from a Hugging Face directory: config.json with model.safetensors (also sharded), or pytorch_model.bin.
 
     Raises:
-        UserError: not a GPT-2, or files that are missing or damaged.
+        UserError: not a GPT-2, files that are missing or damaged, or a vocabulary that is not GPT-2's.
     """
     config = read_hf_config(folder / "config.json")
+    check_vocabulary(folder)
     model = GPT(config)
     from_hf(model, read_tensors(folder), folder)
     return model
@@ -52,7 +53,10 @@ def download_hf(name: str, option: str = "--model") -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "model*.safetensors*"]))
+        folder = Path(snapshot_download(name, allow_patterns=["config.json", "vocab.json", "model*.safetensors*"]))
+        if not any(folder.glob("model*.safetensors")):
+            snapshot_download(name, allow_patterns=["pytorch_model.bin"])
+        return folder
     except RepositoryNotFoundError:
         raise UserError(f"{option} {name}: neither a folder here nor a model on the hub; check the spelling") from None
     except Exception as failure:  # the hub's client raises many kinds for one thing: it could not be reached
@@ -87,6 +91,26 @@ def read_hf_config(path: Path) -> ModelConfig:
         )
     except (OSError, json.JSONDecodeError, KeyError) as failure:
         raise UserError(f"{path}: not a readable GPT-2 configuration ({failure!r}); download it again") from None
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Refuse a model whose own vocabulary files say that its ids are other tokens than GPT-2's; further ids may follow.
+
+    Raises:
+        UserError: it is so, or a file is damaged.
+    """
+    for name in ("vocab.json", "encoder.json", "tokenizer.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            ids = json.loads(path.read_text("utf-8"))
+            ids = ids["model"]["vocab"] if name == "tokenizer.json" else ids
+            known = {token: number for token, number in ids.items() if number < GPT2_VOCAB_SIZE}
+        except (ValueError, LookupError, TypeError, AttributeError) as failure:
+            raise UserError(f"{path}: not a readable vocabulary ({failure!r}); download it again") from None
+        if known != json.loads(gpt2_vocabulary_files()[0].read_text("utf-8")):
+            raise UserError(f"{path} is not GPT-2's vocabulary, and models of others cannot be read")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -126,7 +150,7 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
         tensor = theirs[name].t() if TRANSPOSED.search(name) else theirs[name]
         if tensor.shape != parameter.shape:
             raise UserError(
-                f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)} as config.json says"
+                f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)} as its configuration says"
             )
         parameter.copy_(tensor)
 
