@@ -172,6 +172,7 @@ def hf_config(config: ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]
         "n_head": config.n_head,
         "n_embd": config.n_embd,
         "n_positions": config.block_size,
+        "n_ctx": config.block_size,  # the name that llama.cpp's converter asks for
         "vocab_size": config.vocab_size,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
