@@ -20,8 +20,8 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
     Raises:
         UserError: there is no C++ compiler.
     """
-    if train.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
-        raise UserError("train.compile needs a C++ compiler, and none is there: get g++, or set train.compile false")
+    if train.compile:
+        require_compiler("train.compile", "set train.compile false")
     mode = train.compile if isinstance(train.compile, str) else None
     model = torch.compile(raw, mode=mode) if train.compile else raw
     if world.size == 1:
@@ -31,6 +31,16 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
     if train.all_reduce == "bf16":
         replica.register_comm_hook(None, average_in_bf16)
     return replica
+
+
+def require_compiler(option: str, otherwise: str) -> None:
+    """What torch.compile cannot do without, asked for before it fails in its own words.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
+        raise UserError(f"{option} needs a C++ compiler, and none is there: get g++, or {otherwise}")
 
 
 def average_in_bf16(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
