@@ -103,6 +103,10 @@ def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
         ({"n_layer": 3}, r"h.2.attn.c_attn.bias and 11 more missing"),
         ({"n_layer": 1}, r"h.1.attn.c_attn.bias and 11 more missing or unknown"),
         ({"vocab_size": 100}, r"not \(100, 32\)"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ({"n_head": 3}, "a width of 32 does not divide among 3 heads"),
+        ({"n_head": None}, "not whole numbers above 0"),
+        ({"n_positions": 0}, "not whole numbers above 0"),
     ],
 )
 def test_what_is_not_this_gpt2_is_named(folder: Path, change: dict, message: str) -> None:
@@ -119,9 +123,22 @@ def test_damaged_and_missing_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"neither model.safetensors nor pytorch_model.bin"):
         load_hf(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
-        load_hf(folder)
+    for content in (b"junk", b"", b"\x80\x02]q"):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(UserError, match="damaged weights"):
+            load_hf(folder)
+    for value in ([1, 2], {"wte.weight": 3}):
+        torch.save(value, folder / "pytorch_model.bin")
+        with pytest.raises(UserError, match="damaged weights"):
+            load_hf(folder)
+    for text in ("{", "[]", '{"weight_map": {"wte.weight": 3}}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match="damaged weights"):
+            load_hf(folder)
+    for content in (b"{", b"[]", b"\xff\xfe{"):
+        (folder / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
+            load_hf(folder)
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])

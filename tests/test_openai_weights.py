@@ -67,6 +67,7 @@ def test_names() -> None:
     [
         ("hparams.json", "{", "hparams.json: not OpenAI's description"),
         ("hparams.json", json.dumps({**SHAPE, "n_embd": None}), "hparams.json: not OpenAI's description"),
+        ("hparams.json", json.dumps({**SHAPE, "n_head": 3}), "a width of 4 does not divide among 3 heads"),
         ("hparams.json", json.dumps({**SHAPE, "n_layer": 3}), "h.2.attn.c_attn.bias and 11 more missing"),
         ("hparams.json", json.dumps({**SHAPE, "n_ctx": 9}), r"wpe.weight is \(8, 4\), not \(9, 4\)"),
         ("checkpoint", "", "checkpoint names no checkpoint"),

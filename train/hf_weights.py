@@ -5,6 +5,7 @@ There the linear maps are `Conv1D`, whose weight is (inputs, outputs): the trans
 
 import json
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +23,9 @@ from train.model import GPT
 
 TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 NOT_WEIGHTS = re.compile(r"(\.attn\.(bias|masked_bias)|^lm_head\.weight)$")  # causal masks, and the tied head
+# What json, safetensors and the unpickler raise at files that are not theirs, and our code at what those hold instead
+DAMAGED = (SafetensorError, UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, TypeError)
+DAMAGED += (AttributeError,)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -70,27 +74,37 @@ def download_hf(name: str, option: str = "--model") -> Path:
 def read_hf_config(path: Path) -> ModelConfig:
     """The ModelConfig that a Hugging Face config.json describes."""
     try:
-        hf = json.loads(path.read_text())
+        hf = json.loads(path.read_text("utf-8"))
         if hf.get("model_type") != "gpt2":
             raise UserError(f"{path}: model_type is {hf.get('model_type')!r}; only gpt2 models can be read")
         different = {
             "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
             "layer_norm_epsilon": (1e-5,),
+            "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
             "tie_word_embeddings": (True,),
         }
         for key, known in different.items():
             if hf.get(key, known[0]) not in known:
                 raise UserError(f"{path}: {key} is {hf[key]!r}, but this model has {known[0]!r}: not GPT-2 as trained")
-        return ModelConfig(
-            n_layer=hf["n_layer"],
-            n_head=hf["n_head"],
-            n_embd=hf["n_embd"],
-            block_size=hf.get("n_positions", hf.get("n_ctx")),
-            vocab_size=hf["vocab_size"],
-        )
-    except (OSError, json.JSONDecodeError, KeyError) as failure:
+        hf.setdefault("n_positions", hf.get("n_ctx"))
+        return checked_shape([hf[key] for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")])
+    except (OSError, ValueError, KeyError, AttributeError) as failure:
         raise UserError(f"{path}: not a readable GPT-2 configuration ({failure!r}); download it again") from None
+
+
+def checked_shape(sizes: Sequence[Any]) -> ModelConfig:
+    """The ModelConfig with these n_layer, n_head, n_embd, block_size and vocab_size.
+
+    Raises:
+        ValueError: they are no model's.
+    """
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"layers, heads, width, positions and vocabulary are {sizes}, not whole numbers above 0")
+    config = ModelConfig(*sizes)
+    if config.n_embd % config.n_head:
+        raise ValueError(f"a width of {config.n_embd} does not divide among {config.n_head} heads")
+    return config
 
 
 def check_vocabulary(folder: Path) -> None:
@@ -124,12 +138,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
                 raise UserError(f"{folder}: {lacking[0]} is missing, and {index.name} names it: download it again")
         if files:
             return {name: tensor for file in files for name, tensor in load_file(file).items()}
-        file = folder / "pytorch_model.bin"
-        return torch.load(file, map_location="cpu", weights_only=True)
+        tensors = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise ValueError("not only tensors")
+        return tensors
     except FileNotFoundError:
         raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as failure:
-        raise UserError(f"{folder}: damaged weights ({str(failure).splitlines()[0]}); download them again") from None
+    except DAMAGED as failure:
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        raise UserError(f"{folder}: damaged weights ({reason}); download them again") from None
 
 
 @torch.no_grad()

@@ -8,8 +8,7 @@ import re
 from pathlib import Path
 
 from prepare.cli import UserError
-from train.config import ModelConfig
-from train.hf_weights import check_vocabulary, from_hf
+from train.hf_weights import check_vocabulary, checked_shape, from_hf
 from train.model import GPT
 from train.tf_checkpoint import read_bundle
 
@@ -31,18 +30,19 @@ def load_openai(folder: Path) -> GPT:
     """
     path = folder / "hparams.json"
     try:
-        hparams = json.loads(path.read_text())
-        sizes = [int(hparams[key]) for key in ("n_layer", "n_head", "n_embd", "n_ctx", "n_vocab")]
+        hparams = json.loads(path.read_text("utf-8"))
+        config = checked_shape([hparams[key] for key in ("n_layer", "n_head", "n_embd", "n_ctx", "n_vocab")])
     except (OSError, ValueError, LookupError, TypeError) as failure:
         raise UserError(f"{path}: not OpenAI's description of a GPT-2 ({failure!r}); download it again") from None
     check_vocabulary(folder)
-    newest = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', (folder / "checkpoint").read_text(), re.MULTILINE)
+    names = (folder / "checkpoint").read_text("utf-8", errors="replace")
+    newest = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', names, re.MULTILINE)
     if not newest:
         raise UserError(f"{folder / 'checkpoint'} names no checkpoint: download it again")
     tensors = {}
     for name, tensor in read_bundle(folder / newest[1], SCOPE).items():
         tensors[hf_name(name)] = tensor.squeeze(0) if tensor.dim() == 3 else tensor  # (1, I, O) to (I, O)
-    model = GPT(ModelConfig(*sizes))
+    model = GPT(config)
     from_hf(model, tensors, folder)
     return model
 

@@ -59,7 +59,7 @@ def read_bundle(bundle: Path, begin: str) -> dict[str, Tensor]:
     except FileNotFoundError as missing:
         raise UserError(f"{missing.filename} is missing: copy or download the checkpoint again") from None
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as failure:
-        reason = str(failure).splitlines()[0]
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
         raise UserError(f"{index}: a damaged TensorFlow checkpoint ({reason}); copy or download it again") from None
     return tensors
 
