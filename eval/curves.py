@@ -105,7 +105,7 @@ def plot_report(title: str, cells: Sequence[Sequence[str]], run_dir: Path | None
     """Draw report.py's table, its header first, and beside it HellaSwag over tokens of a run that measured it."""
     metrics = read_metrics(run_dir) if run_dir else []
     steps, values = series(metrics, "hellaswag", "acc_norm")
-    curve, height = bool(len(values)), 1 + 0.32 * len(cells)  # inches
+    curve, height = bool(len(values)), 0.4 + 0.3 * len(cells)  # inches
     with plt.rc_context(STYLE):
         size = (10 + 5 * curve, max(height, 3.8 * curve))
         figure, panels = plt.subplots(1, 1 + curve, figsize=size, squeeze=False, width_ratios=[2, 1][: 1 + curve])

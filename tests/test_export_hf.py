@@ -85,16 +85,19 @@ def test_a_character_model_has_weights_only(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(idx).logits, load_model(str(run)).model(idx), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["exists", "no biases", "no model"])
+@pytest.mark.parametrize("case", ["exists", "no biases", "no model", "under a file"])
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, case: str) -> None:
     run = make_run(tmp_path / "run", GPT2Tokenizer().describe(), bias=case != "no biases")
     output = tmp_path / "hf"
     if case == "exists":
         output.mkdir()
+    if case == "under a file":
+        (tmp_path / "file").touch()
+        output = tmp_path / "file" / "hf"
     model = tmp_path / "gone" if case == "no model" else run
     result = run_command("python", SCRIPT, "--model", model, "--output", output)
-    message = {"exists": "exists already", "no biases": "has no biases", "no model": "there is no such folder"}[case]
-    assert message in one_line_error(result)
+    messages = {"exists": "exists already", "no biases": "has no biases", "no model": "there is no such folder"}
+    assert (messages | {"under a file": "Not a directory"})[case] in one_line_error(result)
     assert [path.name for path in tmp_path.iterdir() if "hf" in path.name] == (["hf"] if case == "exists" else [])
 
 
