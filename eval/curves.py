@@ -14,11 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from eval.published import PUBLISHED
 from prepare.cli import UserError
 from train.run_log import METRICS, read_rows
 
 Over = Literal["tokens", "steps"]
 CHANCE = 0.25  # HellaSwag by guessing
+OPENAI_124M = PUBLISHED["hellaswag plain acc_norm"][1]["124M"]
 THIN = "every step"  # marks the lines of single steps, where a smoothed one is over them
 STYLE = {
     "font.size": 10,
@@ -99,31 +101,39 @@ def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "
         return _save(figure, Path(output))
 
 
-def plot_report(title: str, rows: Sequence[dict[str, Any]], run_dir: Path | None, output: Path) -> Path:
-    """Draw report.py's rows as a table, and HellaSwag over tokens of a run that measured it."""
+def plot_report(title: str, cells: Sequence[Sequence[str]], run_dir: Path | None, output: Path) -> Path:
+    """Draw report.py's table, its header first, and beside it HellaSwag over tokens of a run that measured it."""
     metrics = read_metrics(run_dir) if run_dir else []
     steps, values = series(metrics, "hellaswag", "acc_norm")
+    curve, height = bool(len(values)), 0.4 + 0.3 * len(cells)  # inches
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 1 + bool(len(values)), figsize=(9 + 5 * bool(len(values)), 4.5), squeeze=False)
+        size = (10 + 5 * curve, max(height, 3.8 * curve))
+        figure, panels = plt.subplots(1, 1 + curve, figsize=size, squeeze=False, width_ratios=[2, 1][: 1 + curve])
         figure.set_layout_engine("constrained")
-        sizes = sorted({size for row in rows for size in row["published"]}, key=lambda size: float(size.rstrip("M")))
-        cells = [
-            [row["measure"], f"{row['value']:.4f}", *(row["published"].get(size, "") for size in sizes), row["source"]]
-            for row in rows
-        ]
         panel = panels[0, 0]
         panel.axis("off")
         panel.set_title(title)
-        drawn = panel.table(cells, colLabels=["", "measured", *sizes, "published by"], loc="center", edges="horizontal")
-        drawn.auto_set_column_width(range(len(sizes) + 3))
-        drawn.scale(1, 1.4)
-        if len(values):
+        lengths = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
+        drawn = panel.table(
+            cells,
+            colWidths=[length / sum(lengths) for length in lengths],
+            bbox=(0, 0, 1, 1),  # of the panel
+            edges="horizontal",
+        )
+        drawn.auto_set_font_size(False)
+        for (row, column), cell in drawn.get_celld().items():
+            cell.set(edgecolor="#cccccc", linewidth=0.6)
+            side = "left" if column in (0, len(lengths) - 1) else "right"
+            cell.set_text_props(horizontalalignment=side, color="#555555" if row == 0 else "black")
+        if curve:
             scale, panel = tokens_a_step(metrics), panels[0, 1]
             panel.plot(steps * (scale or 1), values, marker="o", markersize=4)
-            panel.axhline(CHANCE, color="#999999", linewidth=1, linestyle=":", label="chance")
-            panel.set(title="HellaSwag while training", ylabel="acc_norm", xlabel="tokens" if scale else "steps")
+            for score, name, style in ((CHANCE, "chance", ":"), (OPENAI_124M, "OpenAI's 124M", "--")):
+                panel.axhline(score, color="#999999", linewidth=1, linestyle=style, label=name)
+            panel.set(title="HellaSwag while training", ylabel="acc_norm, plain", xlabel="tokens" if scale else "steps")
             panel.xaxis.set_major_formatter(FuncFormatter(_short))
-            panel.legend(loc="upper left")
+            panel.yaxis.set_major_formatter("{x:.1%}")
+            panel.legend(loc="best")
         return _save(figure, output)
 
 

@@ -6,16 +6,19 @@ from pathlib import Path
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
 
 import argparse
+import functools
 from collections.abc import Sequence
 
 import torch
 
+from eval.compiled import CompiledStep
 from eval.model_option import add_model_options, opened
 from eval.sampling import TextStream, generate, stream_texts
 from prepare.cli import ArgumentError, Parser, UserError, positive, run_script
 from prepare.instructions import Message, question
 from prepare.tokenizer import Tokenizer
 from train.checkpoint import LoadedModel
+from train.model import GPT
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-samples", type=positive, default=1, metavar="N", help="continuations of each prompt")
     parser.add_argument("--seed", type=int, default=1337, metavar="S", help="of the random choices")
     parser.add_argument("--interactive", action="store_true", help="a conversation, a line of input at a time")
+    parser.add_argument("--compile", action="store_true", help="compile the step, which takes a while: meant for a GPU")
     parser.add_argument("--no-cache", action="store_true", help="compute every token anew: slow, for comparison")
     args = parser.parse_args(argv)
     if not args.temperature >= 0 or args.top_k < 0 or not 0 < args.top_p <= 1 or not 0 <= args.min_p <= 1:
@@ -48,6 +52,9 @@ def main(argv: list[str] | None = None) -> None:
         raise ArgumentError(
             f"--repetition-penalty {args.repetition_penalty:g} --stop {args.stop}: above 0, and stop texts not empty"
         )
+
+    if args.compile and args.no_cache:
+        raise ArgumentError("--compile is for the step with the cache: leave out --no-cache, or --compile")
 
     with opened(args.model, args.device) as (loaded, _):
         generator = torch.Generator().manual_seed(args.seed)
@@ -70,10 +77,13 @@ def converse(loaded: LoadedModel, generator: torch.Generator, args: argparse.Nam
     if sys.stdin.isatty():
         print("Each line goes on from all before it; an empty line begins anew; Ctrl-D ends.", file=sys.stderr)
     while (line := read_line()) is not None:
-        prompt = f"{history}\n{line}" if history and line else line
+        if not line:
+            history = ""
+            continue
+        prompt = f"{history}\n{line}" if history else line
         try:
             tokens = prompt_tokens(prompt, loaded.tokenizer)
-            history = prompt + answer([(line, tokens)], loaded, generator, args) if line else ""
+            history = prompt + answer([(line, tokens)], loaded, generator, args)
         except UserError as mistake:  # a character that the model does not know: ask again
             print(f"error: {mistake}", file=sys.stderr, flush=True)
 
@@ -120,6 +130,7 @@ def answer(
         args.repetition_penalty,
         generator,
         use_cache=not args.no_cache,
+        compiled=compiled_step(loaded.model, len(rows)) if args.compile else None,
         vocab_size=tokenizer.vocab_size,
         stop=tokenizer.eot,
     )
@@ -134,6 +145,12 @@ def answer(
     for number in range(1, len(rows)):
         print(title.format(number + 1) + rows[number][0] + texts[number], flush=True)
     return texts[0]
+
+
+@functools.cache
+def compiled_step(model: GPT, batch_size: int) -> CompiledStep:
+    """One for all turns of a conversation."""
+    return CompiledStep(model, batch_size)
 
 
 def prompt_tokens(prompt: str, tokenizer: Tokenizer) -> list[int]:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
 
-from prepare.cli import Parser, UserError, run_script
+from prepare.cli import ArgumentError, Parser, UserError, run_script
+
+ARGUMENTS = {"run": "run=X (as --model elsewhere)", "batch_tokens": "batch_tokens=N (in a forward pass)"}
 
 
 def main() -> None:
@@ -20,9 +22,11 @@ def main() -> None:
         "python eval/harness.py --model gpt2_run --model_args run=runs/quickstart --tasks hellaswag",
     )
     parser.add_argument("--model", default="gpt2_run", metavar="KIND", help="gpt2_run, or a model kind of lm_eval")
-    parser.add_argument("--model_args", metavar="run=X", help="run=X: as for --model elsewhere; none: the newest run")
+    parser.add_argument("--model_args", metavar="run=X", help=f"{', '.join(ARGUMENTS.values())}; none: the newest run")
     parser.add_argument("--tasks", required=True, metavar="A,B", help="names of the harness's tasks, or of your own")
     options, others = parser.parse_known_args()
+    if options.model == "gpt2_run":
+        check_model_args(options.model_args or "")
     try:
         from eval import harness_model  # noqa: F401  registers gpt2_run
     except ImportError as missing:
@@ -31,7 +35,25 @@ def main() -> None:
 
     asked = [f"--model={options.model}", f"--tasks={options.tasks}", *others]
     sys.argv = ["lm_eval", "run", *asked, *([f"--model_args={options.model_args}"] if options.model_args else [])]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as failure:
+        if "Tasks not found" not in str(failure):
+            raise
+        raise UserError(f"--tasks: {failure}; `lm_eval ls tasks` lists all, --include_path DIR adds yours") from None
+
+
+def check_model_args(text: str) -> None:
+    """Refuse what `gpt2_run` would pass over: run=x,batch_tokens=4096 and nothing else.
+
+    Raises:
+        ArgumentError: another key, or no number.
+    """
+    for pair in filter(None, text.split(",")):
+        key, _, value = pair.partition("=")
+        if key not in ARGUMENTS or not value or (key == "batch_tokens" and not value.isdecimal()):
+            names = " or ".join(ARGUMENTS.values())
+            raise ArgumentError(f"--model_args {pair}: gpt2_run takes {names}; --device is an option")
 
 
 if __name__ == "__main__":

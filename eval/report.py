@@ -11,6 +11,7 @@ from pathlib import Path
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from eval.curves import plot_report
@@ -18,7 +19,7 @@ from eval.detokenize import load_wikitext
 from eval.measures import measure_hellaswag, measure_lambada, measure_shards, measure_wikitext
 from eval.model_option import add_model_options, opened
 from eval.published import NOTES, PUBLISHED, SIZES
-from eval.tasks import FORMATS, load_hellaswag, load_lambada
+from eval.tasks import FORMATS, Format, load_hellaswag, load_lambada
 from prepare.cli import DATA, Parser, UserError, positive, run_script, write_whole
 from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.shards import find_shards, write_json
@@ -40,8 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("report"), metavar="DIR", help="report.{txt,json,png}")
     args = parser.parse_args(argv)
     model = args.model or str(newest_run())
-    if args.output.exists() and not args.output.is_dir():
-        raise UserError(f"--output {args.output} is a file: name a folder")
+    output = args.output.absolute()
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--output {args.output}: {there} is a file; name a folder")
     shards = find_shards(args.shards) if args.shards else []
 
     with opened(model, args.device) as (loaded, world):
@@ -49,9 +52,13 @@ def main(argv: list[str] | None = None) -> None:
     if not world.is_main:
         return
     if not found:
-        raise UserError(f"nothing to measure in {args.data}: fetch the sets (python prepare/eval_sets.py)")
+        raise UserError(
+            f"nothing to measure in {args.data}, as the lines above say: fetch the sets (python prepare/eval_sets.py), "
+            "or give --shards"
+        )
     rows = table(found)
-    text = render(loaded.name, found, rows)
+    cells = [["", loaded.name, *SIZES, "published by"], *map(in_words, rows)]
+    text = render(cells, found)
     args.output.mkdir(parents=True, exist_ok=True)
     settings = {
         name: {key: value for key, value in scores.items() if key != "examples"} for name, scores in found.items()
@@ -59,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(args.output / "report.json", {"model": loaded.name, "step": loaded.step, "sets": settings, "rows": rows})
     write_whole(args.output / "report.txt", text)
     folder = next((path for path in (Path(model), *Path(model).parents[:2]) if (path / METRICS).is_file()), None)
-    plot_report(f"{loaded.name} beside OpenAI's GPT-2", rows, folder, args.output / "report.png")
+    plot_report(f"{loaded.name} beside OpenAI's GPT-2", cells, folder, args.output / "report.png")
     print(text + f"\n{args.output}/report.txt report.json report.png")
 
 
@@ -67,31 +74,32 @@ def measures(
     loaded: LoadedModel, world: World, data: Path, shards: list[Path], limit: int | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each measurement that there is data for, by name; what is missing is said."""
-    there = {file: data / file.path.name for file in (HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103)}
-    for path in there.values():
-        if not path.exists():
-            world.say(f"not measured: {path} is not there (python prepare/eval_sets.py)")
-    try:
-        if there[HELLASWAG].exists():
-            tasks = load_hellaswag(there[HELLASWAG], limit)
-            for style in FORMATS:
-                yield f"hellaswag {style}", measure_hellaswag(loaded, world, tasks, style)
-        if there[LAMBADA].exists():
-            yield "lambada", measure_lambada(loaded, world, load_lambada(there[LAMBADA], limit))
-        for name, file in (("wikitext2", WIKITEXT2), ("wikitext103", WIKITEXT103)):
-            if there[file].exists():
-                yield name, measure_wikitext(loaded, world, load_wikitext(there[file]))
-    except UserError as reason:  # a character vocabulary cannot read them
-        world.say(f"not measured: {reason}")
-    if shards:
+    if shards:  # first: what is wrong with them is said before minutes are spent on the rest
         yield "shards", measure_shards(loaded, world, shards, EvalConfig().val_tokens)
+
+    def hellaswag(path: Path, style: Format) -> dict[str, Any]:
+        return measure_hellaswag(loaded, world, load_hellaswag(path, limit), style)
+
+    def lambada(path: Path) -> dict[str, Any]:
+        return measure_lambada(loaded, world, load_lambada(path, limit))
+
+    def wikitext(path: Path) -> dict[str, Any]:
+        return measure_wikitext(loaded, world, load_wikitext(path))
+
+    sets = [(f"hellaswag {style}", HELLASWAG, partial(hellaswag, style=style)) for style in FORMATS]
+    sets += [("lambada", LAMBADA, lambada), ("wikitext2", WIKITEXT2, wikitext), ("wikitext103", WIKITEXT103, wikitext)]
+    for name, file, measure in sets:
+        try:
+            yield name, measure(data / file.path.name)
+        except UserError as reason:  # it is not there or damaged, or a character vocabulary cannot read it
+            world.say(f"{name} is not measured: {reason}")
 
 
 def table(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a number: measure, value, stderr (None where there is none), published scores by size, their source."""
     rows = []
     for name, scores in found.items():
-        for key in ("acc", "acc_norm", "accuracy", "perplexity", "loss", "bits_per_byte"):
+        for key in ("acc", "acc_norm", "accuracy", "loss", "perplexity", "bits_per_byte"):
             if key in scores:
                 source, published = PUBLISHED.get(f"{name} {key}", ("", {}))
                 row = {"measure": f"{name} {key}", "value": scores[key], "stderr": scores.get(f"{key}_stderr")}
@@ -99,13 +107,21 @@ def table(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def render(model: str, found: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+def in_words(row: dict[str, Any]) -> list[str]:
+    """A row of the table as it is shown: perplexities with two decimals, everything else with four."""
+    form = ",.2f" if row["measure"].endswith("perplexity") else ".4f"
+    value = f"{row['value']:{form}}" + (f" +- {row['stderr']:{form}}" if row["stderr"] is not None else "")
+    published = [f"{row['published'][size]:{form}}" if size in row["published"] else "" for size in SIZES]
+    return [row["measure"].replace("_per_", " per "), value, *published, row["source"]]
+
+
+def render(cells: list[list[str]], found: dict[str, dict[str, Any]]) -> str:
     """The table, what it was measured on, and notes, as text."""
-    lines = [f"{'':28}{model:>22}" + "".join(f"{size:>9}" for size in SIZES) + "  published by"]
-    for row in rows:
-        value = f"{row['value']:.4f}" + (f" +- {row['stderr']:.4f}" if row["stderr"] is not None else "")
-        others = "".join(f"{row['published'].get(size, ''):>9}" for size in SIZES)
-        lines.append(f"{row['measure']:28}{value:>22}{others}  {row['source']}".rstrip())
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *numbers, last in cells:
+        middle = "  ".join(f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:-1], strict=True))
+        lines.append(f"{first:{widths[0]}}  {middle}  {last}".rstrip())
     lines.append("")
     for name, scores in found.items():
         sizes = ("tasks", "passages", "words", "tokens", "window", "stride", "truncated")

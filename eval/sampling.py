@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from eval.compiled import CompiledStep
 from eval.scoring import evaluating
 from prepare.cli import UserError
 from prepare.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ def generate(
     repetition_penalty: float = 1.0,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
+    compiled: CompiledStep | None = None,
     vocab_size: int | None = None,
     stop: int | None = None,
 ) -> Iterator[Tensor]:
@@ -49,6 +51,8 @@ def generate(
         temperature, top_k, top_p, min_p, repetition_penalty: as in `choose`; the penalty is for every earlier token
             of the row.
         generator: the source of randomness, on the CPU.
+        use_cache: compute each position once.
+        compiled: the model's step for B rows, and its cache, where one new token at a time is to be computed by it.
         vocab_size: ids from here on are padding and never come; None: all of the model's may.
         stop: a row that has given this token gives nothing else; when all rows have, generation ends.
 
@@ -65,7 +69,9 @@ def generate(
     used = torch.zeros(B, model.config.vocab_size, dtype=torch.bool)  # which ids a row has
     for number, row in enumerate(rows):
         used[number, row] = True
-    cache = KVCache(model.config, B, min(size, n + max_new_tokens), device) if use_cache else None
+    cache = compiled.cache if compiled else None
+    if use_cache and not compiled:
+        cache = KVCache(model.config, B, min(size, n + max_new_tokens), device)
     starts: list[int] = []  # the column in which each row's window begins
     ended = torch.zeros(B, dtype=torch.bool)
     with evaluating(model):
@@ -75,9 +81,13 @@ def generate(
                 starts, seen = moved, min(moved)  # seen: the first column that the cache does not hold
                 if cache is not None:
                     cache.filled = 0
-            places = alignment(starts, seen, n, device) if max(starts) > min(starts) else {}
-            hidden = model.hidden(tokens[:, seen:n], cache, **places)[:, -1]  # (B, C)
-            logits = model.logits(hidden)[:, :vocab_size].float().cpu()  # (B, V)
+            if compiled and n - seen == 1:
+                places = alignment(starts, seen, n, device, min(starts) + size)
+                logits = compiled(tokens[:, seen:n], seen - min(starts), **places)
+            else:
+                places = alignment(starts, seen, n, device) if max(starts) > min(starts) else {}
+                logits = model.logits(model.hidden(tokens[:, seen:n], cache, **places)[:, -1])
+            logits = logits[:, :vocab_size].float().cpu()  # (B, V)
             if not logits.isfinite().all():
                 raise UserError("the model's logits are not finite: it has diverged, or its weights are damaged")
             logits = penalize(logits, used[:, :vocab_size], repetition_penalty)
@@ -91,13 +101,15 @@ def generate(
             yield new
 
 
-def alignment(starts: Sequence[int], seen: int, n: int, device: torch.device) -> dict[str, Tensor]:
+def alignment(
+    starts: Sequence[int], seen: int, n: int, device: torch.device, end: int | None = None
+) -> dict[str, Tensor]:
     """Positions (B, T) and mask (B, 1, T, S) of the columns seen..n, for windows that begin in different columns.
 
-    A column before a row's window sees itself alone, and no later one sees it.
+    A column before a row's window sees itself alone, and no later one sees it. S columns, up to n or further to `end`.
     """
     begin = torch.tensor(starts, device=device)[:, None]  # (B, 1)
-    keys = torch.arange(min(starts), n, device=device)  # (S,)
+    keys = torch.arange(min(starts), end or n, device=device)  # (S,)
     queries = torch.arange(seen, n, device=device)  # (T,)
     inside = (keys >= begin)[:, None] & (keys <= queries[:, None])  # (B, 1, S) and (T, S) to (B, T, S)
     visible = inside | (keys == queries[:, None])

@@ -81,7 +81,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as failure:
-        if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        places = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+        if failure.errno not in places:
             raise
         where = f" ({failure.filename})" if failure.filename else ""
         _fail(f"{failure.strerror}{where}: free space or choose another folder, then run the same command again", 1)

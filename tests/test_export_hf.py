@@ -1,16 +1,19 @@
 """The way to Hugging Face: transformers opens what is exported, offline, with the same logits, tokens and text."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Model
 
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.conftest import ROOT, one_line_error, run_command
 from tests.loopback_hub import LoopbackHub
 from tests.tiny import save_checkpoint
+from train import export_hf
 from train.checkpoint import load_model
 from train.config import ModelConfig
 from train.model import GPT
@@ -56,6 +59,23 @@ def test_transformers_opens_it_with_the_same_logits_tokens_and_text(tmp_path: Pa
         assert torch.equal(a, b)
 
 
+def test_what_other_loaders_ask_for_is_there(tmp_path: Path) -> None:
+    """What llama.cpp's conversion/gpt2.py and vLLM's models/gpt2.py read.
+
+    llama.cpp's takes n_ctx and no other name for it, and drops no tensor but the masks; vLLM's takes the head from
+    tie_word_embeddings. Both read the tokenizer as transformers' AutoTokenizer does.
+    """
+    run, output = make_run(tmp_path / "run", GPT2Tokenizer().describe()), tmp_path / "hf"
+    export_hf.main([f"--model={run}", f"--output={output}"])
+    config = json.loads((output / "config.json").read_text())
+    expected = {"architectures": ["GPT2LMHeadModel"], "n_ctx": 24, "n_positions": 24, "n_embd": 32, "n_layer": 2}
+    expected |= {"n_head": 2, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "vocab_size": 50257}
+    assert expected | {"tie_word_embeddings": True} == {key: config[key] for key in (*expected, "tie_word_embeddings")}
+    theirs = {f"transformer.{name}" for name in GPT2Model(AutoConfig.from_pretrained(output)).state_dict()}
+    assert load_file(output / "model.safetensors").keys() == theirs
+    assert {"vocab.json", "merges.txt", "tokenizer_config.json"} < {path.name for path in output.iterdir()}
+
+
 def test_a_character_model_has_weights_only(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", CharTokenizer("abcde\n").describe(), vocab_size=6)
     result = run_command("python", SCRIPT, "--model", run, "--output", tmp_path / "hf")
@@ -65,16 +85,19 @@ def test_a_character_model_has_weights_only(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(idx).logits, load_model(str(run)).model(idx), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["exists", "no biases", "no model"])
+@pytest.mark.parametrize("case", ["exists", "no biases", "no model", "under a file"])
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, case: str) -> None:
     run = make_run(tmp_path / "run", GPT2Tokenizer().describe(), bias=case != "no biases")
     output = tmp_path / "hf"
     if case == "exists":
         output.mkdir()
+    if case == "under a file":
+        (tmp_path / "file").touch()
+        output = tmp_path / "file" / "hf"
     model = tmp_path / "gone" if case == "no model" else run
     result = run_command("python", SCRIPT, "--model", model, "--output", output)
-    message = {"exists": "exists already", "no biases": "has no biases", "no model": "there is no such folder"}[case]
-    assert message in one_line_error(result)
+    messages = {"exists": "exists already", "no biases": "has no biases", "no model": "there is no such folder"}
+    assert (messages | {"under a file": "Not a directory"})[case] in one_line_error(result)
     assert [path.name for path in tmp_path.iterdir() if "hf" in path.name] == (["hf"] if case == "exists" else [])
 
 

@@ -7,7 +7,9 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
+from eval import harness
 from eval.harness_model import GPT2Run
+from prepare.cli import ArgumentError, UserError
 from prepare.tokenizer import GPT2Tokenizer
 from tests.conftest import one_line_error, run_command
 from tests.test_export_hf import make_run
@@ -100,3 +102,18 @@ def test_the_command_line_is_lm_evals_with_gpt2_run(folder: Path) -> None:
     missing = run_command("python", "eval/harness.py", "--model_args", f"run={folder / 'absent'}", *tasks)
     assert "there is no such folder" in one_line_error(missing)
     assert "--tasks" in one_line_error(run_command("python", "eval/harness.py"), 2)
+
+
+@pytest.mark.parametrize("wrong", ["runs=x", "run=x,device=cpu", "run=x,batch_tokens=many", "run", "batch_tokens="])
+def test_model_args_that_nobody_would_read_are_refused(wrong: str) -> None:
+    with pytest.raises(ArgumentError, match="gpt2_run takes run=X"):
+        harness.check_model_args(wrong)
+    harness.check_model_args("")
+    harness.check_model_args("run=runs/x,batch_tokens=4096")
+
+
+def test_a_task_that_is_not_there_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["harness.py", "--model_args", f"run={folder / 'run'}", "--tasks", "no_such_task"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(UserError, match="Tasks not found: no_such_task"):
+        harness.main()

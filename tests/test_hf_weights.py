@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from prepare.cli import UserError
+from prepare.tokenizer import gpt2_vocabulary_files
+from tests.loopback_hub import LoopbackHub
 from train.checkpoint import load_model
 from train.config import ModelConfig
 from train.hf_weights import load_hf
@@ -99,6 +103,10 @@ def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
         ({"n_layer": 3}, r"h.2.attn.c_attn.bias and 11 more missing"),
         ({"n_layer": 1}, r"h.1.attn.c_attn.bias and 11 more missing or unknown"),
         ({"vocab_size": 100}, r"not \(100, 32\)"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ({"n_head": 3}, "a width of 32 does not divide among 3 heads"),
+        ({"n_head": None}, "not whole numbers above 0"),
+        ({"n_positions": 0}, "not whole numbers above 0"),
     ],
 )
 def test_what_is_not_this_gpt2_is_named(folder: Path, change: dict, message: str) -> None:
@@ -115,14 +123,64 @@ def test_damaged_and_missing_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"neither model.safetensors nor pytorch_model.bin"):
         load_hf(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
+    for content in (b"junk", b"", b"\x80\x02]q"):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(UserError, match="damaged weights"):
+            load_hf(folder)
+    for value in ([1, 2], {"wte.weight": 3}):
+        torch.save(value, folder / "pytorch_model.bin")
+        with pytest.raises(UserError, match="damaged weights"):
+            load_hf(folder)
+    for text in ("{", "[]", '{"weight_map": {"wte.weight": 3}}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match="damaged weights"):
+            load_hf(folder)
+    for content in (b"{", b"[]", b"\xff\xfe{"):
+        (folder / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
+            load_hf(folder)
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
+def test_a_vocabulary_of_others_is_refused(folder: Path, file: str) -> None:
+    ids = json.loads(gpt2_vocabulary_files()[0].read_text("utf-8"))
+
+    def write(ids: dict) -> None:
+        (folder / file).write_text(json.dumps({"model": {"vocab": ids}} if file == "tokenizer.json" else ids))
+
+    write(ids | {"<|pad|>": 50257})  # further ids, which never come
+    load_hf(folder)
+    write(ids | {"the": ids["of"], "of": ids["the"]})
+    with pytest.raises(UserError, match=rf"{file} is not GPT-2's vocabulary"):
+        load_hf(folder)
+    (folder / file).write_text("[]")
+    with pytest.raises(UserError, match="not a readable vocabulary"):
         load_hf(folder)
 
 
-def test_a_hub_name_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub.constants
+def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = load_hf(folder)
+    old = tmp_path / "served/models/someone/old"  # as gpt2's relatives of before safetensors are
+    new = Path(shutil.copytree(folder, tmp_path / "served/models/new"))
+    old.mkdir(parents=True)
+    shutil.copy(folder / "config.json", old)
+    torch.save(load_file(folder / "model.safetensors"), old / "pytorch_model.bin")
+    torch.save({}, new / "pytorch_model.bin")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with LoopbackHub(tmp_path / "served") as hub:
+        hub.adopt(monkeypatch, tmp_path)
+        for name in ("new", "someone/old"):
+            loaded = load_model(name)
+            assert loaded.name == name
+            for a, b in zip(loaded.model.parameters(), reference.parameters(), strict=True):
+                assert torch.equal(a, b)
+        assert [seen.path for seen in hub.requests if "new" in seen.path and seen.path.endswith(".bin")] == []
+        with pytest.raises(UserError, match="neither a folder here nor a model on the hub"):
+            load_model("absent")
 
+
+def test_a_hub_name_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -6,6 +6,7 @@ import pytest
 
 from eval import hellaswag, lambada, report, wikitext
 from eval.published import PUBLISHED
+from prepare.cli import UserError
 from prepare.tokenizer import GPT2Tokenizer
 from tests.conftest import one_line_error, run_command
 from tests.test_export_hf import make_run
@@ -31,9 +32,11 @@ def test_the_report_holds_what_the_scripts_measure(data, tmp_path, capsys):
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report.main([f"--model={run}", f"--data={data}", f"--output={output}", "--device=cpu"])
     printed = capsys.readouterr().out
-    assert "not measured: " in printed
+    assert "wikitext103 is not measured: " in printed
     assert "wikitext103_test.tokens is not there" in printed
     assert (output / "report.txt").read_text() in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("wikitext2 perplexity")]
+    assert line.endswith("  29.41  22.76  19.93   18.34  GPT-2 paper, table 3")
     assert (output / "report.png").read_bytes().startswith(PNG)
     written = json.loads((output / "report.json").read_text())
     values = {row["measure"]: row["value"] for row in written["rows"]}
@@ -59,3 +62,20 @@ def test_mistakes_are_one_line_and_leave_nothing(data, tmp_path):
     nothing = run_command(*command, tmp_path / "empty", "--model", run)
     assert "nothing to measure" in one_line_error(nothing)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_damaged_set_costs_only_its_own_rows_and_bad_shards_are_said_first(data, tmp_path, capsys):
+    run, output = make_run(tmp_path / "run", GPT2Tokenizer().describe()), tmp_path / "report"
+    (data / "hellaswag_val.jsonl").write_text("{")
+    command = [f"--model={run}", f"--data={data}", "--device=cpu"]
+    report.main([*command, f"--output={output}"])
+    printed = capsys.readouterr().out
+    assert printed.count("hellaswag_val.jsonl:1: not a JSON object") == 2
+    measured = {row["measure"].split()[0] for row in json.loads((output / "report.json").read_text())["rows"]}
+    assert measured == {"lambada", "wikitext2"}
+    (tmp_path / "bad_val_000000.bin").write_bytes(b"x" * 2000)
+    with pytest.raises(UserError, match="magic number"):
+        report.main([*command, f"--output={output}", "--shards", str(tmp_path / "bad_val_000000.bin")])
+    assert "is not measured" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"report\.json is a file"):
+        report.main([*command, f"--output={output / 'report.json' / 'new'}"])

@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 from transformers import (
-    LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -100,25 +99,38 @@ def test_distribution_is_transformers(top_k, top_p, min_p, temperature):
     torch.testing.assert_close(restrict(logits / temperature, top_k, top_p, min_p), expected)
 
 
-def test_each_step_draws_from_transformers_distribution(tmp_path, monkeypatch):
-    """The same weights, step by step: the probabilities that ours draws from are those of generate's processors."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.03, "repetition_penalty": 1.3},
+        {"temperature": 1.7, "top_p": 0.5, "repetition_penalty": 0.8},
+        {"temperature": 0.6, "top_k": 3, "min_p": 0.3},
+        {"temperature": 1.0, "min_p": 0.1, "repetition_penalty": 2.5},
+        {"temperature": 2.5},
+    ],
+)
+def test_each_step_draws_from_the_distribution_of_transformers_generate(tmp_path, monkeypatch, settings):
+    """Its own generate chooses the tokens, from its own processors in its own order; ours is led along them, and must
+    have the same probabilities at every step."""
     theirs = save_random_gpt2(tmp_path, vocab_size=300, n_positions=64)
-    drawn = []
-    multinomial = torch.multinomial
-    monkeypatch.setattr(torch, "multinomial", lambda p, *rest, **more: drawn.append(p) or multinomial(p, *rest, **more))
-    prompt = torch.tensor([[5, 250, 17, 250]])
-    settings = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.03, "repetition_penalty": 1.3}
-    text = _text(load_hf(tmp_path), prompt, 25, generator=torch.Generator().manual_seed(8), **settings)
-    monkeypatch.undo()
-    warpers = TemperatureLogitsWarper(0.8), TopKLogitsWarper(40), TopPLogitsWarper(0.9), MinPLogitsWarper(0.03)
-    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.3), *warpers])  # generate's own order
-    tokens = torch.cat([prompt, text], 1)
-    with torch.no_grad():
-        logits = theirs(tokens).logits
-    for step, found in enumerate(drawn, 4):
-        expected = processors(tokens[:, :step], logits[:, step - 1].clone()).softmax(-1)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
-    assert len(drawn) == 25
+    prompts, defaults = torch.tensor([[5, 250, 17, 250], [9, 8, 7, 9]]), {"top_k": 0, "pad_token_id": 0}
+    torch.manual_seed(8)
+    said = theirs.generate(
+        prompts,
+        max_new_tokens=25,
+        do_sample=True,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **defaults | settings,
+    )
+    wanted, drawn = iter(said.sequences[:, 4:].T), []  # each (B,)
+    monkeypatch.setattr(torch, "multinomial", lambda p, *_, **__: drawn.append(p) or next(wanted)[:, None])
+    assert torch.equal(_text(load_hf(tmp_path), prompts, 25, **settings), said.sequences[:, 4:])
+    assert len(drawn) == len(said.scores) == 25
+    for found, scores in zip(drawn, said.scores, strict=True):
+        torch.testing.assert_close(found, scores.softmax(-1), atol=1e-5, rtol=1e-3)
+        assert torch.equal(found > 0, scores > float("-inf"))
 
 
 def test_the_penalty_is_transformers():

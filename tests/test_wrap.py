@@ -47,19 +47,19 @@ def test_its_failures_and_answers_are_the_compilers(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == [broken]
 
 
-def test_inductor_takes_it_for_gcc_and_other_compilers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config.cpp, "cxx", (None, "g++"))
-    prepare_compiler()
-    assert config.cpp.cxx == (None, str(WHOLE))
-    assert cpp_builder.get_cpp_compiler() == str(WHOLE)
-    assert cpp_builder.is_gcc()
-    monkeypatch.setattr(config.cpp, "cxx", (None, "clang++"))
-    prepare_compiler()
-    assert config.cpp.cxx == (None, "clang++")
+def test_inductor_takes_it_for_gcc_and_other_compilers_stay() -> None:
+    with config.patch("cpp.cxx", (None, "g++")):
+        prepare_compiler("--compile", "leave it out")
+        assert config.cpp.cxx == (None, str(WHOLE))
+        assert cpp_builder.get_cpp_compiler() == str(WHOLE)
+        assert cpp_builder.is_gcc()
+    with config.patch("cpp.cxx", (None, "clang++")):
+        prepare_compiler("--compile", "leave it out")
+        assert config.cpp.cxx == (None, "clang++")
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "c++")
-    with pytest.raises(UserError, match=r"train\.compile needs a C\+\+ compiler"):
-        prepare_compiler()
+    with pytest.raises(UserError, match=r"^--compile needs a C\+\+ compiler, and none .*: get g\+\+, or leave it out$"):
+        prepare_compiler("--compile", "leave it out")

@@ -34,6 +34,7 @@ from train.config import ModelConfig
 from train.hf_weights import HUB_NAME, download_hf, is_hf_folder, load_hf
 from train.loader import Began
 from train.model import GPT
+from train.openai_weights import is_openai_folder, load_openai
 from train.optim import load_moments
 
 WEIGHTS, TRAIN_STATE, META = "model.safetensors", "train_state.pt", "meta.json"
@@ -322,7 +323,8 @@ class LoadedModel:
 def load_model(
     spec: str | None, device: torch.device | str = "cpu", option: str = "--model", classifier: bool | None = False
 ) -> LoadedModel:
-    """Open what `--model` names: a run directory, a checkpoint, a Hugging Face directory, or a hub name.
+    """Open what `--model` names: a run directory, a checkpoint, a directory as Hugging Face or as OpenAI has them, or
+    a hub name.
 
     Args:
         spec: None takes the newest run under runs/.
@@ -355,10 +357,12 @@ def load_model(
         loaded = LoadedModel(model, tokenizer, name, meta["step"], labels, template, converses)
     elif is_hf_folder(path):
         loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name, None)
+    elif is_openai_folder(path):
+        loaded = LoadedModel(load_openai(path), load_tokenizer(None), path.resolve().name, None)
     elif path.exists():
         raise UserError(
             f"{option} {path}: neither a run (checkpoints/), nor a checkpoint (meta.json), nor a Hugging Face "
-            "directory (config.json)"
+            "directory (config.json), nor OpenAI's (checkpoint and hparams.json)"
         )
     elif HUB_NAME.fullmatch(str(spec)):
         loaded = LoadedModel(load_hf(download_hf(str(spec), option)), load_tokenizer(None), str(spec), None)

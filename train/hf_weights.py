@@ -5,6 +5,7 @@ There the linear maps are `Conv1D`, whose weight is (inputs, outputs): the trans
 
 import json
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,12 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prepare.cli import UserError
-from prepare.tokenizer import EOT
+from prepare.tokenizer import EOT, GPT2_VOCAB_SIZE, gpt2_vocabulary_files
 from train.config import ModelConfig
 from train.model import GPT
 
 TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 NOT_WEIGHTS = re.compile(r"(\.attn\.(bias|masked_bias)|^lm_head\.weight)$")  # causal masks, and the tied head
+# What json, safetensors and the unpickler raise at files that are not theirs, and our code at what those hold instead
+DAMAGED = (SafetensorError, UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, TypeError)
+DAMAGED += (AttributeError,)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -34,9 +38,10 @@ def load_hf(folder: Path) -> GPT:
     """A GPT from a Hugging Face directory: config.json with model.safetensors (also sharded), or pytorch_model.bin.
 
     Raises:
-        UserError: not a GPT-2, or files that are missing or damaged.
+        UserError: not a GPT-2, files that are missing or damaged, or a vocabulary that is not GPT-2's.
     """
     config = read_hf_config(folder / "config.json")
+    check_vocabulary(folder)
     model = GPT(config)
     from_hf(model, read_tensors(folder), folder)
     return model
@@ -52,7 +57,10 @@ def download_hf(name: str, option: str = "--model") -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "model*.safetensors*"]))
+        folder = Path(snapshot_download(name, allow_patterns=["config.json", "vocab.json", "model*.safetensors*"]))
+        if not any(folder.glob("model*.safetensors")):
+            snapshot_download(name, allow_patterns=["pytorch_model.bin"])
+        return folder
     except RepositoryNotFoundError:
         raise UserError(f"{option} {name}: neither a folder here nor a model on the hub; check the spelling") from None
     except Exception as failure:  # the hub's client raises many kinds for one thing: it could not be reached
@@ -66,27 +74,57 @@ def download_hf(name: str, option: str = "--model") -> Path:
 def read_hf_config(path: Path) -> ModelConfig:
     """The ModelConfig that a Hugging Face config.json describes."""
     try:
-        hf = json.loads(path.read_text())
+        hf = json.loads(path.read_text("utf-8"))
         if hf.get("model_type") != "gpt2":
             raise UserError(f"{path}: model_type is {hf.get('model_type')!r}; only gpt2 models can be read")
         different = {
             "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
             "layer_norm_epsilon": (1e-5,),
+            "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
             "tie_word_embeddings": (True,),
         }
         for key, known in different.items():
             if hf.get(key, known[0]) not in known:
                 raise UserError(f"{path}: {key} is {hf[key]!r}, but this model has {known[0]!r}: not GPT-2 as trained")
-        return ModelConfig(
-            n_layer=hf["n_layer"],
-            n_head=hf["n_head"],
-            n_embd=hf["n_embd"],
-            block_size=hf.get("n_positions", hf.get("n_ctx")),
-            vocab_size=hf["vocab_size"],
-        )
-    except (OSError, json.JSONDecodeError, KeyError) as failure:
+        hf.setdefault("n_positions", hf.get("n_ctx"))
+        return checked_shape([hf[key] for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")])
+    except (OSError, ValueError, KeyError, AttributeError) as failure:
         raise UserError(f"{path}: not a readable GPT-2 configuration ({failure!r}); download it again") from None
+
+
+def checked_shape(sizes: Sequence[Any]) -> ModelConfig:
+    """The ModelConfig with these n_layer, n_head, n_embd, block_size and vocab_size.
+
+    Raises:
+        ValueError: they are no model's.
+    """
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"layers, heads, width, positions and vocabulary are {sizes}, not whole numbers above 0")
+    config = ModelConfig(*sizes)
+    if config.n_embd % config.n_head:
+        raise ValueError(f"a width of {config.n_embd} does not divide among {config.n_head} heads")
+    return config
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Refuse a model whose own vocabulary files say that its ids are other tokens than GPT-2's; further ids may follow.
+
+    Raises:
+        UserError: it is so, or a file is damaged.
+    """
+    for name in ("vocab.json", "encoder.json", "tokenizer.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            ids = json.loads(path.read_text("utf-8"))
+            ids = ids["model"]["vocab"] if name == "tokenizer.json" else ids
+            known = {token: number for token, number in ids.items() if number < GPT2_VOCAB_SIZE}
+        except (ValueError, LookupError, TypeError, AttributeError) as failure:
+            raise UserError(f"{path}: not a readable vocabulary ({failure!r}); download it again") from None
+        if known != json.loads(gpt2_vocabulary_files()[0].read_text("utf-8")):
+            raise UserError(f"{path} is not GPT-2's vocabulary, and models of others cannot be read")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -100,12 +138,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
                 raise UserError(f"{folder}: {lacking[0]} is missing, and {index.name} names it: download it again")
         if files:
             return {name: tensor for file in files for name, tensor in load_file(file).items()}
-        file = folder / "pytorch_model.bin"
-        return torch.load(file, map_location="cpu", weights_only=True)
+        tensors = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise ValueError("not only tensors")
+        return tensors
     except FileNotFoundError:
         raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as failure:
-        raise UserError(f"{folder}: damaged weights ({str(failure).splitlines()[0]}); download them again") from None
+    except DAMAGED as failure:
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        raise UserError(f"{folder}: damaged weights ({reason}); download them again") from None
 
 
 @torch.no_grad()
@@ -126,7 +167,7 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
         tensor = theirs[name].t() if TRANSPOSED.search(name) else theirs[name]
         if tensor.shape != parameter.shape:
             raise UserError(
-                f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)} as config.json says"
+                f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)} as its configuration says"
             )
         parameter.copy_(tensor)
 
@@ -148,6 +189,7 @@ def hf_config(config: ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]
         "n_head": config.n_head,
         "n_embd": config.n_embd,
         "n_positions": config.block_size,
+        "n_ctx": config.block_size,  # the name that llama.cpp's converter asks for
         "vocab_size": config.vocab_size,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,

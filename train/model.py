@@ -18,17 +18,19 @@ IGNORED = -1  # a target that does not count in the loss
 
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+WORTH_ONEDNN = 2**24  # multiplications; below that its start takes longer than the product
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(..., I) inputs and (O, I) weights to (..., O): x @ weight.T + bias.
 
     Without gradients, in float32 on a CPU, by oneDNN: on an AMD EPYC (Zen 4) 215 GFLOP/s on two cores, where torch's
-    own way through MKL reaches 200, and 140 when O is the vocabulary (1,024 inputs of 768).
+    own way through MKL reaches 200, and 140 when O is the vocabulary (1,024 inputs of 768). When compiling, torch
+    chooses.
     """
     by_onednn = ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
-    large = x.numel() * weight.size(0) >= 2**24  # below that its start takes longer than the product
-    if by_onednn and large and not torch.is_autocast_enabled("cpu"):
+    large = x.numel() * weight.size(0) >= WORTH_ONEDNN
+    if by_onednn and large and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -41,7 +43,7 @@ class Linear(nn.Linear):
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, in buffers allocated once: (n_layer, B, H, length, D) each."""
+    """Keys and values of the positions seen so far, in buffers allocated once: for each layer (B, H, length, D)."""
 
     def __init__(
         self,
@@ -51,17 +53,21 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (config.n_layer, batch_size, config.n_head, length, config.n_embd // config.n_head)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.filled = 0  # positions held by every layer
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append this layer's new keys and values, (B, H, T, D) each; return all of them, (B, H, filled + T, D)."""
         end = self.filled + k.size(2)
-        self.keys[layer, :, :, self.filled : end] = k
-        self.values[layer, :, :, self.filled : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self.keys[layer][:, :, self.filled : end] = k
+        self.values[layer][:, :, self.filled : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def advance(self, n: int) -> None:
+        """Every layer has been given n positions."""
+        self.filled += n
 
 
 class Attention(nn.Module):
@@ -179,8 +185,8 @@ class GPT(nn.Module):
             mask: (B, 1, T, S) float32, 0 where a new position sees one of the S (the cache's and the new ones) and
                 -inf where it does not; without it each sees all up to itself.
         """
-        start, T = (cache.filled if cache else 0), idx.size(1)
         if positions is None:
+            start, T = (cache.filled if cache else 0), idx.size(1)
             if start + T > self.config.block_size:
                 raise ValueError(f"{start + T} positions are more than block_size {self.config.block_size}")
             positions = torch.arange(start, start + T, device=idx.device)  # (T,)
@@ -192,7 +198,7 @@ class GPT(nn.Module):
             else:
                 x = block(x, layer, cache, mask)
         if cache is not None:
-            cache.filled += T
+            cache.advance(idx.size(1))
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
         UserError: there is no C++ compiler.
     """
     if train.compile:
-        prepare_compiler()
+        prepare_compiler("train.compile", "set train.compile false")
     mode = train.compile if isinstance(train.compile, str) else None
     model = torch.compile(raw, mode=mode) if train.compile else raw
     if world.size == 1:
@@ -34,14 +34,14 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
     return replica
 
 
-def prepare_compiler() -> None:
+def prepare_compiler(option: str, otherwise: str) -> None:
     """Have torch.compile's C++ compiler leave only whole files in its cache, which a kill -9 would spoil otherwise.
 
     Raises:
-        UserError: there is no C++ compiler.
+        UserError: there is no C++ compiler, which `option` needs; what to do `otherwise`.
     """
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
-        raise UserError("train.compile needs a C++ compiler, and none is there: get g++, or set train.compile false")
+        raise UserError(f"{option} needs a C++ compiler, and none is there: get g++, or {otherwise}")
     from torch._inductor import config  # takes a moment, which a run without torch.compile need not wait for
 
     compiler, whole = config.cpp.cxx[-1], Path(__file__).with_name("whole_g++")
