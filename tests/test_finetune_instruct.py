@@ -1,9 +1,11 @@
 """An instruction follower end to end, on entries of the real file: trained, killed, shared out, asked and exported."""
 
+import itertools
 import json
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from eval.answers import answer_loss, first_question, greedy_answers
 from prepare.cli import UserError
 from prepare.instructions import Template, question
 from prepare.tokenizer import EOT, CharTokenizer
-from tests.conftest import one_line_error, run_command
+from tests.conftest import ROOT, one_line_error, run_command
 from tests.finetuning import base_model, finetune, rows
+from tests.tiny import save_checkpoint
 from train.checkpoint import load_model
 from train.examples import Examples, bucketed
 from train.model import IGNORED
@@ -141,6 +144,33 @@ def test_generate_uses_the_runs_template(
     assert capsys.readouterr().out == 2 * (greedy_answers(loaded.model, loaded.tokenizer, [prompt], 8)[0] + "\n")
     with pytest.raises(UserError, match="follows no instructions"):
         generate.main(["--model", str(init), *options, "--instruction", "Add."])
+
+
+@pytest.mark.slow
+def test_a_chat_ends_each_answer_and_remembers_if_it_has_learnt_conversations(tmp_path: Path) -> None:
+    """Taught to count its answers: what it says tells whether it was shown what was said before."""
+    words = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
+    data, run, forgetful = tmp_path / "turns.jsonl", tmp_path / "run", tmp_path / "forgetful"
+    with data.open("w") as file:
+        for first, second in itertools.product(words, repeat=2):
+            turns = (("user", first), ("assistant", "one"), ("user", second), ("assistant", "two"))
+            messages = [{"role": role, "content": content} for role, content in turns]
+            print(json.dumps({"messages": messages}), file=file)
+    base = base_model(tmp_path / "base", n_embd=64, block_size=64)
+    keys = ("eval__every", "eval__sample_every", "checkpoint__every", "tune__dropout", "data__val_share")
+    off = dict.fromkeys(keys, 0)
+    learn = {"optim__max_lr": 1e-2, "train__max_steps": 50, "data__micro_batch_size": 16}
+    result = finetune("instruct", base, data, run, **off, **learn)
+    assert "64 of turns.jsonl, 128 answers" in result.stdout, result.stderr
+
+    loaded = load_model(str(run))
+    described = {"tokenizer": loaded.tokenizer.describe(), "template": loaded.template.describe(), "converses": False}
+    save_checkpoint(forgetful, 50, loaded.model, **described)
+    for model, said in ((run, "one two one two"), (forgetful, "one one one one")):
+        command = [sys.executable, "eval/generate.py", "--model", model, "--interactive", "--temperature", "0"]
+        lines = "red\ngrey\n\nblue\nred\n"  # an empty line begins anew
+        answered = subprocess.run([*command, "--device", "cpu"], input=lines, capture_output=True, text=True, cwd=ROOT)
+        assert answered.stdout.split("\n") == [*said.split(), ""], answered.stderr
 
 
 @pytest.mark.slow
