@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from eval import generate
-from eval.answers import answer_loss, first_question, greedy_answers
+from eval.answers import greedy_answers
 from prepare.cli import UserError
 from prepare.instructions import Template, question
 from prepare.tokenizer import EOT, CharTokenizer
@@ -23,7 +22,7 @@ from tests.conftest import ROOT, one_line_error, run_command
 from tests.finetuning import base_model, finetune, rows
 from tests.tiny import save_checkpoint
 from train.checkpoint import load_model
-from train.examples import Examples, bucketed
+from train.examples import Examples
 from train.model import IGNORED
 
 CHANGES = {"eval__sample_every": 6, "eval__samples": 2, "eval__sample_tokens": 8}
@@ -104,24 +103,6 @@ def test_a_killed_run_ends_in_the_same_weights(reference: Path, init: Path, data
     for key in theirs:
         assert torch.equal(ours[key], theirs[key]), key
     assert [row["answers"] for row in rows(run, "sample")] == [row["answers"] for row in rows(reference, "sample")]
-
-
-@pytest.mark.slow
-def test_answers_and_losses_are_those_of_single_examples(reference: Path) -> None:
-    """Together, padded and bucketed, or each alone: the same loss and the same answers."""
-    loaded, examples = load_model(str(reference)), Examples.load(reference / "data" / "test.npz")
-    nll, n = answer_loss(loaded.model, [examples.batch(rows) for rows in bucketed(examples, 8)])
-    alone, count = 0.0, 0
-    for number in range(len(examples)):
-        tokens, targets = (torch.from_numpy(part.astype("int64")) for part in examples.row(number))
-        logits = loaded.model(tokens[None])[0].double()
-        alone += F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").item()
-        count += int((targets != IGNORED).sum())
-    assert n == count
-    assert nll / n == pytest.approx(alone / count, abs=1e-5)
-    prompts = [first_question(examples, number)[0] for number in range(4)]
-    together = greedy_answers(loaded.model, loaded.tokenizer, prompts, 8)
-    assert together == [greedy_answers(loaded.model, loaded.tokenizer, [prompt], 8)[0] for prompt in prompts]
 
 
 @pytest.mark.slow
