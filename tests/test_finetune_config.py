@@ -39,6 +39,8 @@ def test_the_template_is_an_option() -> None:
         ("instruct", [*FILE, "--tune.blocks", "0"], "tune.blocks is 0"),
         ("classify", [*FILE, "--tune.lora_rank", "-1"], "tune.lora_rank is -1: give a number 0 or more"),
         ("classify", [*FILE, "--tune.blocks", "0", "--tune.lora_rank", "4"], "tune.blocks 0 has no layers"),
+        ("instruct", [*FILE, "--template.user", "Q:"], "template.user is 'Q:': put {} where the message goes"),
+        ("instruct", [*FILE, "--template.assistant", "A: {}"], "template.assistant is 'A: {}': take {} out"),
         ("instruct", [*FILE, "--eval.samples", "0"], "eval.samples is 0: give a number above 0"),
         ("instruct", [*FILE, "--data.val_share", "0"], "eval.patience needs validations"),
         ("classify", [*FILE, "--eval.every", "0"], "eval.patience needs validations"),

@@ -138,7 +138,7 @@ def test_a_chat_ends_each_answer_and_remembers_if_it_has_learnt_conversations(tm
             messages = [{"role": role, "content": content} for role, content in turns]
             print(json.dumps({"messages": messages}), file=file)
     base = base_model(tmp_path / "base", n_embd=64, block_size=64)
-    keys = ("eval__every", "eval__sample_every", "checkpoint__every", "tune__dropout", "data__val_share")
+    keys = ("eval__every", "checkpoint__every", "tune__dropout", "data__val_share")
     off = dict.fromkeys(keys, 0)
     learn = {"optim__max_lr": 1e-2, "train__max_steps": 50, "data__micro_batch_size": 16}
     result = finetune("instruct", base, data, run, **off, **learn)
@@ -171,4 +171,7 @@ def test_mistakes_are_one_line_before_anything_is_trained(init: Path, data: Path
     assert "broken.json is no JSON: line 2 column 12" in message
     characters = base_model(tmp_path / "characters", CharTokenizer("abc").describe(), vocab_size=3)
     assert "has no end-of-text token" in one_line_error(train(characters, data, tmp_path / "b"))
+    broken.write_text('[{"instruction": "a", "output": "b"}]')
+    few = one_line_error(train(init, broken, tmp_path / "c", eval__patience=1))
+    assert "data.val_share 0.1 of so few examples is none" in few
     assert not list(tmp_path.glob("*/checkpoints/step_00000004"))

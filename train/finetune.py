@@ -96,6 +96,11 @@ def assemble(
         UserError: there is nothing to train on, or the run cannot be gone on with.
     """
     data, train = config.data, parts["train"]
+    if config.eval.patience and not len(parts["val"]):
+        raise UserError(
+            f"data.val_share {data.val_share} of so few examples is none, and eval.patience needs some: raise it, or "
+            "set eval.patience 0"
+        )
     weights = {"data__class_weights": data.class_weights} if isinstance(config, ClassifyConfig) else {}
     moving = {"blocks": config.tune.blocks, "lora_rank": config.tune.lora_rank}
     facts = facts | {

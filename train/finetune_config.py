@@ -180,10 +180,21 @@ def check(config: FinetuneConfig) -> None:
         )
     if blocks != "all" and blocks < (0 if classify else 1):
         raise ArgumentError(f"tune.blocks is {blocks}: give all, or a number of layers")
+    if not classify:
+        check_template(config.template)
     if config.tune.lora_rank and not blocks:
         raise ArgumentError(f"tune.lora_rank is {config.tune.lora_rank}, but tune.blocks 0 has no layers: raise it")
     if config.eval.patience and not (config.eval.every and data.val_share):
         raise ArgumentError("eval.patience needs validations: set eval.every and data.val_share, or eval.patience 0")
+
+
+def check_template(template: Template) -> None:
+    """ArgumentError unless {} stands where a message goes, and nowhere before an answer, which follows it."""
+    for key, value in template.describe().items():
+        if key == "assistant" and "{}" in value:
+            raise ArgumentError(f"template.assistant is {value!r}: take {{}} out, the answer follows behind it")
+        if key != "assistant" and "{}" not in value:
+            raise ArgumentError(f"template.{key} is {value!r}: put {{}} where the message goes")
 
 
 def check_batch(config: FinetuneConfig, world_size: int) -> None:
