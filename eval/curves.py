@@ -1,4 +1,4 @@
-"""metrics.jsonl as a picture: loss, learning rate, throughput and HellaSwag, of one run or several."""
+"""metrics.jsonl as a picture: loss, learning rate, throughput and a score, of one run or several."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +21,7 @@ from train.run_log import METRICS, read_rows
 Over = Literal["tokens", "steps"]
 CHANCE = 0.25  # HellaSwag by guessing
 OPENAI_124M = PUBLISHED["hellaswag plain acc_norm"][1]["124M"]
+HELLASWAG, ACCURACY = ("hellaswag", "acc_norm"), ("val", "accuracy")  # scores: kind of row, and key
 THIN = "every step"  # marks the lines of single steps, where a smoothed one is over them
 STYLE = {
     "font.size": 10,
@@ -54,8 +55,8 @@ def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
 
 
 def series(rows: Sequence[dict[str, Any]], kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one kind of row, float64 (n,) each; a null (it was not finite) is nan."""
-    pairs = [(row["step"], row[key]) for row in rows if row["kind"] == kind]
+    """Steps and values of one kind of row that has this key, float64 (n,) each; a null (it was not finite) is nan."""
+    pairs = [(row["step"], row[key]) for row in rows if row["kind"] == kind and key in row]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, dtype=float), np.array(values, dtype=float)  # float64(None) is nan
 
@@ -80,6 +81,8 @@ def tokens_a_step(rows: Sequence[dict[str, Any]]) -> float | None:
 def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "tokens") -> Path:
     """Draw the runs into one PNG (or whatever the suffix says) and return its path.
 
+    The last panel is HellaSwag, or a classifier's accuracy; without either there is none.
+
     Args:
         over: the horizontal axis; steps where a run has no train row yet.
 
@@ -90,21 +93,23 @@ def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "
     scales = [tokens_a_step(rows) for _, rows in runs]
     if over == "steps" or None in scales:
         over, scales = "steps", [1.0] * len(runs)
+    score = next((each for each in (HELLASWAG, ACCURACY) if any(len(series(rows, *each)[0]) for _, rows in runs)), None)
+    grid, size = ((2, 2), (11, 7)) if score else ((1, 3), (14, 4))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+        figure, axes = plt.subplots(*grid, figsize=size, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches
         panels: list[Axes] = list(axes.flat)
         colors = matplotlib.colormaps["tab10"].colors
         for number, ((name, rows), scale) in enumerate(zip(runs, scales, strict=True)):
-            _draw(panels, rows, scale, name, colors[number % len(colors)])
-        _dress(panels, over)
+            _draw(panels, rows, scale, name, colors[number % len(colors)], score)
+        _dress(panels, over, score)
         return _save(figure, Path(output))
 
 
 def plot_report(title: str, cells: Sequence[Sequence[str]], run_dir: Path | None, output: Path) -> Path:
     """Draw report.py's table, its header first, and beside it HellaSwag over tokens of a run that measured it."""
     metrics = read_metrics(run_dir) if run_dir else []
-    steps, values = series(metrics, "hellaswag", "acc_norm")
+    steps, values = series(metrics, *HELLASWAG)
     curve, height = bool(len(values)), 0.4 + 0.3 * len(cells)  # inches
     with plt.rc_context(STYLE):
         size = (10 + 5 * curve, max(height, 3.8 * curve))
@@ -156,7 +161,14 @@ def _label(run: Path | str, all_runs: Sequence[Path | str]) -> str:
     return name if [Path(other).resolve().name for other in all_runs].count(name) == 1 else str(run)
 
 
-def _draw(panels: Sequence[Axes], rows: Sequence[dict[str, Any]], scale: float, name: str, color: Any) -> None:
+def _draw(
+    panels: Sequence[Axes],
+    rows: Sequence[dict[str, Any]],
+    scale: float,
+    name: str,
+    color: Any,
+    score: tuple[str, str] | None,
+) -> None:
     """One run: every value thin, a smoothed line over it, measurements as dots."""
     for panel, key in zip(panels, ("loss", "lr", "tokens_per_s"), strict=False):
         steps, values = series(rows, "train", key)
@@ -164,28 +176,28 @@ def _draw(panels: Sequence[Axes], rows: Sequence[dict[str, Any]], scale: float, 
         if smoothed is not values:
             panel.plot(steps * scale, values, color=color, linewidth=0.6, alpha=0.35, gid=THIN)
         panel.plot(steps * scale, smoothed, color=color, linewidth=1.4)
-    loss, hellaswag = panels[0], panels[-1]
+    loss = panels[0]
     steps, values = series(rows, "val", "loss")
     label = name + (f" (val {values[-1]:.3f})" if len(values) else "")
     dots = {"color": color, "marker": "o", "markersize": 5 if len(values) < 60 else 3.5, "markeredgecolor": "white"}
     whole = {"clip_on": False, "in_layout": False, "zorder": 3}  # a dot on the edge of the panel is not cut in two
     loss.plot(steps * scale, values, **dots, **whole, markeredgewidth=0.6, linestyle="")
     loss.plot([], [], color=color, linewidth=4, label=label)
-    steps, values = series(rows, "hellaswag", "acc_norm")
-    label = f"{values[-1]:.2%}" if len(values) else None
-    hellaswag.plot(steps * scale, values, **dots, markeredgewidth=0.6, linewidth=1.4, label=label)
+    if score:
+        steps, values = series(rows, *score)
+        label = f"{values[-1]:.2%}" if len(values) else None
+        panels[-1].plot(steps * scale, values, **dots, markeredgewidth=0.6, linewidth=1.4, label=label)
 
 
-def _dress(panels: Sequence[Axes], over: Over) -> None:
+def _dress(panels: Sequence[Axes], over: Over, score: tuple[str, str] | None) -> None:
     """Titles, units and legends, once everything is drawn."""
-    loss, rate, speed, hellaswag = panels
-    loss.set(title="Loss", ylabel="nats per token", ylim=_loss_limits(loss))
+    loss, rate, speed = panels[:3]
+    unit = "nats per text" if score == ACCURACY else "nats per token"
+    loss.set(title="Loss", ylabel=unit, ylim=_loss_limits(loss))
     rate.set(title="Learning rate")
     speed.set(title="Throughput", ylabel="tokens per second")
-    hellaswag.set(title="HellaSwag", ylabel="acc_norm")
     rate.yaxis.set_major_formatter("{x:g}")
     speed.yaxis.set_major_formatter(FuncFormatter(_short))
-    hellaswag.yaxis.set_major_formatter("{x:.1%}")
     right = max((x for panel in panels for line in panel.get_lines() for x in line.get_xdata()), default=0) or 1
     for panel in panels:
         panel.set_xlim(0, 1.02 * right)
@@ -196,12 +208,13 @@ def _dress(panels: Sequence[Axes], over: Over) -> None:
     loss.plot([], [], color="#777777", linewidth=1.4, label="train")
     loss.plot([], [], color="#777777", marker="o", markersize=5, linestyle="", label="validation")
     loss.legend(loc="upper right")
-    if any(len(line.get_xdata()) for line in hellaswag.get_lines()):
-        hellaswag.axhline(CHANCE, color="#999999", linewidth=1, linestyle=":", label="chance")
-        hellaswag.legend(loc="upper left")
-    else:
-        hellaswag.text(0.5, 0.5, "not measured", transform=hellaswag.transAxes, ha="center", color="#999999")
-        hellaswag.set_yticks([])
+    if score:
+        panel = panels[-1]
+        panel.set(title="HellaSwag" if score == HELLASWAG else "Accuracy", ylabel=score[1])
+        panel.yaxis.set_major_formatter("{x:.1%}")
+        if score == HELLASWAG:
+            panel.axhline(CHANCE, color="#999999", linewidth=1, linestyle=":", label="chance")
+        panel.legend(loc="best")
 
 
 def _loss_limits(panel: Axes) -> tuple[float, float]:

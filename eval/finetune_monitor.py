@@ -34,7 +34,8 @@ class FinetuneMonitor(Measurements):
         measures: dict[str, Callable[[], dict[str, Any]]],
     ) -> None:
         self.eval: ClassifyEval = config.eval
-        intervals = {"val": self.eval.every if len(val) else 0, "sample": getattr(self.eval, "sample_every", 0)}
+        intervals = {"val": self.eval.every, "sample": getattr(self.eval, "sample_every", 0)}
+        intervals = intervals if len(val) else dict.fromkeys(intervals, 0)
         super().__init__(intervals, measures, config.train.max_steps, world, log, stop)
         self.val, self.batches = val, bucketed(val, config.data.micro_batch_size)
 

@@ -92,6 +92,8 @@ def chat(loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespa
     """Answer each line of standard input as an instruction, up to the end-of-text. A model that has learnt
     conversations is shown what was said before; an empty line begins anew."""
     messages: list[Message] = []
+    if sys.stdin.isatty():
+        print("Each line is an instruction; an empty line begins anew; Ctrl-D ends.", file=sys.stderr)
     while (line := read_line()) is not None:
         if not line:
             messages = []

@@ -12,7 +12,7 @@ from train.run_log import METRICS
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
-        "Draw loss, learning rate, throughput and HellaSwag of runs, from their metrics.jsonl.",
+        "Draw loss, learning rate, throughput and HellaSwag or accuracy of runs, from their metrics.jsonl.",
         "python eval/plot.py runs/gpt2_124m --output curves.png",
     )
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories; none: the newest run")

@@ -86,7 +86,8 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as failure:
         line = first_line + failure.lineno - 1
-        hint = "mend it" if path.suffix in (".json", ".jsonl") else "a file with an example a line is named .jsonl"
+        several = failure.msg == "Extra data" and path.suffix != ".jsonl"
+        hint = "a file with an example a line is named .jsonl" if several else "mend it"
         raise UserError(f"{path} is no JSON: line {line} column {failure.colno}: {failure.msg}; {hint}") from None
 
 

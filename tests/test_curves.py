@@ -4,9 +4,11 @@ import json
 import math
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from eval import curves
 from eval.curves import plot_runs, read_metrics, series, smooth, tokens_a_step
 from prepare.cli import UserError
 
@@ -79,6 +81,26 @@ def test_pictures_show_every_run_and_panel(tmp_path):
     assert (np.abs(both - orange).max(-1) < 0.05).sum() > 200
     assert (np.abs(first - orange).max(-1) < 0.05).sum() == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "both.png", "one.png"]  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    ("row", "title", "values"),
+    [
+        ({"kind": "val", "loss": 0.3, "accuracy": 0.75}, "Accuracy", [0.75]),
+        ({"kind": "hellaswag", "acc": 0.3, "acc_norm": 0.27}, "HellaSwag", [0.27]),
+        ({"kind": "val", "loss": 0.3}, None, None),
+    ],
+)
+def test_the_last_panel_is_the_score_that_a_run_has(tmp_path, monkeypatch, row, title, values):
+    figures = []
+    monkeypatch.setattr(curves, "_save", lambda figure, output: figures.append(figure) or output)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, **row}) + "\n")
+    plot_runs([tmp_path], tmp_path / "out.png")
+    loss, _, _, *rest = figures[0].axes
+    assert [panel.get_title(loc="left") for panel in rest] == ([title] if title else [])
+    assert all(panel.get_lines()[0].get_ydata().tolist() == values for panel in rest)
+    assert loss.get_ylabel() == ("nats per text" if title == "Accuracy" else "nats per token")
+    plt.close(figures[0])
 
 
 def test_tokens_and_steps_are_different_axes(tmp_path):

@@ -1,26 +1,28 @@
 """An instruction follower end to end, on entries of the real file: trained, killed, shared out, asked and exported."""
 
+import itertools
 import json
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from eval import generate
-from eval.answers import answer_loss, first_question, greedy_answers
+from eval.answers import greedy_answers
 from prepare.cli import UserError
 from prepare.instructions import Template, question
 from prepare.tokenizer import EOT, CharTokenizer
-from tests.conftest import one_line_error, run_command
+from tests.conftest import ROOT, one_line_error, run_command
 from tests.finetuning import base_model, finetune, rows
+from tests.tiny import save_checkpoint
 from train.checkpoint import load_model
-from train.examples import Examples, bucketed
+from train.examples import Examples
 from train.model import IGNORED
 
 CHANGES = {"eval__sample_every": 6, "eval__samples": 2, "eval__sample_tokens": 8}
@@ -104,24 +106,6 @@ def test_a_killed_run_ends_in_the_same_weights(reference: Path, init: Path, data
 
 
 @pytest.mark.slow
-def test_answers_and_losses_are_those_of_single_examples(reference: Path) -> None:
-    """Together, padded and bucketed, or each alone: the same loss and the same answers."""
-    loaded, examples = load_model(str(reference)), Examples.load(reference / "data" / "test.npz")
-    nll, n = answer_loss(loaded.model, [examples.batch(rows) for rows in bucketed(examples, 8)])
-    alone, count = 0.0, 0
-    for number in range(len(examples)):
-        tokens, targets = (torch.from_numpy(part.astype("int64")) for part in examples.row(number))
-        logits = loaded.model(tokens[None])[0].double()
-        alone += F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").item()
-        count += int((targets != IGNORED).sum())
-    assert n == count
-    assert nll / n == pytest.approx(alone / count, abs=1e-5)
-    prompts = [first_question(examples, number)[0] for number in range(4)]
-    together = greedy_answers(loaded.model, loaded.tokenizer, prompts, 8)
-    assert together == [greedy_answers(loaded.model, loaded.tokenizer, [prompt], 8)[0] for prompt in prompts]
-
-
-@pytest.mark.slow
 def test_generate_uses_the_runs_template(
     reference: Path, init: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +128,33 @@ def test_generate_uses_the_runs_template(
 
 
 @pytest.mark.slow
+def test_a_chat_ends_each_answer_and_remembers_if_it_has_learnt_conversations(tmp_path: Path) -> None:
+    """Taught to count its answers: what it says tells whether it was shown what was said before."""
+    words = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
+    data, run, forgetful = tmp_path / "turns.jsonl", tmp_path / "run", tmp_path / "forgetful"
+    with data.open("w") as file:
+        for first, second in itertools.product(words, repeat=2):
+            turns = (("user", first), ("assistant", "one"), ("user", second), ("assistant", "two"))
+            messages = [{"role": role, "content": content} for role, content in turns]
+            print(json.dumps({"messages": messages}), file=file)
+    base = base_model(tmp_path / "base", n_embd=64, block_size=64)
+    keys = ("eval__every", "checkpoint__every", "tune__dropout", "data__val_share")
+    off = dict.fromkeys(keys, 0)
+    learn = {"optim__max_lr": 1e-2, "train__max_steps": 50, "data__micro_batch_size": 16}
+    result = finetune("instruct", base, data, run, **off, **learn)
+    assert "64 of turns.jsonl, 128 answers" in result.stdout, result.stderr
+
+    loaded = load_model(str(run))
+    described = {"tokenizer": loaded.tokenizer.describe(), "template": loaded.template.describe(), "converses": False}
+    save_checkpoint(forgetful, 50, loaded.model, **described)
+    for model, said in ((run, "one two one two"), (forgetful, "one one one one")):
+        command = [sys.executable, "eval/generate.py", "--model", model, "--interactive", "--temperature", "0"]
+        lines = "red\ngrey\n\nblue\nred\n"  # an empty line begins anew
+        answered = subprocess.run([*command, "--device", "cpu"], input=lines, capture_output=True, text=True, cwd=ROOT)
+        assert answered.stdout.split("\n") == [*said.split(), ""], answered.stderr
+
+
+@pytest.mark.slow
 def test_transformers_says_the_same(reference: Path, tmp_path: Path) -> None:
     result = run_command("python", "train/export_hf.py", "--model", reference, "--output", tmp_path / "hf")
     assert result.returncode == 0, result.stderr
@@ -160,4 +171,7 @@ def test_mistakes_are_one_line_before_anything_is_trained(init: Path, data: Path
     assert "broken.json is no JSON: line 2 column 12" in message
     characters = base_model(tmp_path / "characters", CharTokenizer("abc").describe(), vocab_size=3)
     assert "has no end-of-text token" in one_line_error(train(characters, data, tmp_path / "b"))
+    broken.write_text('[{"instruction": "a", "output": "b"}]')
+    few = one_line_error(train(init, broken, tmp_path / "c", eval__patience=1))
+    assert "data.val_share 0.1 of so few examples is none" in few
     assert not list(tmp_path.glob("*/checkpoints/step_00000004"))

@@ -89,6 +89,7 @@ def test_too_long_a_prompt_loses_its_beginning_and_too_long_an_answer_its_end() 
         ("a.json", '{"instruction": "a", "output": "b"}', ["one dict, not a list"]),
         ("a.json", '[{"instruction": "a", "answer": "b"}]', ["entry 1 has no output, but instruction, answer"]),
         ("a.json", '[{"instruction": "a", "output": 3}]', ["entry 1: output is '3', not a text"]),
+        ("a.json", '{"instruction": "a"}\n{"instruction": "b"}\n', ["line 2 column 1", "is named .jsonl"]),
         ("a.jsonl", '\n{"messages": [{"role": "user", "content": "a"}]}', ["line 2 has no message of the assistant"]),
         ("a.json", '[{"messages": [{"role": "bot", "content": "a"}]}]', ["entry 1", "role 'bot'"]),
         ("a.json", '[{"messages": ["a"]}]', ["entry 1: messages are objects"]),

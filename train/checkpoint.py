@@ -33,6 +33,7 @@ from train.classifier import Classifier
 from train.config import ModelConfig
 from train.hf_weights import HUB_NAME, download_hf, is_hf_folder, load_hf
 from train.loader import Began
+from train.lora import merged
 from train.model import GPT
 from train.openai_weights import is_openai_folder, load_openai
 from train.optim import load_moments
@@ -350,7 +351,7 @@ def load_model(
     if meta is not None:
         shape, labels = ModelConfig(**meta["model"]), tuple(meta.get("labels", ()))
         model = Classifier(shape, len(labels)) if labels else GPT(shape)
-        model.load_state_dict(_read_weights(path / WEIGHTS))
+        model.load_state_dict(merged(_read_weights(path / WEIGHTS)))
         name = f"{path.resolve().parents[1].name} at step {meta['step']}"
         template = Template(**meta["template"]) if "template" in meta else None
         tokenizer, converses = load_tokenizer(meta["tokenizer"]), meta.get("converses", False)

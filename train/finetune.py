@@ -1,5 +1,6 @@
 """What both kinds of fine-tuning share: the model to begin with, what of it moves, and the parts of the run."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from train import checkpoint
 from train.checkpoint import LoadedModel, load_model
 from train.distributed import World
 from train.examples import ExampleLoader, Examples, fingerprint
-from train.finetune_config import ClassifyConfig, FinetuneConfig
+from train.finetune_config import ClassifyConfig, FinetuneConfig, TuneConfig
 from train.hardware import autocast, computes_in
 from train.job import changeable, ready
 from train.loop import Measures, Training
+from train.lora import add_updates
 from train.model import GPT
 from train.optim import build_optimizer
 from train.run_dir import RunDir
@@ -49,20 +51,28 @@ def identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> dict[
     return {"file": path.name, "sha256": digest, **shares, **cut, **options}
 
 
-def freeze(model: GPT, blocks: int | str) -> None:
-    """Let only the last `blocks` layers move, with what follows them; 0: what is no part of a GPT; all: everything.
+def freeze(model: GPT, tune: TuneConfig) -> None:
+    """Let only the last tune.blocks layers move, with what follows them; 0: what is no part of a GPT; all: everything.
+    With tune.lora_rank these layers get updates of that rank, and those move in their place.
 
     Raises:
         UserError: the model has not as many layers.
     """
-    if blocks == "all":
-        return
     layers = model.config.n_layer
+    blocks = layers if tune.blocks == "all" else tune.blocks
     if blocks > layers:
         raise UserError(f"tune.blocks is {blocks}, but the model has {layers} layers: lower it, or give all")
-    moving = [f"h.{layer}." for layer in range(layers - blocks, layers)] + (["ln_f."] if blocks else [])
+    last = range(layers - blocks, layers)
+    if tune.lora_rank:
+        for layer in last:
+            add_updates(model.h[layer], tune.lora_rank)
+        moving = r"score\.|.*\.lora_[ab]$"
+    elif tune.blocks == "all":
+        moving = ""
+    else:
+        moving = "|".join([r"score\.", *(rf"h\.{layer}\." for layer in last), *([r"ln_f\."] if blocks else [])])
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = name.startswith(("score.", *moving))
+        parameter.requires_grad = re.match(moving, name) is not None
 
 
 def assemble(
@@ -86,10 +96,16 @@ def assemble(
         UserError: there is nothing to train on, or the run cannot be gone on with.
     """
     data, train = config.data, parts["train"]
+    if config.eval.patience and not len(parts["val"]):
+        raise UserError(
+            f"data.val_share {data.val_share} of so few examples is none, and eval.patience needs some: raise it, or "
+            "set eval.patience 0"
+        )
     weights = {"data__class_weights": data.class_weights} if isinstance(config, ClassifyConfig) else {}
+    moving = {"blocks": config.tune.blocks, "lora_rank": config.tune.lora_rank}
     facts = facts | {
         "data": fingerprint(parts),
-        "batches": {"examples": data.batch_examples, "seed": config.train.seed, "blocks": config.tune.blocks},
+        "batches": {"examples": data.batch_examples, "seed": config.train.seed, **moving},
         "settings": changeable(config, tune__dropout=config.tune.dropout, **weights),
     }
     optimizer = build_optimizer(raw, config.optim, sharded=config.train.shard_optimizer and world.size > 1)
@@ -105,10 +121,10 @@ def assemble(
     if not world.agree(resumed.step, int(facts["data"]["sha256"][:12], 16)):
         raise UserError("the processes see different checkpoints or data: put run.dir on a file system that all share")
     run.begin(config, resumed.damaged)
-    moving = sum(parameter.numel() for parameter in raw.parameters() if parameter.requires_grad)
+    moved = sum(parameter.numel() for parameter in raw.parameters() if parameter.requires_grad)
     steps = config.train.max_steps
     world.say(
-        f"model: {raw.num_parameters():,} parameters, {moving:,} of them move, {computes_in(context)}, "
+        f"model: {raw.num_parameters():,} parameters, {moved:,} of them move, {computes_in(context)}, "
         f"{world.describe()}\n"
         f"data:  {' + '.join(f'{len(part):,} {name}' for name, part in parts.items())} examples; {steps:,} steps of "
         f"{data.batch_examples} are {loader.epoch_of(steps):.2f} epochs"

@@ -67,7 +67,8 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     shape = replace(base.model.config, dropout=config.tune.dropout)
     raw = Classifier(shape, len(labels), weights.tolist(), config.train.recompute)
     raw.load_state_dict(base.model.state_dict(), strict=False)  # but for the head
-    freeze(raw.to(world.device), config.tune.blocks)
+    freeze(raw, config.tune)
+    raw.to(world.device)
 
     # The run, and its end.
     facts = {"tokenizer": base.tokenizer.describe(), "labels": labels}

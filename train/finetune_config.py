@@ -24,10 +24,12 @@ class TuneConfig:
     Args:
         blocks: the last so many transformer layers, and what follows them; all is the whole model; 0 is a
             classifier's head alone
+        lora_rank: the matrices of these layers get updates of this rank, which move in their place (LoRA); 0 has none
         dropout: probability, after the embeddings, the attention and each residual branch
     """
 
     blocks: int | Literal["all"] = "all"
+    lora_rank: int = 0
     dropout: float = 0.1
 
 
@@ -162,7 +164,8 @@ def check(config: FinetuneConfig) -> None:
         "data": ("batch_examples", "micro_batch_size"),
         "eval": () if classify else ("samples", "sample_tokens"),
     }
-    check_common(config, positive, {"eval": ("every", "patience", *(() if classify else ("sample_every",)))})
+    intervals = ("every", "patience", *(() if classify else ("sample_every",)))
+    check_common(config, positive, {"eval": intervals, "tune": ("lora_rank",)})
     data, blocks = config.data, config.tune.blocks
     if config.train.init_from:
         raise ArgumentError(f"train.init_from is {config.train.init_from}: fine-tuning begins with --init MODEL")
@@ -177,8 +180,21 @@ def check(config: FinetuneConfig) -> None:
         )
     if blocks != "all" and blocks < (0 if classify else 1):
         raise ArgumentError(f"tune.blocks is {blocks}: give all, or a number of layers")
+    if not classify:
+        check_template(config.template)
+    if config.tune.lora_rank and not blocks:
+        raise ArgumentError(f"tune.lora_rank is {config.tune.lora_rank}, but tune.blocks 0 has no layers: raise it")
     if config.eval.patience and not (config.eval.every and data.val_share):
         raise ArgumentError("eval.patience needs validations: set eval.every and data.val_share, or eval.patience 0")
+
+
+def check_template(template: Template) -> None:
+    """ArgumentError unless {} stands where a message goes, and nowhere before an answer, which follows it."""
+    for key, value in template.describe().items():
+        if key == "assistant" and "{}" in value:
+            raise ArgumentError(f"template.assistant is {value!r}: take {{}} out, the answer follows behind it")
+        if key != "assistant" and "{}" not in value:
+            raise ArgumentError(f"template.{key} is {value!r}: put {{}} where the message goes")
 
 
 def check_batch(config: FinetuneConfig, world_size: int) -> None:

@@ -62,7 +62,8 @@ def finetune(config: InstructConfig, world: World) -> None:
     torch.manual_seed(config.train.seed)
     raw = GPT(replace(base.model.config, dropout=config.tune.dropout), config.train.recompute)
     raw.load_state_dict(base.model.state_dict())
-    freeze(raw.to(world.device), config.tune.blocks)
+    freeze(raw, config.tune)
+    raw.to(world.device)
 
     # The run, and its end. Each example counts as much as it has tokens to learn.
     template, tokenizer = config.template.describe(), base.tokenizer
