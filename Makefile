@@ -75,7 +75,7 @@ quickstart: $(ready)
 
 test: $(ready)
 	@echo "== Tests"
-	@$(python) -m pytest -n 2 --dist loadgroup $(PYTEST)
+	@$(python) -m pytest $(PYTEST)
 
 exhaustive: $(ready)
 	@echo "== Every code point"
