@@ -1,44 +1,14 @@
-"""What an instruction follower answers, and how well it predicts the answers that were wanted."""
+"""What an instruction follower is asked, and what it answers."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from itertools import takewhile
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from eval.sampling import generate
-from eval.scoring import POSITIONS_AT_A_TIME, evaluating
 from prepare.tokenizer import Tokenizer
 from train.examples import Examples
 from train.model import GPT, IGNORED
-
-
-@torch.no_grad()
-def answer_loss(
-    model: GPT,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device | str = "cpu",
-    autocast: AbstractContextManager | None = None,
-) -> tuple[float, int]:
-    """The loss over the targets that count, in nats, summed in float64 from float32 logits, and their number.
-
-    Args:
-        batches: inputs and targets, int64 (b, T) each.
-        autocast: the precision of the model up to its logits.
-    """
-    nll, tokens = 0.0, 0
-    with evaluating(model):
-        for x, y in batches:
-            with autocast or nullcontext():
-                hidden = model.hidden(x.to(device))  # (b, T, C)
-            wanted = y[y != IGNORED].to(device)  # (n,)
-            states = hidden[(y != IGNORED).to(device)].float()  # (n, C)
-            for part, targets in zip(states.split(POSITIONS_AT_A_TIME), wanted.split(POSITIONS_AT_A_TIME), strict=True):
-                nll += F.cross_entropy(model.logits(part), targets, reduction="none").double().sum().item()
-            tokens += len(wanted)
-    return nll, tokens
 
 
 def first_question(examples: Examples, number: int) -> tuple[list[int], list[int]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.curves import STYLE, plt
+from eval.curves import STYLE, plt, save
 from eval.scoring import evaluating
 from prepare.tokenizer import Tokenizer
 from train.classifier import Classifier
@@ -126,7 +126,4 @@ def plot_report(tally: Tally, labels: Sequence[str], path: Path) -> None:
             right.annotate(f"{n:.0f}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
         right.set(xlabel="confidence", ylabel="accuracy", title=f"calibration: ECE {metrics['ece']:.3f}")
         right.set(xlim=(0, 1.03), ylim=(0, 1.08))
-        unfinished = path.with_name(f".{path.name}.tmp.png")
-        figure.savefig(unfinished, dpi=150)
-        plt.close(figure)
-    unfinished.replace(path)
+        save(figure, path)

@@ -103,7 +103,7 @@ def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "
         for number, ((name, rows), scale) in enumerate(zip(runs, scales, strict=True)):
             _draw(panels, rows, scale, name, colors[number % len(colors)], score)
         _dress(panels, over, score)
-        return _save(figure, Path(output))
+        return save(figure, Path(output))
 
 
 def plot_report(title: str, cells: Sequence[Sequence[str]], run_dir: Path | None, output: Path) -> Path:
@@ -139,11 +139,15 @@ def plot_report(title: str, cells: Sequence[Sequence[str]], run_dir: Path | None
             panel.xaxis.set_major_formatter(FuncFormatter(_short))
             panel.yaxis.set_major_formatter("{x:.1%}")
             panel.legend(loc="best")
-        return _save(figure, output)
+        return save(figure, output)
 
 
-def _save(figure: Figure, output: Path) -> Path:
-    """Write a picture under its final name when it is whole, and close it."""
+def save(figure: Figure, output: Path) -> Path:
+    """Write a picture under its final name when it is whole, and close it; its path.
+
+    Raises:
+        UserError: a suffix that is no picture's.
+    """
     unfinished = output.with_name(f".{output.stem}.tmp{output.suffix}")
     try:
         figure.savefig(unfinished, dpi=150)

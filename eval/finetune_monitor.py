@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.answers import answer_loss, first_question, greedy_answers
+from eval.answers import first_question, greedy_answers
 from eval.classification import Tally, class_probabilities
 from eval.monitor import BATCHES, Measurements
+from eval.scoring import sum_loss
 from prepare.cli import UserError
 from prepare.tokenizer import Tokenizer
 from train.classifier import Classifier
@@ -107,7 +108,7 @@ class InstructMonitor(FinetuneMonitor):
     def _validate(self) -> dict[str, float]:
         nll, tokens = 0.0, 0.0
         for group in self.my_batches():
-            sums = self.exchange(*answer_loss(self.model, group, self.world.device, self.context))
+            sums = self.exchange(*sum_loss(self.model, group, self.world.device, self.context))
             nll, tokens = nll + sums[0], tokens + sums[1]
         return {"loss": nll / tokens, "tokens": int(tokens)}
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from eval.answers import answer_loss, first_question, greedy_answers
+from eval.answers import first_question, greedy_answers
+from eval.scoring import sum_loss
 from tests.test_examples import some
 from tests.tiny import VOCAB
 from train.config import ModelConfig
@@ -25,7 +26,7 @@ def model() -> GPT:
 
 def test_the_loss_is_that_of_single_examples_in_float64(model: GPT) -> None:
     examples = some(23)
-    nll, tokens = answer_loss(model, [examples.batch(rows) for rows in bucketed(examples, 4)])
+    nll, tokens = sum_loss(model, [examples.batch(rows) for rows in bucketed(examples, 4)], "cpu")
     assert model.training
     alone, exact = 0.0, model.eval().double()
     for number in range(len(examples)):

@@ -93,7 +93,7 @@ def test_pictures_show_every_run_and_panel(tmp_path):
 )
 def test_the_last_panel_is_the_score_that_a_run_has(tmp_path, monkeypatch, row, title, values):
     figures = []
-    monkeypatch.setattr(curves, "_save", lambda figure, output: figures.append(figure) or output)
+    monkeypatch.setattr(curves, "save", lambda figure, output: figures.append(figure) or output)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, **row}) + "\n")
     plot_runs([tmp_path], tmp_path / "out.png")
     loss, _, _, *rest = figures[0].axes

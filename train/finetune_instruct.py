@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from eval.answers import answer_loss, first_question, greedy_answers
+from eval.answers import first_question, greedy_answers
 from eval.curves import plot_runs
 from eval.finetune_monitor import InstructMonitor
+from eval.scoring import sum_loss
 from prepare.cli import UserError, run_script
 from prepare.instructions import encode, read_instructions
 from prepare.shards import write_json
@@ -122,7 +123,7 @@ def report(training: Training, test: Examples, base: LoadedModel) -> None:
     losses = {}
     for name, model in (("before", base.model.to(device)), ("after", best.model)):
         batches = (test.batch(numbers) for numbers in bucketed(test, size))
-        nll, tokens = answer_loss(model, batches, device, training.context)
+        nll, tokens = sum_loss(model, batches, device, training.context)
         losses[name] = nll / tokens
     asked, wanted = zip(*(first_question(test, number) for number in range(min(ANSWERS, len(test)))), strict=True)
     given = greedy_answers(best.model, best.tokenizer, asked, training.config.eval.sample_tokens)
