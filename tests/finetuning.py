@@ -1,6 +1,5 @@
 """What the tests of both kinds of fine-tuning share: a model to begin with, and runs as subprocesses."""
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -51,8 +50,3 @@ def finetune(
     script = ROOT / "train" / f"finetune_{kind}.py"
     environment = {"OMP_NUM_THREADS": "1", "GPT2_FAULT": fault}
     return run_command("python", *torchrun, script, *words(init, data, run, **changes), **environment)
-
-
-def rows(run: Path, kind: str) -> list[dict]:
-    """The rows of one kind in a run's metrics.jsonl."""
-    return [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if row["kind"] == kind]

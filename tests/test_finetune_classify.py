@@ -16,7 +16,8 @@ from eval.classification import classify
 from prepare.cli import UserError
 from prepare.tokenizer import CharTokenizer
 from tests.conftest import one_line_error, run_command
-from tests.finetuning import base_model, finetune, rows, words
+from tests.finetuning import base_model, finetune, words
+from tests.tiny import rows
 from train import finetune_classify
 from train.checkpoint import load_model
 from train.distributed import World

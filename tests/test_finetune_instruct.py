@@ -19,8 +19,8 @@ from prepare.cli import UserError
 from prepare.instructions import Template, question
 from prepare.tokenizer import EOT, CharTokenizer
 from tests.conftest import ROOT, one_line_error, run_command
-from tests.finetuning import base_model, finetune, rows
-from tests.tiny import save_checkpoint
+from tests.finetuning import base_model, finetune
+from tests.tiny import rows, save_checkpoint
 from train.checkpoint import load_model
 from train.examples import Examples
 from train.model import IGNORED

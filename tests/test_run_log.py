@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from prepare.cli import UserError
+from tests.tiny import rows
 from train import hardware, run_log
 from train.config import Config, DataConfig, LogConfig, TrainConfig
 from train.distributed import World
@@ -20,10 +21,6 @@ CONFIG = Config(
     data=DataConfig(batch_tokens=1000), train=TrainConfig(max_steps=100), log=LogConfig(wandb="disabled", every=1)
 )
 MAIN = World(0, 1, torch.device("cpu"))
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def open_log(folder: Path, step: int = 0, config: Config = CONFIG, world: World = MAIN) -> RunLog:

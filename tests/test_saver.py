@@ -1,6 +1,5 @@
 """Saving in the background: what was copied is what is written, whatever moves meanwhile, and failures have a limit."""
 
-import json
 import os
 import subprocess
 import threading
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from prepare.cli import UserError
+from tests.tiny import rows
 from train import checkpoint, saver
 from train.config import CheckpointConfig, Config, LogConfig, ModelConfig, OptimConfig
 from train.distributed import World
@@ -37,10 +37,6 @@ def move(model: GPT, optimizer: torch.optim.Optimizer) -> None:
 def start(run: Path, model: GPT, optimizer: torch.optim.Optimizer, **config: int) -> Saver:
     log = RunLog(run, Config(log=LogConfig(wandb="disabled")), 0, 1, World(0, 1, torch.device("cpu")))
     return Saver(run, model, optimizer, CheckpointConfig(**config), log)
-
-
-def events(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(run: Path, step: int) -> torch.Tensor:
@@ -70,7 +66,7 @@ def test_the_loop_goes_on_while_a_thread_writes_and_two_writes_never_overlap(
     second = model.wte.weight.detach().clone()
     background.report()
     assert not (tmp_path / "checkpoints").exists()
-    assert events(tmp_path) == []
+    assert rows(tmp_path) == []
     threading.Timer(0.2, go_on.set).start()
     background.save(2, META)  # waits for the first
     move(model, optimizer)
@@ -78,8 +74,8 @@ def test_the_loop_goes_on_while_a_thread_writes_and_two_writes_never_overlap(
     assert torch.equal(weights(tmp_path, 1), first)
     assert torch.equal(weights(tmp_path, 2), second)
     assert not torch.equal(first, second)
-    assert [(row["step"], row["event"]) for row in events(tmp_path)] == [(1, "checkpoint"), (2, "checkpoint")]
-    assert events(tmp_path)[1]["pause_seconds"] > 0.1  # it had to wait
+    assert [(row["step"], row["event"]) for row in rows(tmp_path)] == [(1, "checkpoint"), (2, "checkpoint")]
+    assert rows(tmp_path)[1]["pause_seconds"] > 0.1  # it had to wait
     assert background.slowest > 0.1
     state = torch.load(tmp_path / "checkpoints" / "step_00000002" / "train_state.pt", weights_only=True)
     assert {key for values in state["optimizer"].values() for key in values} == {"step", "exp_avg", "exp_avg_sq"}
@@ -114,7 +110,7 @@ def test_a_full_disk_is_reported_and_ends_the_run_only_after_several_failures(tm
             background.report(wait=True)
         assert not background.gave_up
         assert [path.name for path in (small / "checkpoints").iterdir()] == ["step_00000005"]
-        failures = [(row["step"], row["in_a_row"]) for row in events(small) if "could not be written" in row["event"]]
+        failures = [(row["step"], row["in_a_row"]) for row in rows(small) if "could not be written" in row["event"]]
         assert failures == [(10, 1), (15, 2)]
         (small / "other").unlink()  # room again: the count begins anew
         background.save(20, META)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, run_command
 from tests.slurm_cluster import SlurmCluster
+from tests.tiny import rows
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 TRAIN, PREPARE, EVAL = (ROOT / "slurm" / f"{name}.sbatch" for name in ("train", "prepare", "eval"))
@@ -70,8 +71,7 @@ def log_of(name: str, job: str, folder: Path) -> str:
 
 
 def losses(run: Path) -> dict[int, float]:
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+    return {row["step"]: row["loss"] for row in rows(run, "train")}
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +234,7 @@ def check_whole(job: Interrupted, checkpoints: Path) -> None:
     assert job.states == {"COMPLETED"}, job.text
     assert (job.run / "DONE").exists(), job.text
     assert "the run is complete" in job.text
-    rows = map(json.loads, (job.run / "metrics.jsonl").read_text().splitlines())
-    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, job.steps + 1))
+    assert [row["step"] for row in rows(job.run, "train")] == list(range(1, job.steps + 1))
     undisturbed = losses(checkpoints.parent)
     assert losses(job.run) == pytest.approx({step: undisturbed[step] for step in range(1, job.steps + 1)}, abs=1e-5)
     name = f"step_{job.steps:08d}/model.safetensors"

@@ -19,7 +19,7 @@ from prepare.shards import open_shard, write_shard
 from prepare.tokenizer import GPT2Tokenizer
 from tests.conftest import ROOT, one_line_error, run_command
 from tests.random_gpt2 import save_random_gpt2
-from tests.tiny import VOCAB, markov_tokens, settings, write_shards
+from tests.tiny import VOCAB, markov_tokens, rows, settings, write_shards
 from train.hf_weights import load_hf
 from train.loader import validation_windows
 
@@ -46,13 +46,8 @@ def train(data: Path, run: Path, processes: int = 1, fault: str = "", **changes:
     return result
 
 
-def rows(run: Path, kind: str = "train") -> list[dict]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
-
-
 def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in rows(run)]
+    return [row["loss"] for row in rows(run, "train")]
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -78,7 +73,7 @@ def test_a_run_leaves_what_is_promised(reference: Path) -> None:
     names = {path.name for path in reference.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "DONE", "loss.png"} <= names
     assert sorted(path.name for path in (reference / "checkpoints").iterdir()) == ["step_00000016", "step_00000020"]
-    train_rows = rows(reference)
+    train_rows = rows(reference, "train")
     assert [row["step"] for row in train_rows] == list(range(1, 21))
     assert train_rows[-1]["tokens"] == 20 * 512
     assert train_rows[-1].keys() == {"step", "kind", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "mfu"}
@@ -138,7 +133,7 @@ def test_a_killed_run_ends_in_the_same_weights(data: Path, tmp_path: Path, refer
     result = train(data, run, **changes)
     assert "going on from step " in result.stdout
     assert losses(run) == losses(reference)
-    assert [row["step"] for row in rows(run)] == list(range(1, 21))
+    assert [row["step"] for row in rows(run, "train")] == list(range(1, 21))
     assert [(row["step"], row["loss"]) for row in rows(run, "val")] == [
         (row["step"], row["loss"]) for row in rows(reference, "val")
     ]
@@ -197,7 +192,7 @@ def test_resuming_on_another_number_of_processes(data: Path, tmp_path: Path) -> 
         process.kill()
         process.communicate()
         train(data, run, 2, model__dropout=dropout, data__micro_batch_size=micro, **changes)
-        assert [row["step"] for row in rows(run)] == list(range(1, 61))
+        assert [row["step"] for row in rows(run, "train")] == list(range(1, 61))
         assert losses(run) == pytest.approx(losses(reference), abs=1e-5)
 
 
@@ -324,7 +319,7 @@ def test_a_rank_whose_gradient_is_not_a_number_makes_all_of_them_skip_the_step(d
     train(data, tmp_path / "run", 2, fault="nan@7:1", train__drift_every=1)
     events = rows(tmp_path / "run", "event")
     assert [row["step"] for row in events if "not finite" in row["event"]] == [7]
-    train_rows = rows(tmp_path / "run")
+    train_rows = rows(tmp_path / "run", "train")
     assert [row["step"] for row in train_rows] == list(range(1, 21))
     assert [row["step"] for row in train_rows if row["grad_norm"] is None] == [7]
     assert (tmp_path / "run" / "DONE").exists()
@@ -431,7 +426,7 @@ def test_changed_settings_are_an_event_and_other_data_begins_a_new_epoch_if_it_i
     assert epochs == [(22, 3)]  # 14 + 124 / 16, in what is now epoch 2
     again = attempt(other, run, train__max_steps=26, optim__max_lr=5e-3)  # from here on it is the run's own data
     assert again.returncode == 0, again.stderr
-    assert [row["step"] for row in rows(run)] == list(range(1, 27))
+    assert [row["step"] for row in rows(run, "train")] == list(range(1, 27))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk: mounting a small one takes root")
@@ -582,7 +577,7 @@ def test_slurms_time_limit_stops_the_run(data: Path, tmp_path: Path) -> None:
     assert result.returncode == 0
     assert "stopped by Slurm's time limit" in result.stdout
     assert not (tmp_path / "run" / "DONE").exists()
-    assert [row["step"] for row in rows(tmp_path / "run")] == [1]
+    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1]
 
 
 @pytest.mark.parametrize("processes", [2, 1])

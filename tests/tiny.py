@@ -1,5 +1,6 @@
 """Data and settings small enough for a test: a learnable stream of tokens, and a model that learns it in seconds."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ from train import checkpoint
 from train.model import GPT
 
 VOCAB = 64
+
+
+def rows(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, of one kind or all, each line of which must be JSON."""
+    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [row for row in found if kind in (None, row["kind"])]
 
 
 def markov_tokens(n: int, seed: int) -> np.ndarray:
