@@ -617,13 +617,14 @@ def test_nothing_is_compiled_twice_though_it_is_evaluated_and_sampled_between_st
     data: Path, tmp_path: Path, processes: int
 ) -> None:
     """A minute: 6 steps of 4 micro-batches, with validation and a sample at every second. The losses are those of a
-    run that is not compiled."""
+    run that is not compiled. Two processes that compile anew are those that once waited for ever at their end."""
     (tmp_path / "counted.py").write_text(COUNTED)
     changes = {"train__compile": "true", "train__max_steps": 6, "eval__every": 2, "eval__sample_every": 2}
     changes |= {"model__vocab_size": 50257, "model__n_layer": 1, "checkpoint__every": 3}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*torchrun, tmp_path / "counted.py", *settings(data, tmp_path / "run", **changes)]
-    result = run_command("python", *command, **ONE_THREAD, PYTHONPATH=str(ROOT))
+    anew = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"), "PYTHONPATH": str(ROOT)}
+    result = run_command("python", *command, **ONE_THREAD, **anew)
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(rows(tmp_path / "run", "sample")) == 3
     assert result.stdout.count("graphs: 1 breaks: {}") == processes, result.stdout

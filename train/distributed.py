@@ -1,5 +1,6 @@
 """Processes: who am I, how many are we, and sums over all of us. One process needs no group and takes the same path."""
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,6 +103,10 @@ def start(device: str = "auto", timeout_seconds: int = 600) -> World:
         store = _join_store(timeout)
         backend = "nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        # Whoever lets go of the group last waits for gloo's threads, which may want the GIL to free a tensor. Python
+        # gives it to them, DDP does not, and both wait for ever (torch 2.13; the cause is that of
+        # https://github.com/pytorch/pytorch/issues/56297). So Python holds the group until the process ends.
+        atexit.register(lambda _group: None, dist.group.WORLD)
         watch = Watch(store, rank, size, timeout_seconds)
     return World(rank, size, torch.device(device), watch)
 
