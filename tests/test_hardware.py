@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prepare.cli import UserError
 from train.config import ModelConfig
-from train.hardware import autocast, fitting_micro_batch, is_out_of_memory, peak_flops
+from train.hardware import autocast, fitting_micro_batch, is_out_of_memory, peak_flops, prepare_device
 from train.model import GPT
 
 CPU = torch.device("cpu")
@@ -49,6 +50,20 @@ def test_on_a_gpu_sizes_are_tried_downwards(monkeypatch: pytest.MonkeyPatch) -> 
     limit = 0
     with pytest.raises(UserError, match=r"not one sequence of model.block_size 8 fits"):
         fitting_micro_batch(model, 96, torch.device("cuda"), "bf16")
+
+
+def test_exp_and_log_are_called_on_one_thread_first() -> None:
+    called = {}
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> torch.Tensor:
+            result = function(*args, **(kwargs or {}))
+            called[function] = result.numel()
+            return result
+
+    with Calls():
+        prepare_device(CPU, "auto")
+    assert called[torch.ops.aten.exp.default] == called[torch.ops.aten.log.default] == 1  # too few to share
 
 
 def test_out_of_memory_is_recognised() -> None:

@@ -63,16 +63,33 @@ def _cpu_has_bf16() -> bool:
 
 
 def prepare_device(device: torch.device, attention: str) -> None:
-    """What a process sets once, before it trains: a CPU's memory, or a GPU's attention kernels.
+    """What a process sets once, before it trains: what a CPU needs, or a GPU's attention kernels.
 
     Args:
         attention: flash, cudnn (either with PyTorch's other kernels for what it cannot do), or auto: PyTorch's choice.
     """
     if device.type == "cpu":
-        keep_freed_memory()
+        prepare_cpu()
     elif attention != "auto":
         torch.backends.cuda.enable_flash_sdp(attention == "flash")
         torch.backends.cuda.enable_cudnn_sdp(attention == "cudnn")
+
+
+def prepare_cpu() -> None:
+    """What a process that computes on a CPU sets once, before it does."""
+    settle_kernels()
+    keep_freed_memory()
+
+
+def settle_kernels() -> None:
+    """Have MKL choose its kernels for exp and log, on one thread, so that a process's first results are its later ones.
+
+    It chooses at a function's first call. Where several threads make that call at once, one of them may compute its
+    share with a kernel for another processor and of half the digits: the first step's loss was then 4e-6 off, now and
+    then (https://github.com/pytorch/pytorch/issues/188792; `python -m tests.first_exp` counts how often).
+    """
+    for function in (torch.exp, torch.log):
+        function(torch.ones(1))
 
 
 def keep_freed_memory() -> None:
