@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ArgumentError(
             f"--repetition-penalty {args.repetition_penalty:g} --stop {args.stop}: above 0, and stop texts not empty"
         )
-
+    if args.prompt and args.instruction is not None:
+        raise ArgumentError("--prompt is for a text to go on with, --instruction for one to follow: give one of them")
     if args.compile and args.no_cache:
         raise ArgumentError("--compile is for the step with the cache: leave out --no-cache, or --compile")
 

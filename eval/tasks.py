@@ -176,7 +176,7 @@ def _json_lines(path: Path | str, limit: int | None) -> Iterator[tuple[str, dict
                 where = f"{path}:{number}"
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     row = None
                 if not isinstance(row, dict):
                     raise UserError(f"{where}: not a JSON object ({line[:40]!r}): fetch the file again")

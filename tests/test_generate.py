@@ -163,6 +163,11 @@ def test_impossible_settings_are_argument_errors(option):
         generate.main([option])
 
 
+def test_a_prompt_or_an_instruction():
+    with pytest.raises(ArgumentError, match="give one of them"):
+        generate.main(["--prompt", "a", "--instruction", "b"])
+
+
 def test_mistakes_are_one_line(characters):
     result = run_command("python", "eval/generate.py", "--model", characters, "--prompt", "UPPER")
     assert "'U'" in one_line_error(result)

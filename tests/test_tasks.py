@@ -63,6 +63,7 @@ def test_limit_takes_the_first_tasks(tmp_path, limit, n):
     [
         ("{", "not a JSON object"),
         ("[1]", "not a JSON object"),
+        ("[" * 100_000, "not a JSON object"),
         ({**ROW, "endings": ["a", "b", "c"]}, "3 endings"),
         ({**ROW, "endings": "abcd"}, "endings is 'abcd'"),
         ({**ROW, "endings": ["a", "b", " ", "d"]}, "ending 2 is ' ' and has no tokens"),
