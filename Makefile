@@ -75,7 +75,7 @@ quickstart: $(ready)
 
 test: $(ready)
 	@echo "== Tests"
-	@$(python) -m pytest $(PYTEST)
+	@$(python) -m pytest -n 2 --dist loadfile $(PYTEST)
 
 exhaustive: $(ready)
 	@echo "== Every code point"

@@ -205,7 +205,8 @@ def interrupted(slurm: SlurmCluster, work: Path) -> dict[str, Interrupted]:
         try:
             job.requeued()
         finally:
-            slurm.run("scontrol", "update", "nodename=n2", "state=resume")
+            # refused where the node has answered meanwhile, and is back by itself
+            slurm.run("scontrol", "update", "nodename=n2", "state=resume", check=False)
         return job.ended()
 
     with ThreadPoolExecutor(2) as pool:
