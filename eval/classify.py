@@ -12,6 +12,7 @@ from prepare.cli import ArgumentError, Parser, UserError, positive, run_script
 from prepare.labelled import read_texts
 from train import distributed
 from train.checkpoint import load_model
+from train.hardware import prepare_device
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ArgumentError("--text is empty: give the text to be classified")
 
     device = distributed.start(args.device).device
+    prepare_device(device)
     loaded = load_model(args.model, device, classifier=True)
     names = list(loaded.labels)
     texts, truth = [args.text], None

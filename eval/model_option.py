@@ -14,7 +14,7 @@ from prepare.shards import write_json
 from train import distributed
 from train.checkpoint import LoadedModel, load_model
 from train.distributed import World
-from train.hardware import prepare_cpu
+from train.hardware import prepare_device
 
 
 def add_model_options(parser: ArgumentParser) -> None:
@@ -57,8 +57,7 @@ def opened(spec: str | None, device: str) -> Iterator[tuple[LoadedModel, World]]
     """
     try:
         world = distributed.start(device)
-        if world.device.type == "cpu":
-            prepare_cpu()
+        prepare_device(world.device)
         torch.set_float32_matmul_precision("highest")
         yield load_model(spec, world.device), world
     finally:

@@ -62,23 +62,18 @@ def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def prepare_device(device: torch.device, attention: str) -> None:
-    """What a process sets once, before it trains: what a CPU needs, or a GPU's attention kernels.
+def prepare_device(device: torch.device, attention: str = "auto") -> None:
+    """What a process sets once, before it computes: what a CPU needs, or a GPU's attention kernels.
 
     Args:
         attention: flash, cudnn (either with PyTorch's other kernels for what it cannot do), or auto: PyTorch's choice.
     """
     if device.type == "cpu":
-        prepare_cpu()
+        settle_kernels()
+        keep_freed_memory()
     elif attention != "auto":
         torch.backends.cuda.enable_flash_sdp(attention == "flash")
         torch.backends.cuda.enable_cudnn_sdp(attention == "cudnn")
-
-
-def prepare_cpu() -> None:
-    """What a process that computes on a CPU sets once, before it does."""
-    settle_kernels()
-    keep_freed_memory()
 
 
 def settle_kernels() -> None:
