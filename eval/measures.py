@@ -17,6 +17,7 @@ from torch import Tensor
 from eval.detokenize import WikiText
 from eval.scoring import (
     BATCH_TOKENS,
+    DIVERGED,
     Score,
     choice_counts,
     choices,
@@ -41,6 +42,8 @@ from train.checkpoint import LoadedModel
 from train.distributed import World
 from train.loader import common_tokenizer, validation_windows
 from train.model import IGNORED
+
+MOST_NATS = 700.0  # exp of more is no float64
 
 
 def measure_hellaswag(
@@ -82,7 +85,7 @@ def measure_lambada(
     requests = [lambada_request(passage, loaded.tokenizer) for passage in passages]
     words = [word for (word,) in ask(loaded, world, "LAMBADA", "passage", requests, batch_tokens)]
     n, logliks = len(words), [word.loglik for word in words]
-    accuracy, perplexity = sum(word.greedy for word in words) / n, math.exp(-statistics.fmean(logliks))
+    accuracy, perplexity = sum(word.greedy for word in words) / n, perplexity_of(-statistics.fmean(logliks))
     deviation = statistics.stdev(logliks) / math.sqrt(n) if n > 1 else 0.0  # of the mean log-likelihood
     return {
         "passages": n,
@@ -98,12 +101,30 @@ def measure_lambada(
 def ask(
     loaded: LoadedModel, world: World, what: str, unit: str, requests: Sequence[Request], batch_tokens: int | None
 ) -> list[list[Score]]:
-    """The scores of all requests, computed by all ranks together, with a progress bar on rank 0."""
+    """The scores of all requests, computed by all ranks together, with a progress bar on rank 0.
+
+    Raises:
+        UserError: one of them is no number. As a choice among endings such a model would look like a guess.
+    """
     with _progress(what, len(requests), unit, world) as update:
         share = score_requests(
             loaded.model, requests, world.device, None, batch_tokens, world.rank, world.size, update
         )
-    return gather(share, requests, world)
+    scores = gather(share, requests, world)
+    if not all(math.isfinite(score.loglik) for found in scores for score in found):
+        raise UserError(DIVERGED)
+    return scores
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of a mean loss in nats.
+
+    Raises:
+        UserError: the loss is no number, or so high that its exp is none.
+    """
+    if not loss < MOST_NATS:
+        raise UserError(f"a loss of {loss:.6g} nats: the model has diverged, or its weights are damaged")
+    return math.exp(loss)
 
 
 def measure_wikitext(
@@ -134,7 +155,7 @@ def measure_wikitext(
         "words": text.words,
         "stride": stride,
         "window": size,
-        "perplexity": math.exp(nll / text.words),
+        "perplexity": perplexity_of(nll / text.words),
         "bits_per_byte": nll / math.log(2) / len(text.detokenized.encode()),
     }
 
@@ -185,7 +206,7 @@ def measure_shards(loaded: LoadedModel, world: World, paths: Sequence[Path], tok
     return {
         "tokens": int(n),
         "loss": nll / n,
-        "perplexity": math.exp(nll / n),
+        "perplexity": perplexity_of(nll / n),
         "bits_per_byte": nll / math.log(2) / n_bytes if n_bytes else math.nan,
         "unigram": entropy(counts),
     }

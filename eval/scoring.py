@@ -19,6 +19,7 @@ from train.model import GPT, IGNORED
 
 POSITIONS_AT_A_TIME = 1024  # 1024 x 50257 float32 logits are 206 MB
 BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 512
+DIVERGED = "the model's logits are not finite: it has diverged, or its weights are damaged"
 
 
 @dataclass(frozen=True)
