@@ -56,6 +56,39 @@ def test_sharded_safetensors(folder: Path) -> None:
         load_hf(folder)
 
 
+def test_which_of_several_files_is_read(folder: Path, tmp_path: Path) -> None:
+    """As in transformers: model.safetensors goes before an index, and no other file is looked at."""
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(zeros, folder / "model_quantized.safetensors", {"format": "pt"})
+    same_logits(folder)
+    weight_map = dict.fromkeys(zeros, "model_quantized.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    same_logits(folder)
+    shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    weight_map = dict.fromkeys(zeros, "../outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"names \.\./outside\.safetensors, which is not in this folder"):
+        load_hf(folder)
+
+
+def test_a_head_of_its_own_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["transformer.wte.weight"].clone()}, folder / "model.safetensors")
+    same_logits(folder)
+    for head in (tensors["transformer.wte.weight"] + 1, torch.ones(3, 32)):
+        save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors")
+        with pytest.raises(UserError, match=r"its lm_head\.weight is not its wte\.weight"):
+            load_hf(folder)
+
+
+def test_a_tensor_of_other_dimensions_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for shape in ((2, 32, 96), (32 * 96,)):
+        save_file(tensors | {"transformer.h.0.attn.c_attn.weight": torch.ones(shape)}, folder / "model.safetensors")
+        with pytest.raises(UserError, match=r"h\.0\.attn\.c_attn\.weight is"):
+            load_hf(folder)
+
+
 def test_openais_own_files_with_their_masks_and_without_the_prefix(folder: Path) -> None:
     """The hub's gpt2 has names without `transformer.`, causal masks as tensors, and no lm_head."""
     named = load_file(folder / "model.safetensors")
@@ -107,6 +140,7 @@ def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
         ({"n_head": 3}, "a width of 32 does not divide among 3 heads"),
         ({"n_head": None}, "not whole numbers above 0"),
         ({"n_positions": 0}, "not whole numbers above 0"),
+        ({"vocab_size": 10**13}, r"that makes 3\.2e\+14 parameters"),
     ],
 )
 def test_what_is_not_this_gpt2_is_named(folder: Path, change: dict, message: str) -> None:
@@ -127,7 +161,7 @@ def test_damaged_and_missing_weights(folder: Path) -> None:
         (folder / "pytorch_model.bin").write_bytes(content)
         with pytest.raises(UserError, match="damaged weights"):
             load_hf(folder)
-    for value in ([1, 2], {"wte.weight": 3}):
+    for value in ([1, 2], {"wte.weight": 3}, {1: torch.ones(2)}, {"wte.weight": torch.eye(2).to_sparse()}):
         torch.save(value, folder / "pytorch_model.bin")
         with pytest.raises(UserError, match="damaged weights"):
             load_hf(folder)
@@ -135,7 +169,7 @@ def test_damaged_and_missing_weights(folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text(text)
         with pytest.raises(UserError, match="damaged weights"):
             load_hf(folder)
-    for content in (b"{", b"[]", b"\xff\xfe{"):
+    for content in (b"{", b"[]", b"\xff\xfe{", b"[" * 100_000):
         (folder / "config.json").write_bytes(content)
         with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
             load_hf(folder)
@@ -153,9 +187,10 @@ def test_a_vocabulary_of_others_is_refused(folder: Path, file: str) -> None:
     write(ids | {"the": ids["of"], "of": ids["the"]})
     with pytest.raises(UserError, match=rf"{file} is not GPT-2's vocabulary"):
         load_hf(folder)
-    (folder / file).write_text("[]")
-    with pytest.raises(UserError, match="not a readable vocabulary"):
-        load_hf(folder)
+    for text in ("[]", "[" * 100_000):
+        (folder / file).write_text(text)
+        with pytest.raises(UserError, match="not a readable vocabulary"):
+            load_hf(folder)
 
 
 def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +201,10 @@ def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, mon
     shutil.copy(folder / "config.json", old)
     torch.save(load_file(folder / "model.safetensors"), old / "pytorch_model.bin")
     torch.save({}, new / "pytorch_model.bin")
+    other = Path(shutil.copytree(new, tmp_path / "served/models/other"))  # as transformers 5 saves tokenizers
+    ids = json.loads(gpt2_vocabulary_files()[0].read_text("utf-8"))
+    ids |= {"the": ids["of"], "of": ids["the"]}
+    (other / "tokenizer.json").write_text(json.dumps({"model": {"vocab": ids}}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with LoopbackHub(tmp_path / "served") as hub:
@@ -178,6 +217,8 @@ def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, mon
         assert [seen.path for seen in hub.requests if "new" in seen.path and seen.path.endswith(".bin")] == []
         with pytest.raises(UserError, match="neither a folder here nor a model on the hub"):
             load_model("absent")
+        with pytest.raises(UserError, match=r"tokenizer\.json is not GPT-2's vocabulary"):
+            load_model("other")
 
 
 def test_a_hub_name_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

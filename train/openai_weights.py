@@ -32,7 +32,7 @@ def load_openai(folder: Path) -> GPT:
     try:
         hparams = json.loads(path.read_text("utf-8"))
         config = checked_shape([hparams[key] for key in ("n_layer", "n_head", "n_embd", "n_ctx", "n_vocab")])
-    except (OSError, ValueError, LookupError, TypeError) as failure:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as failure:
         raise UserError(f"{path}: not OpenAI's description of a GPT-2 ({failure!r}); download it again") from None
     check_vocabulary(folder)
     names = (folder / "checkpoint").read_text("utf-8", errors="replace")

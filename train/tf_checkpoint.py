@@ -56,8 +56,8 @@ def read_bundle(bundle: Path, begin: str) -> dict[str, Tensor]:
             dimensions = (dict(_fields(value)) for field, value in _fields(fields.get(2, b"")) if field == 2)
             shape = [dimension.get(1, 0) for dimension in dimensions]
             tensors[name] = torch.frombuffer(content, dtype=torch.float32).view(shape)
-    except FileNotFoundError as missing:
-        raise UserError(f"{missing.filename} is missing: copy or download the checkpoint again") from None
+    except (FileNotFoundError, IsADirectoryError) as missing:
+        raise UserError(f"{missing.filename} is missing, or no file: copy or download the checkpoint again") from None
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as failure:
         reason = (str(failure).splitlines() or [type(failure).__name__])[0]
         raise UserError(f"{index}: a damaged TensorFlow checkpoint ({reason}); copy or download it again") from None
