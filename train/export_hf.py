@@ -33,8 +33,6 @@ def main(argv: list[str] | None = None) -> None:
     if output.exists():
         raise UserError(f"--output {output} exists already: choose another folder, or remove it")
     loaded = load_model(arguments.model, classifier=None)
-    if not loaded.model.config.bias:
-        raise UserError(f"{loaded.name} has no biases (model.bias false), and Hugging Face's GPT-2 always has them")
 
     # Everything under another name first, then one rename.
     unfinished = output.with_name(f".{output.name}.tmp")

@@ -22,10 +22,14 @@ from train.config import ModelConfig
 from train.model import GPT
 
 TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+HAS_BIAS = re.compile(r"\b(ln_1|ln_2|ln_f|c_attn|c_proj|c_fc)\.weight$")
 NOT_WEIGHTS = re.compile(r"(\.attn\.(bias|masked_bias)|^lm_head\.weight)$")  # causal masks, and the tied head
 # What json, safetensors and the unpickler raise at files that are not theirs, and our code at what those hold instead
 DAMAGED = (SafetensorError, UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, TypeError)
 DAMAGED += (AttributeError,)
+MOST_PARAMETERS = 100_000_000_000  # no memory is tried with more than GPT-2 has 60 times
+VOCABULARIES = ("vocab.json", "encoder.json", "tokenizer.json")
+HUB_FILES = ["config.json", *VOCABULARIES, "model*.safetensors*"]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -57,7 +61,7 @@ def download_hf(name: str, option: str = "--model") -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["config.json", "vocab.json", "model*.safetensors*"]))
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
         if not any(folder.glob("model*.safetensors")):
             snapshot_download(name, allow_patterns=["pytorch_model.bin"])
         return folder
@@ -89,7 +93,7 @@ def read_hf_config(path: Path) -> ModelConfig:
                 raise UserError(f"{path}: {key} is {hf[key]!r}, but this model has {known[0]!r}: not GPT-2 as trained")
         hf.setdefault("n_positions", hf.get("n_ctx"))
         return checked_shape([hf[key] for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")])
-    except (OSError, ValueError, KeyError, AttributeError) as failure:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as failure:
         raise UserError(f"{path}: not a readable GPT-2 configuration ({failure!r}); download it again") from None
 
 
@@ -104,6 +108,9 @@ def checked_shape(sizes: Sequence[Any]) -> ModelConfig:
     config = ModelConfig(*sizes)
     if config.n_embd % config.n_head:
         raise ValueError(f"a width of {config.n_embd} does not divide among {config.n_head} heads")
+    rows = config.vocab_size + config.block_size + 12 * config.n_layer * config.n_embd  # of n_embd parameters
+    if rows * config.n_embd > MOST_PARAMETERS:
+        raise ValueError(f"that makes {rows * config.n_embd:.1e} parameters")
     return config
 
 
@@ -113,7 +120,7 @@ def check_vocabulary(folder: Path) -> None:
     Raises:
         UserError: it is so, or a file is damaged.
     """
-    for name in ("vocab.json", "encoder.json", "tokenizer.json"):
+    for name in VOCABULARIES:
         path = folder / name
         if not path.is_file():
             continue
@@ -121,7 +128,7 @@ def check_vocabulary(folder: Path) -> None:
             ids = json.loads(path.read_text("utf-8"))
             ids = ids["model"]["vocab"] if name == "tokenizer.json" else ids
             known = {token: number for token, number in ids.items() if number < GPT2_VOCAB_SIZE}
-        except (ValueError, LookupError, TypeError, AttributeError) as failure:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as failure:
             raise UserError(f"{path}: not a readable vocabulary ({failure!r}); download it again") from None
         if known != json.loads(gpt2_vocabulary_files()[0].read_text("utf-8")):
             raise UserError(f"{path} is not GPT-2's vocabulary, and models of others cannot be read")
@@ -129,18 +136,24 @@ def check_vocabulary(folder: Path) -> None:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face directory, by their names there. Nothing in the files is executed."""
-    files = sorted(folder.glob("model*.safetensors"))
+    files = [path for path in [folder / "model.safetensors"] if path.is_file()]  # before an index, as in transformers
     index = folder / "model.safetensors.index.json"
     try:
-        if index.exists():
-            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        if not files and index.exists():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            if strangers := [name for name in names if Path(name).name != name]:
+                raise ValueError(f"{index.name} names {strangers[0]}, which is not in this folder")
+            files = [folder / name for name in names]
             if lacking := [file.name for file in files if not file.is_file()]:
                 raise UserError(f"{folder}: {lacking[0]} is missing, and {index.name} names it: download it again")
         if files:
             return {name: tensor for file in files for name, tensor in load_file(file).items()}
         tensors = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-        if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-            raise ValueError("not only tensors")
+        for name, tensor in tensors.items():
+            if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+                raise ValueError("not only named tensors")
+            if tensor.layout != torch.strided or tensor.is_meta:
+                raise ValueError(f"{name} has no numbers of its own")
         return tensors
     except FileNotFoundError:
         raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there") from None
@@ -154,9 +167,12 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
     """Copy Hugging Face's tensors into the model, in place; names may begin with `transformer.`.
 
     Raises:
-        UserError: a tensor is missing, left over, or of another shape.
+        UserError: a tensor is missing, left over, or of another shape, or the head has weights of its own.
     """
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    head, embedding = theirs.get("lm_head.weight"), theirs.get("wte.weight")
+    if head is not None and embedding is not None and not (head.shape == embedding.shape and (head == embedding).all()):
+        raise UserError(f"{source}: its lm_head.weight is not its wte.weight, and GPT-2 has one tensor for both")
     theirs = {name: tensor for name, tensor in theirs.items() if not NOT_WEIGHTS.search(name)}
     ours = dict(model.named_parameters())
     if wrong := sorted(ours.keys() ^ theirs.keys()):
@@ -164,7 +180,7 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
             f"{source}: not the tensors of a GPT-2: {wrong[0]} and {len(wrong) - 1} more missing or unknown"
         )
     for name, parameter in ours.items():
-        tensor = theirs[name].t() if TRANSPOSED.search(name) else theirs[name]
+        tensor = theirs[name].mT if TRANSPOSED.search(name) and theirs[name].dim() > 1 else theirs[name]
         if tensor.shape != parameter.shape:
             raise UserError(
                 f"{source}: {name} is {tuple(tensor.shape)}, not {tuple(parameter.shape)} as its configuration says"
@@ -202,10 +218,15 @@ def hf_config(config: ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]
 
 
 def to_hf(model: GPT) -> dict[str, Tensor]:
-    """The model's tensors under Hugging Face's names and in its layout, contiguous copies on the CPU."""
+    """The model's tensors under Hugging Face's names and in its layout, contiguous copies on the CPU.
+
+    A model without biases is one whose biases are 0 there, where all have them.
+    """
     tensors = {}
     for name, parameter in model.state_dict().items():
         tensor = parameter.t() if TRANSPOSED.search(name) else parameter
         body = "" if name == "score.weight" else "transformer."  # a classifier's head stands beside it
         tensors[body + name] = tensor.contiguous().cpu()
+        if not model.config.bias and HAS_BIAS.search(name):
+            tensors[body + name.removesuffix("weight") + "bias"] = torch.zeros(len(parameter))
     return tensors
