@@ -12,15 +12,17 @@ import lm_eval.models  # noqa: F401  the harness's own models, which it looks fo
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from eval.model_option import opened
 from eval.sampling import TextStream, generate, stream_texts
 from eval.scoring import Score, score_requests
 from eval.tasks import Request, encode_context, encode_pair
-from prepare.cli import Progress
+from prepare.cli import Progress, UserError
 
 LONGEST_ANSWER = 256  # tokens, where a task does not say
+CHOICES = ("top_k", "top_p", "min_p", "repetition_penalty")  # of a task, named as generate has them
 
 
 @register_model("gpt2_run")
@@ -36,6 +38,10 @@ class GPT2Run(LM):
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log-likelihood and whether it is greedy. Neighbours share a context."""
         pairs = [encode_pair(self.loaded.tokenizer, *request.args) for request in requests]
+        for request, (_, continuation) in zip(requests, pairs, strict=True):
+            if not continuation:
+                context, ending = request.args
+                raise UserError(f"the ending {ending!r} has no tokens of its own behind {context[-20:]!r}")
         asked = []
         for _, group in groupby(pairs, key=lambda pair: pair[0]):
             contexts, continuations = zip(*group, strict=True)
@@ -58,25 +64,34 @@ class GPT2Run(LM):
         return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Continue each context until a stop text, greedily unless the task says otherwise."""
-        texts = []
+        """Continue each context until a stop text, greedily unless the task says otherwise.
+
+        Raises:
+            UserError: a setting of the task that is not known here, or an answer longer than the block size.
+        """
+        texts, size = [], self.loaded.model.config.block_size
         for request in requests:
-            context, settings = request.args
-            stops, sample = settings.get("until", []), settings.get("do_sample", False)
-            longest = settings.get("max_gen_toks", LONGEST_ANSWER)
-            room = max(1, self.loaded.model.config.block_size - longest)
-            tokens = encode_context(self.loaded.tokenizer, context)[-room:]
+            context, asked = request.args
+            settings = dict(normalize_gen_kwargs(asked, LONGEST_ANSWER))
+            stops, longest = settings.pop("until"), settings.pop("max_gen_toks")
+            temperature = settings.pop("temperature", 1.0)
+            if not settings.pop("do_sample"):
+                temperature = 0.0
+            if strange := sorted(settings.keys() - set(CHOICES)):
+                known = ", ".join(CHOICES)
+                raise UserError(f"generation_kwargs of the task: {strange[0]} is not known here, only {known}")
+            if longest >= size:
+                raise UserError(f"max_gen_toks {longest} of the task: this model sees {size} tokens with the prompt")
             columns = generate(
                 self.loaded.model,
-                [tokens],
+                [encode_context(self.loaded.tokenizer, context)[longest - size :]],
                 longest,
-                settings.get("temperature", 1.0) if sample else 0,
-                settings.get("top_k"),
-                settings.get("top_p"),
+                temperature,
+                **{name: value for name, value in settings.items() if value},  # 0 or null: all of them
                 vocab_size=self.loaded.tokenizer.vocab_size,
                 stop=self.loaded.tokenizer.eot,
             )
-            stream = TextStream(self.loaded.tokenizer, [stops] if isinstance(stops, str) else stops)
+            stream = TextStream(self.loaded.tokenizer, [stop for stop in stops if stop])
             texts.append("".join(text for _, text in stream_texts(columns, [stream])))
         return texts
 

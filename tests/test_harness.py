@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from eval import harness
@@ -50,12 +51,19 @@ doc_to_target: "{{text}}"
 generation_kwargs: {until: [" the", "\\n"], max_gen_toks: 12, do_sample: false}
 metric_list: [{metric: exact_match}]
 """,
+    "local_answer_penalized": """\
+output_type: generate_until
+doc_to_text: "{{query}}"
+doc_to_target: "{{text}}"
+generation_kwargs: {until: "\\n", max_new_tokens: "8", repetition_penalty: 1.5, top_k: 0}
+metric_list: [{metric: exact_match}]
+""",
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its export, and three task files."""
+    """A run, its export, and task files."""
     folder = tmp_path_factory.mktemp("harness")
     make_run(folder / "run", GPT2Tokenizer().describe())
     export_hf.main([f"--model={folder / 'run'}", f"--output={folder / 'hf'}"])
@@ -84,11 +92,26 @@ def test_every_score_and_answer_is_the_harness_s_own(folder: Path, monkeypatch: 
                 assert ours["results"][name][metric] == pytest.approx(value, rel=1e-4), metric
     for name in TASKS:
         for a, b in zip(ours["samples"][name], theirs["samples"][name], strict=True):
-            if name == "local_answer":
+            if name.startswith("local_answer"):
                 assert a["resps"] == b["resps"]
                 continue
             logliks = [[value if name == "local_text" else value[0] for value in x["filtered_resps"]] for x in (a, b)]
             assert logliks[0] == pytest.approx(logliks[1], abs=1e-3)
+
+
+def test_what_cannot_be_asked_is_named(folder: Path) -> None:
+    model = GPT2Run(run=str(folder / "run"), device="cpu")
+
+    def ask(kind: str, *args: object) -> None:
+        getattr(model, kind)([Instance(kind, {}, args, 0)])
+
+    for pair in (("The answer", ""), ("th", "e")):  # "the" is one token, and so is "th"
+        with pytest.raises(UserError, match="has no tokens of its own behind"):
+            ask("loglikelihood", *pair)
+    with pytest.raises(UserError, match="max_gen_toks 24 of the task: this model sees 24 tokens"):
+        ask("generate_until", "The", {"max_gen_toks": 24})
+    with pytest.raises(UserError, match="num_beams is not known here, only top_k, top_p, min_p, repetition_penalty"):
+        ask("generate_until", "The", {"max_gen_toks": 4, "num_beams": 2})
 
 
 @pytest.mark.slow
