@@ -7,6 +7,7 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 
 import argparse
 import functools
+import io
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,8 @@ from prepare.instructions import Message, question
 from prepare.tokenizer import Tokenizer
 from train.checkpoint import LoadedModel
 from train.model import GPT
+
+LEAST_PENALTY = 1e-3  # below, logits divided by it leave float32
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,14 +51,25 @@ def main(argv: list[str] | None = None) -> None:
             f"--temperature {args.temperature:g} --top-k {args.top_k} --top-p {args.top_p:g} --min-p {args.min_p:g}: "
             "none can be below 0, top-p lies above 0, and top-p and min-p at most at 1"
         )
-    if not args.repetition_penalty > 0 or "" in args.stop:
+    if not args.repetition_penalty >= LEAST_PENALTY or "" in args.stop:
         raise ArgumentError(
-            f"--repetition-penalty {args.repetition_penalty:g} --stop {args.stop}: above 0, and stop texts not empty"
+            f"--repetition-penalty {args.repetition_penalty:g} --stop {args.stop}: at least {LEAST_PENALTY:g}, and "
+            "stop texts not empty"
         )
+    if not 0 <= args.seed < 2**63:
+        raise ArgumentError(f"--seed {args.seed}: give a number from 0 to 2^63 - 1")
     if args.prompt and args.instruction is not None:
         raise ArgumentError("--prompt is for a text to go on with, --instruction for one to follow: give one of them")
+    if args.interactive and (args.prompt or args.instruction is not None):
+        raise ArgumentError("--interactive reads what to answer from its input: leave out --prompt and --instruction")
+    if args.input and args.instruction is None:
+        raise ArgumentError("--input is what an --instruction is about: give one")
     if args.compile and args.no_cache:
         raise ArgumentError("--compile is for the step with the cache: leave out --no-cache, or --compile")
+
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # bytes that are no UTF-8, in what is typed or in a prompt
 
     with opened(args.model, args.device) as (loaded, _):
         generator = torch.Generator().manual_seed(args.seed)

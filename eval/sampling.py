@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from eval.compiled import CompiledStep
-from eval.scoring import evaluating
+from eval.scoring import DIVERGED, evaluating
 from prepare.cli import UserError
 from prepare.tokenizer import Tokenizer
 from train.model import GPT, KVCache
+
+COLDEST = 1e-30  # temperatures below are 0 in float32
 
 
 def window_start(n: int, block_size: int) -> int:
@@ -39,7 +41,8 @@ def generate(
     vocab_size: int | None = None,
     stop: int | None = None,
 ) -> Iterator[Tensor]:
-    """Continue prompts, also of different lengths, also beyond the block size. No row depends on the others.
+    """Continue prompts, also of different lengths, also beyond the block size. What is likely in a row does not depend
+    on the others; what is drawn does, since all draw from one generator.
 
     The prompts end in the same column, and shorter ones begin behind columns that nothing sees:
 
@@ -89,7 +92,7 @@ def generate(
                 logits = model.logits(model.hidden(tokens[:, seen:n], cache, **places)[:, -1])
             logits = logits[:, :vocab_size].float().cpu()  # (B, V)
             if not logits.isfinite().all():
-                raise UserError("the model's logits are not finite: it has diverged, or its weights are damaged")
+                raise UserError(DIVERGED)
             logits = penalize(logits, used[:, :vocab_size], repetition_penalty)
             new = choose(logits, temperature, top_k, top_p, min_p, generator)
             if stop is not None:
@@ -145,7 +148,7 @@ def choose(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = (logits - logits.max(-1, keepdim=True).values) / temperature  # no overflow, however cold
+    logits = (logits - logits.max(-1, keepdim=True).values) / max(temperature, COLDEST)  # no overflow
     probabilities = torch.softmax(restrict(logits, top_k, top_p, min_p), -1)
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 
@@ -161,7 +164,7 @@ def restrict(
         ordered, order = logits.sort(descending=True, stable=True)
         probabilities = ordered.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities  # what the likelier ones have together
-        outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, (before >= top_p) & (before > 0))
         logits = logits.masked_fill(outside, float("-inf"))
     if min_p is not None:
         probabilities = logits.softmax(-1)

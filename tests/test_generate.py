@@ -157,15 +157,41 @@ def test_text_streams_in_whole_characters(tmp_path):
 WARPERS = ["--temperature=-1", "--temperature=nan", "--top-k=-1", "--top-p=0", "--top-p=1.5", "--min-p=2"]
 
 
-@pytest.mark.parametrize("option", [*WARPERS, "--repetition-penalty=0", "--stop="])
+@pytest.mark.parametrize("option", [*WARPERS, "--repetition-penalty=0", "--stop=", "--seed=-1", f"--seed={2**64}"])
 def test_impossible_settings_are_argument_errors(option):
     with pytest.raises(ArgumentError, match=option.split("=")[0]):
         generate.main([option])
 
 
-def test_a_prompt_or_an_instruction():
-    with pytest.raises(ArgumentError, match="give one of them"):
-        generate.main(["--prompt", "a", "--instruction", "b"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt=a", "--instruction=b"], "give one of them"),
+        (["--interactive", "--prompt=a"], "leave out --prompt and --instruction"),
+        (["--interactive", "--instruction=a"], "leave out --prompt and --instruction"),
+        (["--prompt=a", "--input=b"], "--input is what an --instruction is about"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        generate.main(options)
+
+
+@pytest.mark.parametrize("option", ["--temperature=1e-46", "--top-p=1e-300", "--repetition-penalty=0.001"])
+def test_the_least_that_settings_can_be(characters, capsys, option):
+    said = _say(capsys, f"--model={characters}", "--prompt=abc", "--max-new-tokens=9", option)
+    if "penalty" not in option:
+        assert said == _say(capsys, f"--model={characters}", "--prompt=abc", "--max-new-tokens=9", "--temperature=0")
+
+
+def test_bytes_that_are_no_utf8(bpe):
+    """On a terminal, whose streams are strict: typed in, and in a prompt that is printed."""
+    command = [sys.executable, "eval/generate.py", "--model", bpe[0], "--max-new-tokens", "2"]
+    settings = {"cwd": ROOT, "env": {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}}
+    for more, typed, shown in ((["--interactive"], b"caf\xe9\n", "caf\ufffd"), (["--prompt", b"a\xffb"], b"", "a?b")):
+        done = subprocess.run([*command, *more], input=typed, capture_output=True, check=False, **settings)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.decode().startswith(shown)
 
 
 def test_mistakes_are_one_line(characters):
