@@ -75,7 +75,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def tokens_a_step(rows: Sequence[dict[str, Any]]) -> float | None:
     """Tokens in a step of the run; None before its first train row."""
-    return next((row["tokens"] / row["step"] for row in reversed(rows) if row["kind"] == "train"), None)
+    trained = (row for row in reversed(rows) if row["kind"] == "train" and row["step"] and row.get("tokens"))
+    return next((row["tokens"] / row["step"] for row in trained), None)
 
 
 def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "tokens") -> Path:
@@ -106,9 +107,10 @@ def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "
         return save(figure, Path(output))
 
 
-def plot_report(title: str, cells: Sequence[Sequence[str]], run_dir: Path | None, output: Path) -> Path:
+def plot_report(
+    title: str, cells: Sequence[Sequence[str]], metrics: Sequence[dict[str, Any]], output: Path
+) -> Path:
     """Draw report.py's table, its header first, and beside it HellaSwag over tokens of a run that measured it."""
-    metrics = read_metrics(run_dir) if run_dir else []
     steps, values = series(metrics, *HELLASWAG)
     curve, height = bool(len(values)), 0.4 + 0.3 * len(cells)  # inches
     with plt.rc_context(STYLE):
@@ -117,10 +119,10 @@ def plot_report(title: str, cells: Sequence[Sequence[str]], run_dir: Path | None
         figure.set_layout_engine("constrained")
         panel = panels[0, 0]
         panel.axis("off")
-        panel.set_title(title)
+        panel.set_title(_plain(title))
         lengths = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
         drawn = panel.table(
-            cells,
+            [[_plain(cell) for cell in row] for row in cells],
             colWidths=[length / sum(lengths) for length in lengths],
             bbox=(0, 0, 1, 1),  # of the panel
             edges="horizontal",
@@ -162,7 +164,12 @@ def save(figure: Figure, output: Path) -> Path:
 def _label(run: Path | str, all_runs: Sequence[Path | str]) -> str:
     """The run's name, or its path where names alone would not tell runs apart."""
     name = Path(run).resolve().name
-    return name if [Path(other).resolve().name for other in all_runs].count(name) == 1 else str(run)
+    return _plain(name if [Path(other).resolve().name for other in all_runs].count(name) == 1 else str(run))
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is, where two dollar signs would begin and end a formula."""
+    return text.replace("$", r"\$")
 
 
 def _draw(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from eval.curves import plot_report
+from eval.curves import plot_report, read_metrics
 from eval.detokenize import load_wikitext
 from eval.measures import measure_hellaswag, measure_lambada, measure_shards, measure_wikitext
 from eval.model_option import add_model_options, opened
@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     if not there.is_dir():
         raise UserError(f"--output {args.output}: {there} is a file; name a folder")
     shards = find_shards(args.shards) if args.shards else []
+    run = next((path for path in (Path(model), *Path(model).parents[:2]) if (path / METRICS).is_file()), None)
+    metrics = read_metrics(run) if run else []
 
     with opened(model, args.device) as (loaded, world):
         found = dict(measures(loaded, world, args.data, shards, args.limit))
@@ -65,9 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     write_json(args.output / "report.json", {"model": loaded.name, "step": loaded.step, "sets": settings, "rows": rows})
     write_whole(args.output / "report.txt", text)
-    folder = next((path for path in (Path(model), *Path(model).parents[:2]) if (path / METRICS).is_file()), None)
-    plot_report(f"{loaded.name} beside OpenAI's GPT-2", cells, folder, args.output / "report.png")
-    print(text + f"\n{args.output}/report.txt report.json report.png")
+    print(text)
+    plot_report(f"{loaded.name} beside OpenAI's GPT-2", cells, metrics, args.output / "report.png")
+    print(f"{args.output}/report.txt report.json report.png")
 
 
 def measures(

@@ -104,7 +104,7 @@ def test_the_last_panel_is_the_score_that_a_run_has(tmp_path, monkeypatch, row, 
 
 
 def test_tokens_and_steps_are_different_axes(tmp_path):
-    run = _run(tmp_path / "run")
+    run = _run(tmp_path / "a$^$b")  # no formula
     tokens = _picture(plot_runs([run], tmp_path / "tokens.png"))
     steps = _picture(plot_runs([run], tmp_path / "steps.png", over="steps"))
     assert not np.array_equal(tokens, steps)

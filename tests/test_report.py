@@ -55,6 +55,18 @@ def test_the_report_holds_what_the_scripts_measure(data, tmp_path, capsys):
     assert set(PUBLISHED) - rows.keys() == {"wikitext103 perplexity"}
 
 
+def test_the_log_of_the_run_is_read_before_anything_is_measured(data, tmp_path, capsys):
+    run = make_run(tmp_path / "a$^$b", GPT2Tokenizer().describe())
+    command = [f"--model={run}", f"--data={data}", f"--output={tmp_path / 'report'}", "--device=cpu"]
+    (run / "metrics.jsonl").write_text('damaged\n{"step": 0, "kind": "train", "loss": 9.0}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1 is not a row"):
+        report.main(command)
+    assert "is not measured" not in capsys.readouterr().out
+    (run / "metrics.jsonl").write_text('{"step": 0, "kind": "train", "loss": 9.0}\n')  # no tokens to draw over
+    report.main(command)
+    assert (tmp_path / "report/report.png").read_bytes().startswith(PNG)
+
+
 def test_mistakes_are_one_line_and_leave_nothing(data, tmp_path):
     command = ("python", "eval/report.py", "--output", tmp_path / "report", "--data")
     assert "there is no such folder" in one_line_error(run_command(*command, data, "--model", tmp_path / "absent"))
