@@ -114,6 +114,7 @@ resumed.load_state_dict(sharded.state_dict())
 load_moments(optimizers[2], saved[0])
 step(plain, optimizers[0], 5), step(resumed, optimizers[2], 5)
 same(plain, resumed)
+dist.destroy_process_group()
 """
 
 
