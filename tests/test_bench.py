@@ -101,6 +101,22 @@ def test_programs_take_turns_and_each_has_its_figures(tmp_path: Path, checkout: 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_program_that_fails_is_left_out_unless_it_is_the_first(
+    tmp_path: Path, checkout: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (checkout / "train_gpt2.py").write_text(BUILD_NANOGPT.replace("lr=learning_rate", "lr=1 / 0"))
+    words = settings(write_shards(tmp_path / "data"), tmp_path / "run")
+    ours, theirs = bench.Remote("ours", words), bench.Remote("theirs", [*words, "--peer", str(checkout)])
+    try:
+        samples = bench.measure([ours, theirs], 2, 1)
+        assert {program.name: len(steps) for program, steps in samples.items()} == {"ours": 3}
+        assert capsys.readouterr().out == "theirs ended: ZeroDivisionError: division by zero: left out\n"
+        with pytest.raises(bench.Ended, match=r"^theirs ended: ZeroDivisionError: division by zero$"):
+            bench.measure([theirs, ours], 2, 1)
+    finally:
+        ours.close(), theirs.close()
+
+
 def test_two_processes_state_their_all_reduce_and_a_trace_is_written(tmp_path: Path) -> None:
     """12 seconds. Without shards the tokens are random."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -150,10 +166,11 @@ def test_the_gpu_benchmark_asks_for_what_there_is() -> None:
     result = run_command("make", "-n", "gpu-bench", "PEER=../build-nanogpt", "GPU_PYTHON=python3")
     commands = re.findall(r"python3 train/bench.py (.*)", result.stdout.replace("\\\n", ""))
     assert len(commands) == 5
+    assert "-k" in result.stdout  # one table that fails takes no other with it
     compared = []
     for words in map(shlex.split, commands):
         options, rest = bench.own_options().parse_known_args(words)
         for changes in ("", *options.compare):
             compared.append(changes)
             load_config([*rest, *(bench.as_words(changes) if "=" in changes else [])], "")
-    assert {"../build-nanogpt", "train.seed=2", "train.precision=fp32", "train.attention=cudnn"} <= set(compared)
+    assert {"../build-nanogpt", "train.seed=2", "train.precision=fp32", "train.attention=flash"} <= set(compared)

@@ -57,6 +57,7 @@ def test_mfu_divides_by_the_peak_of_all_gpus(tmp_path: Path, monkeypatch: pytest
 def test_peaks_are_found_by_the_devices_name(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
         "NVIDIA H200": 989.4e12,
+        "NVIDIA H200 NVL": 835.5e12,
         "NVIDIA H100 80GB HBM3": 989.4e12,
         "NVIDIA H100 PCIe": 756e12,
         "NVIDIA A100-SXM4-80GB": 312e12,

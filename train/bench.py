@@ -16,6 +16,7 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 import argparse
 import json
 import math
+import re
 import resource
 import statistics
 import subprocess
@@ -50,6 +51,7 @@ OPENING = """Measure the training step: tokens a second, where its time goes, MF
 """
 PHASES = ("data", "forward", "backward", "optimizer")
 TURN = 2  # steps before the next program has its turn
+REASON = re.compile(r"error: |[\w.]+(Error|Exception|Interrupt)\b")  # begins the line that says what went wrong
 SAID = "@bench "  # what a program that is compared says begins with it; all else that it prints is passed over
 
 
@@ -104,6 +106,8 @@ class Program:
             if micro == "auto":
                 found = fitting_micro_batch(self.model, per_rank, world.device, config.train.precision)
                 micro = world.smallest(found)
+                if world.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()  # of the tries
             sharded = config.train.shard_optimizer and world.size > 1
             self.optimizer = build_optimizer(self.model, config.optim, sharded)
             self.wrapped = wrap(self.model, config.train, world)
@@ -158,6 +162,10 @@ def tokens(config: Config, folder: Path) -> list[Path]:
         return [path]
 
 
+class Ended(UserError):
+    """A program ended in a failure of its own, no mistake of the user's: the others can go on."""
+
+
 class Remote:
     """A program in a process of its own, which runs steps when it is told to."""
 
@@ -185,8 +193,10 @@ class Remote:
             if line.startswith(SAID):
                 return json.loads(line.removeprefix(SAID))
         self.errors.seek(0)
-        last = [line for line in self.errors.read().splitlines() if line.strip()][-1:] or ["no word"]
-        raise UserError(f"{self.name} ended: {last[0].removeprefix('error: ')}")
+        lines = [line for line in self.errors.read().splitlines() if line.strip()] or ["no word"]
+        reasons = [line for line in lines if REASON.match(line)] or lines  # advice may follow what went wrong
+        kind = UserError if reasons[-1].startswith("error: ") else Ended
+        raise kind(f"{self.name} ended: {reasons[-1].removeprefix('error: ')}")
 
 
 def answer(program: Program) -> None:
@@ -230,7 +240,7 @@ def main() -> None:
         program = Program(config, world, Path(folder), options.peer)
         if options.turns:
             return answer(program)
-        samples = measure([program], options.steps, options.warmup)[0]
+        samples = measure([program], options.steps, options.warmup)[program]
         report(config, world, [program.facts()], [samples], options.warmup)
         world.say(loader_rate(program, samples[options.warmup :]))
         if world.size > 1:
@@ -251,19 +261,28 @@ def compare(config: Config, options: argparse.Namespace, words: list[str]) -> No
     programs = [Remote("ours", words), *others]
     try:
         samples = measure(programs, options.steps, options.warmup)
-        facts = [program.facts() for program in programs]
-        report(config, distributed.start(config.train.device), facts, samples, options.warmup)
+        facts = [program.facts() for program in samples]
+        report(config, distributed.start(config.train.device), facts, [*samples.values()], options.warmup)
     finally:
         for program in programs:
             program.close()
 
 
-def measure(programs: list[Program] | list[Remote], steps: int, warmup: int) -> list[list[dict[str, float]]]:
-    """All steps of each program, the warm-up's first; after it they take turns."""
-    samples = [program.run(warmup) for program in programs]
-    for done in range(0, steps, TURN):
-        for program, own in zip(programs, samples, strict=True):
-            own += program.run(min(TURN, steps - done))
+def measure(
+    programs: list[Program] | list[Remote], steps: int, warmup: int
+) -> dict[Program | Remote, list[dict[str, float]]]:
+    """All steps of each program, the warm-up's first; after it they take turns. One that fails is left out, unless it
+    is the first, which the others are compared with."""
+    samples: dict[Program | Remote, list[dict[str, float]]] = {program: [] for program in programs}
+    for turn in (warmup, *(min(TURN, steps - done) for done in range(0, steps, TURN))):
+        for program in tuple(samples):
+            try:
+                samples[program] += program.run(turn)
+            except Ended as failure:
+                if program is programs[0]:
+                    raise
+                print(f"{failure}: left out", flush=True)
+                del samples[program]
     return samples
 
 

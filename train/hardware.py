@@ -10,6 +10,7 @@ from train.model import GPT
 
 # Dense bf16 FLOP/s with float32 accumulation, from NVIDIA's datasheets; the first name found in the device's counts.
 PEAK_FLOPS = {
+    "H200 NVL": 835.5e12,
     "H200": 989.4e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
