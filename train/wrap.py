@@ -14,6 +14,8 @@ from train.config import TrainConfig
 from train.distributed import World
 from train.model import GPT
 
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes of torch.compile that use them
+
 
 def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
     """The model of the training step; `raw` stays as it is, for evaluation, generation and checkpoints.
@@ -24,6 +26,8 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
     if train.compile:
         prepare_compiler("train.compile", "set train.compile false")
     mode = train.compile if isinstance(train.compile, str) else None
+    if world.device.type == "cuda" and mode in CUDA_GRAPHS:
+        own_gradients(raw)
     model = torch.compile(raw, mode=mode) if train.compile else raw
     if world.size == 1:
         return model
@@ -32,6 +36,21 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
     if train.all_reduce == "bf16":
         replica.register_comm_hook(None, average_in_bf16)
     return replica
+
+
+def own_gradients(model: nn.Module) -> None:
+    """Have gradients accumulate in memory of their own. Those that a CUDA graph returns lie in the graph's, where its
+    next replay, the next micro-batch, writes others (https://github.com/pytorch/pytorch/issues/169545)."""
+
+    def take(parameter: nn.Parameter) -> None:
+        if parameter not in buffers:
+            buffers[parameter] = torch.empty_like(parameter.grad)
+        if parameter.grad is not buffers[parameter]:
+            parameter.grad = buffers[parameter].copy_(parameter.grad)
+
+    buffers: dict[nn.Parameter, torch.Tensor] = {}
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(take)
 
 
 def prepare_compiler(option: str, otherwise: str) -> None:
