@@ -47,6 +47,8 @@ def gather_moments(optimizer: torch.optim.Optimizer) -> None:
     """Bring the parts of a sharded optimizer to rank 0, whose state_dict() is then whole. Every rank must call it."""
     if hasattr(optimizer, "consolidate_state_dict"):
         optimizer.consolidate_state_dict(to=0)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()  # the last of its copies may still be on the way
 
 
 def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
