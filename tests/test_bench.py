@@ -91,10 +91,10 @@ def test_programs_take_turns_and_each_has_its_figures(tmp_path: Path, checkout: 
     assert result.returncode == 0, result.stderr
     rows = table(result.stdout)
     assert list(rows) == ["ours", str(checkout), faster, same]
-    for median, slowest, fastest, ratio, data_wait, forward, backward, optimizer in rows.values():
+    for median, slowest, fastest, ratio, *phases in rows.values():
         assert slowest <= median <= fastest
-        assert ratio == pytest.approx(rows["ours"][0] / median, rel=0.02)
-        assert 512 / median >= (data_wait + forward + backward + optimizer) / 1000 * 0.5
+        assert ratio == pytest.approx(rows["ours"][0] / median, rel=0.01, abs=0.006)  # printed with two decimals
+        assert 0 < max(phases) / 1000 <= 512 / (slowest - 0.5) + 1e-4  # no phase takes longer than the longest step
     assert f"{same}: losses differ by at most 0.0e+00 from ours in 6 steps" in result.stdout
     assert faster + ": losses" not in result.stdout  # another model
     assert "no MFU, since this device's peak is not known" in result.stdout
