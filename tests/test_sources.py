@@ -196,6 +196,20 @@ def test_long_documents_come_few_at_a_time(tmp_path):
     assert [batch.texts.to_pylist() for batch in batches] == [[text] for text in texts]
 
 
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_batches_are_small_whatever_the_row_group_s_size_says(tmp_path, dictionary):
+    """A dictionary's text counts once in it, and few long documents do not tell among many empty ones."""
+    texts = ["a" * 80_000, "b" * 80_000] * 1000 if dictionary else [""] * 50_000 + ["c" * 1_000_000] * 20
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=dictionary)
+    before, row = pa.total_allocated_bytes(), 0
+    for batch in read_documents(tmp_path / "a.parquet", "text"):
+        assert batch.texts.to_pylist() == texts[row : row + batch.read]
+        row += batch.read
+        assert sum(buffer.size for buffer in batch.texts.buffers() if buffer) <= sources.BATCH_BYTES
+        assert pa.total_allocated_bytes() - before < 64 << 20
+    assert row == len(texts)
+
+
 @pytest.mark.parametrize("start", [0, 1, 7, 1999, 2000, 2001, 2999, 3000, 5000])
 def test_reading_goes_on_at_any_row(path, start, monkeypatch):
     values = [None if i % 7 == 3 else f"document {i} " * (i % 50) for i in range(3000)]
