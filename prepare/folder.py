@@ -29,6 +29,13 @@ from prepare.shards import (
 PROGRESS = ".progress"
 
 
+def kept_revision(path: Path, dataset: str) -> str | None:
+    """The commit of `dataset` that the folder `path` was begun with; None if it was begun with nothing of it."""
+    begun = path / PROGRESS / "plan.json"
+    made = json.loads(begun.read_bytes()) if begun.is_file() else read_manifest(path)
+    return made["revision"] if made is not None and made["dataset"] == dataset else None
+
+
 class Folder:
     """The folder `path` and the plan of the job that makes it."""
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from prepare.cli import DATA, Parser, UserError, available_cores, positive, run_script
 from prepare.download import fetch_hub_file, hub_files
+from prepare.folder import kept_revision
 from prepare.pipeline import Job, add_engine, run_job
 from prepare.shards import SHARD_TOKENS
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, group
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         facts["files"] = [LocalFile(path, options.column).identity() for path in paths]
         corpus = Corpus(lambda: paths, options.column, scratch)
     else:
-        listing = hub_files(REPO, FOLDER, ".parquet")
+        listing = hub_files(REPO, FOLDER, ".parquet", kept_revision(options.out, REPO) or "main")
         dataset, revision, paths = REPO, listing.revision, listing.files
         corpus = Corpus(
             lambda: [fetch_hub_file(REPO, path, revision, scratch) for path in paths], options.column, scratch

@@ -58,6 +58,7 @@ def test_from_the_hub_and_from_files(tmp_path: Path, parquet: list[Path]) -> Non
         assert "bytes=5000-" in hub.ranges("00001-of")
         revision = hub.commit(tmp_path / "served/datasets/Skylion007/openwebtext")
         downloads = len(hub.ranges(".parquet"))
+        (tmp_path / "served/datasets/Skylion007/openwebtext/README.md").write_text("A commit that changes no text.")
         again = run_command(*command, **hub.environment(tmp_path))
         assert "finished already" in again.stdout
         assert len(hub.ranges(".parquet")) == downloads
