@@ -95,6 +95,17 @@ def test_without_a_network(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_file_is_named_and_may_be_mended(tmp_path: Path, parquet: list[Path]) -> None:
+    command = ("python", SCRIPT, "--input", *parquet, "--out", tmp_path / "out", "--workers", 1)
+    whole = parquet[1].read_bytes()
+    parquet[1].write_bytes(whole[:4] + bytes(2000) + whole[2004:])
+    assert str(parquet[1]) in one_line_error(run_command(*command))
+    assert not (tmp_path / "out").exists()
+    parquet[1].write_bytes(whole)
+    result = run_command(*command)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
