@@ -108,9 +108,9 @@ def run_job(
                 if seconds is not None:
                     seconds |= run.seconds
             manifest = folder.complete()
-        except UserError:
+        except UserError as mistake:
             if count == 1:
-                folder.abandon()
+                folder.abandon(keep=not isinstance(mistake, TooManyParts))  # the next run has larger shards
             raise
         except OSError:  # a full disk: what has no final name makes room
             folder.clean(todo)
@@ -260,7 +260,7 @@ class _Output:
             # no text has more tokens than bytes, besides the one before each document
             most = sum(self.size_of(batch) + len(batch.texts) for batch in self.source.batches())
             unit = 10 ** max(0, len(str(most // MAX_PARTS)) - 2)
-            raise UserError(
+            raise TooManyParts(
                 f"--shard-tokens {self.shard_tokens} makes {failure} ({self.source.name}): "
                 f"give --shard-tokens {(most // MAX_PARTS // unit + 1) * unit} or more"
             ) from failure
