@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -207,7 +207,7 @@ def _open_parquet(path: Path | Remote) -> pq.ParquetFile:
 def _pieces(file: BinaryIO, separator: bytes) -> Iterator[str]:
     """The documents of a .txt file between separators."""
     rest = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
-    while chunk := file.read(BATCH_BYTES):
+    for chunk in chain([b""], iter(lambda: file.read(BATCH_BYTES), b"")):  # those first bytes may be all there are
         *whole, rest = (rest + chunk).split(separator)
         yield from (piece.decode("utf-8", "replace") for piece in whole)
     if rest:

@@ -237,6 +237,16 @@ def test_separated_documents(tmp_path, monkeypatch, separator, batch):
             assert found == texts[start:]
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\nc"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_separated_documents_of_a_few_bytes(tmp_path, mark, end):
+    path = tmp_path / "a.txt"
+    for text in ("a", "", "a\nb"):
+        path.write_text(mark + text + end)
+        found = [text for part in read_documents(path, "text", 0, "\n") for text in part.texts.to_pylist()]
+        assert found == (text + end).removesuffix("\n").split("\n") if text + end else found == []
+
+
 def test_some_malformed_lines_may_be_allowed(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text('{\n{"text": "a"}\nnonsense\n{"text": "b"}\n[]\n')
