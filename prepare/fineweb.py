@@ -129,6 +129,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def unescaped(text: str) -> str:
     """argparse's type for a separator, in which a shell cannot easily write a line end or a tab."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: say what stands between documents, or leave it out")
     return text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t").replace("\\0", "\0")
 
 

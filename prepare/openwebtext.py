@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 from prepare.cli import DATA, Parser, UserError, available_cores, positive, run_script
 from prepare.download import fetch_hub_file, hub_files
 from prepare.folder import kept_revision
-from prepare.pipeline import Job, add_engine, run_job
-from prepare.shards import SHARD_TOKENS
+from prepare.pipeline import Job, add_engine, add_shard_tokens, run_job
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, group, read_documents
 from prepare.tokenizer import GPT2Tokenizer
 
@@ -145,7 +144,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", metavar="FILE", help="local .parquet files, not the hub")
     parser.add_argument("--column", default="text", help="where the files have the text")
     parser.add_argument("--out", type=Path, default=DATA / "openwebtext", help="folder of the shards")
-    parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
+    add_shard_tokens(parser)
     parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
     add_engine(parser)
     return parser.parse_args(argv)

@@ -26,6 +26,7 @@ VERSION = 1
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 SHARD_TOKENS = 100_000_000
+MAX_TOKENS = 2**31 - 1  # of a shard: the header counts them in an int32
 MAX_PARTS = 1000  # of one input file: PPP has three digits
 TOKEN = np.dtype("<u2")
 MANIFEST = "manifest.json"
@@ -171,8 +172,8 @@ class ShardWriter:
         records: Sequence[dict] = (),
         publish: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
-        if not 0 < shard_tokens < 2**31:  # the header counts tokens in an int32
-            raise UserError(f"a shard of {shard_tokens:,} tokens cannot be: give 1 to 2,147,483,647")
+        if not 0 < shard_tokens <= MAX_TOKENS:
+            raise UserError(f"a shard of {shard_tokens:,} tokens cannot be: give 1 to {MAX_TOKENS:,}")
         self.folder, self.name, self.file, self.shard_tokens, self.split = folder, name, file, shard_tokens, split
         self.records = list(records)
         self._part = len(self.records)

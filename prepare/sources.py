@@ -308,6 +308,8 @@ def _arrow_batch(array: pa.Array, done: float) -> Batch:
 def _check_schema(path: Path | Remote, schema: pa.Schema, column: str) -> None:
     if column not in schema.names:
         raise UserError(f"{path} has no column {column!r}; it has {_names(schema.names)}: choose one with --column")
+    if schema.names.count(column) > 1:
+        raise UserError(f"{path} has {schema.names.count(column)} columns {column!r}: rename all but one of them")
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if value not in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.null()):

@@ -138,6 +138,14 @@ def test_parquet_kinds_of_text(tmp_path):
             check_documents(path, "text")
 
 
+def test_parquet_with_two_columns_of_a_name(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["text", "text", "one"]), path)
+    with pytest.raises(UserError, match=r"a\.parquet has 2 columns 'text'"):
+        check_documents(path, "text")
+    assert read(path, "one") == (["c"], 0)
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.null()])
 @pytest.mark.parametrize("rows", [0, 2])
 def test_parquet_without_any_text(tmp_path, kind, rows):
