@@ -36,6 +36,14 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert "Traceback" in result.stderr
 
 
+def test_interrupted_while_it_imports() -> None:
+    result = run_command("python", "-c", "import prepare, os; os.kill(os.getpid(), 2)")
+    assert one_line_error(result, 130) == "error: interrupted"
+    result = run_command("python", "-c", "import prepare; prepare.no_such_name")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
 def test_under_torchrun_only_rank_0_says_error() -> None:
     result = run_command("python", "-c", FAIL.format("raise UserError('no')"), RANK="3")
     assert (result.returncode, result.stderr) == (1, "rank 3: no\n")
