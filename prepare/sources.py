@@ -132,13 +132,9 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | Remote]:
     for pattern in map(str, patterns):
         if "://" in pattern:
             matches: list[Path | Remote] = _remote(pattern)
-        elif Path(pattern).is_dir():
-            matches = sorted(path for path in Path(pattern).rglob("*") if path.name.endswith(SUFFIXES))
-            if not matches:
-                raise UserError(f"--input {pattern} is a folder without {', '.join(SUFFIXES)}: check the path")
         else:
             names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-            matches = [Path(name) for name in names]
+            matches = list(dict.fromkeys(path for name in names for path in _files(Path(name))))  # ** finds some twice
         if not matches:
             raise UserError(f"--input {pattern}: no such file (or none matches): check the path")
         paths += matches
@@ -148,6 +144,16 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | Remote]:
     return paths
 
 
+def _files(path: Path) -> list[Path]:
+    """The path itself; of a folder (out.parquet of Spark and Dask is one) the known files in it."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not file.is_dir())
+    if not found:
+        raise UserError(f"--input {path} is a folder without {', '.join(SUFFIXES)}: check the path")
+    return found
+
+
 def _remote(pattern: str) -> list[Path | Remote]:
     with _user_errors(pattern):
         try:
@@ -155,10 +161,15 @@ def _remote(pattern: str) -> list[Path | Remote]:
         except (ImportError, ValueError) as failure:  # it says what to install
             raise UserError(f"--input {pattern}: {failure}") from failure
         if system.isdir(path):
-            found = [name for name in sorted(system.find(path)) if name.endswith(SUFFIXES)]
+            folders, found = [path], []
+        elif system.exists(path):
+            folders, found = [], [path]
         else:
-            found = [path] if system.exists(path) else sorted(system.glob(path))
-        return [Remote(system.unstrip_protocol(name)) for name in found]
+            matches = system.glob(path, detail=True)
+            folders = [name for name, facts in matches.items() if facts["type"] == "directory"]
+            found = [name for name in matches if name not in folders]
+        found += [name for folder in folders for name in system.find(folder) if name.endswith(SUFFIXES)]
+        return [Remote(system.unstrip_protocol(name)) for name in sorted(set(found))]
 
 
 def check_documents(path: Path | Remote, column: str) -> None:

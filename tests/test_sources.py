@@ -185,6 +185,17 @@ def test_find_inputs(tmp_path, monkeypatch):
             find_inputs([wrong])
 
 
+def test_folders_that_are_named_as_files(tmp_path):
+    """As Spark and Dask write them."""
+    folder = tmp_path / "all" / "out.parquet"
+    folder.mkdir(parents=True)
+    (folder / "_SUCCESS").touch()
+    parts = [write(folder / f"part-{number}.snappy.parquet", [{"text": "a"}]) for number in range(2)]
+    for pattern in (tmp_path, tmp_path / "all", folder, tmp_path / "all/*.parquet", tmp_path / "**/*.parquet"):
+        assert find_inputs([pattern]) == parts
+        assert [Path(file.path) for file in find_inputs([f"file://{pattern}"])] == parts
+
+
 def test_identity_tells_files_apart(tmp_path):
     path = tmp_path / "a.txt"
     seen = set()
