@@ -23,9 +23,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prepare.cli import ROOT, Parser, available_cores, positive, run_script
+from prepare.cli import ROOT, Parser, UserError, available_cores, positive, run_script
 from prepare.pipeline import Job, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources import LocalFile, find_inputs, read_documents
@@ -43,9 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each; the medians are shown")
     parser.add_argument("--folder", type=Path, help="where there is room; the system's temporary folder when not given")
     options = parser.parse_args(argv)
+    if options.folder and not options.folder.is_dir():
+        raise UserError(f"--folder {options.folder} is no folder: make it, or give another")
     if options.input:
         paths = find_inputs(options.input)
         texts = [batch.texts for path in paths for batch in read_documents(path, options.column)]
+        if not _bytes(texts):
+            raise UserError(f"--input holds no text ({len(paths)} files): give some to measure with")
     else:
         texts = [pa.array(map(read_play, [*PLAYS, *HELD_OUT]), pa.large_string())]
     with tempfile.TemporaryDirectory(prefix="prepare_bench_", dir=options.folder) as folder:
@@ -111,7 +116,7 @@ def _encode(engine: str, batches: list[pa.LargeStringArray], workers: int) -> No
 
 
 def _bytes(texts: list[pa.LargeStringArray]) -> int:
-    return sum(array.nbytes - 8 * (len(array) + 1) for array in texts)
+    return sum(pc.sum(pc.binary_length(array)).as_py() or 0 for array in texts)
 
 
 if __name__ == "__main__":

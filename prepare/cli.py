@@ -70,6 +70,9 @@ def positive(text: str) -> int:
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments), no traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # whoever began us closed it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115  stays open
     try:
         main()
         sys.stdout.flush()
@@ -81,7 +84,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as failure:
-        places = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+        places = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
         if failure.errno not in places:
             raise
         where = f" ({failure.filename})" if failure.filename else ""

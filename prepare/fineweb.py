@@ -19,7 +19,7 @@ import numpy as np
 
 from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, positive, run_script
 from prepare.download import fetch_hub_file, fetch_pretokenized, hub_files
-from prepare.folder import PROGRESS
+from prepare.folder import PROGRESS, kept_revision
 from prepare.pipeline import KEEP_FILES, Job, add_options, run_job
 from prepare.shards import build_manifest, file_sha256, open_shard, read_manifest, write_manifest
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
@@ -72,7 +72,9 @@ def main(argv: list[str] | None = None) -> None:
             dataset, revision = "local files", None
         else:
             dataset = "HuggingFaceFW/fineweb" + ("-edu" if edu else "")
-            listing = hub_files(dataset, f"sample/{options.version}", ".parquet")
+            # a folder keeps its commit, whatever is committed to the dataset while it is made
+            revision = kept_revision(out, dataset) or "main"
+            listing = hub_files(dataset, f"sample/{options.version}", ".parquet", revision)
             revision, into = listing.revision, out / ".download"
             sources = [HubFile(dataset, revision, path, into, options.column) for path in listing.files]
         tokenizer, facts = GPT2Tokenizer(options.engine), {"column": options.column}
@@ -127,6 +129,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def unescaped(text: str) -> str:
     """argparse's type for a separator, in which a shell cannot easily write a line end or a tab."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: say what stands between documents, or leave it out")
     return text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t").replace("\\0", "\0")
 
 

@@ -29,6 +29,13 @@ from prepare.shards import (
 PROGRESS = ".progress"
 
 
+def kept_revision(path: Path, dataset: str) -> str | None:
+    """The commit of `dataset` that the folder `path` was begun with; None if it was begun with nothing of it."""
+    begun = path / PROGRESS / "plan.json"
+    made = json.loads(begun.read_bytes()) if begun.is_file() else read_manifest(path)
+    return made["revision"] if made is not None and made["dataset"] == dataset else None
+
+
 class Folder:
     """The folder `path` and the plan of the job that makes it."""
 
@@ -146,11 +153,13 @@ class Folder:
     def _identified(self, number: int, record: dict) -> dict:
         return record | {"input": self.plan["inputs"][number] | record["input"]}
 
-    def abandon(self) -> None:
-        """After a mistake of the user's: keep finished sources, and leave nothing at all when there are none."""
+    def abandon(self, keep: bool = True) -> None:
+        """After a mistake of the user's: keep finished sources and (`keep`) finished shards, and leave nothing at all
+        when there are none."""
         done = self.finished()
-        self.clean([number for number in range(len(self.plan["inputs"])) if number not in done], keep=False)
-        if not done:
+        numbers = [number for number in range(len(self.plan["inputs"])) if number not in done]
+        self.clean(numbers, keep)
+        if not done and not any(self._marker(number, ".part").is_file() for number in numbers):
             shutil.rmtree(self.progress, ignore_errors=True)
             with suppress(OSError):  # the folder holds something else
                 self.path.rmdir()

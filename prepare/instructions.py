@@ -89,6 +89,8 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
         several = failure.msg == "Extra data" and path.suffix != ".jsonl"
         hint = "a file with an example a line is named .jsonl" if several else "mend it"
         raise UserError(f"{path} is no JSON: line {line} column {failure.colno}: {failure.msg}; {hint}") from None
+    except ValueError as failure:  # an integer of thousands of digits
+        raise UserError(f"{path}, from line {first_line} on, cannot be read ({failure}): mend it") from None
     except RecursionError:
         raise UserError(f"{path}, from line {first_line} on, is nested too deeply to be read: mend it") from None
 

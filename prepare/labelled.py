@@ -124,6 +124,8 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as failure:
             raise UserError(f"{path}:{number} is no JSON ({failure.msg}, column {failure.colno}): mend it") from None
+        except ValueError as failure:  # an integer of thousands of digits
+            raise UserError(f"{path}:{number} cannot be read ({failure}): mend it") from None
         except RecursionError:
             raise UserError(f"{path}:{number} is nested too deeply to be read: mend it") from None
         if not isinstance(record, dict):

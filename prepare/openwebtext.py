@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 
 from prepare.cli import DATA, Parser, UserError, available_cores, positive, run_script
 from prepare.download import fetch_hub_file, hub_files
-from prepare.pipeline import Job, add_engine, run_job
-from prepare.shards import SHARD_TOKENS
-from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, group
+from prepare.folder import kept_revision
+from prepare.pipeline import Job, add_engine, add_shard_tokens, run_job
+from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, group, read_documents
 from prepare.tokenizer import GPT2Tokenizer
 
 REPO, FOLDER = "Skylion007/openwebtext", "plain_text"
@@ -40,26 +40,43 @@ class Corpus:
     column: str
     cache: Path
     lock: threading.Lock = field(default_factory=threading.Lock)
-    loaded: dict | None = None
+    loaded: dict | UserError | None = None
 
     def splits(self) -> dict:
-        """The datasets.DatasetDict with `train` and `test`, as train_test_split names them."""
+        """The datasets.DatasetDict with `train` and `test`, as train_test_split names them. UserError names a file that
+        cannot be read; the cache is removed then, for there may be another input the next time."""
+        with self.lock:
+            if self.loaded is None:
+                paths = self.files()
+                try:
+                    self.loaded = self._load(paths)
+                except UserError as failure:
+                    shutil.rmtree(self.cache, ignore_errors=True)
+                    self.loaded = failure  # of every part, without trying again
+            if isinstance(self.loaded, UserError):
+                raise self.loaded
+            return self.loaded
+
+    def _load(self, paths: list[Path]) -> dict:
         import datasets  # takes two seconds, which a mistake in the arguments need not wait for
 
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
-        with self.lock:
-            if self.loaded is None:
-                paths = self.files()
-                for path in paths:
-                    check_documents(path, self.column)
-                rows = datasets.Dataset.from_parquet(
-                    [str(path) for path in paths], columns=[self.column], cache_dir=str(self.cache)
-                )
-                if len(rows) < 2:
-                    raise UserError(f"the input holds {len(rows)} documents, too few to hold one out: give more")
-                self.loaded = rows.train_test_split(test_size=TEST_SIZE, seed=SEED, shuffle=True)
-            return self.loaded
+        for path in paths:
+            check_documents(path, self.column)
+        try:
+            rows = datasets.Dataset.from_parquet(
+                [str(path) for path in paths], columns=[self.column], cache_dir=str(self.cache)
+            )
+            if len(rows) < 2:
+                raise UserError(f"the input holds {len(rows)} documents, too few to hold one out: give more")
+            return rows.train_test_split(test_size=TEST_SIZE, seed=SEED, shuffle=True)
+        except datasets.exceptions.DatasetsError as failure:
+            for path in paths:  # it does not say which
+                for _ in read_documents(path, self.column):
+                    pass
+            reason = failure.__cause__ or failure
+            raise UserError(f"cannot write {self.cache} ({reason}): free space or choose another --out") from failure
 
 
 @dataclass
@@ -110,10 +127,10 @@ def main(argv: list[str] | None = None) -> None:
         facts["files"] = [LocalFile(path, options.column).identity() for path in paths]
         corpus = Corpus(lambda: paths, options.column, scratch)
     else:
-        listing = hub_files(REPO, FOLDER, ".parquet")
+        listing = hub_files(REPO, FOLDER, ".parquet", kept_revision(options.out, REPO) or "main")
         dataset, revision, paths = REPO, listing.revision, listing.files
         corpus = Corpus(
-            lambda: [fetch_hub_file(REPO, path, revision, scratch) for path in paths], options.column, scratch
+            lambda: [fetch_hub_file(REPO, path, revision, scratch) for path in paths], options.column, scratch / "arrow"
         )
     count = max(1, 5 * len(paths) // 4)  # of the hub's 80 files this makes 100 parts of 90M tokens, one shard each
     sources = [Part(corpus, "val"), *(Part(corpus, "train", index, count) for index in range(count))]
@@ -127,7 +144,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", metavar="FILE", help="local .parquet files, not the hub")
     parser.add_argument("--column", default="text", help="where the files have the text")
     parser.add_argument("--out", type=Path, default=DATA / "openwebtext", help="folder of the shards")
-    parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
+    add_shard_tokens(parser)
     parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
     add_engine(parser)
     return parser.parse_args(argv)

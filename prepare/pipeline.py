@@ -19,7 +19,7 @@ from pathlib import Path
 
 from prepare.cli import Progress, UserError, available_cores, positive
 from prepare.folder import Folder
-from prepare.shards import MAX_PARTS, SHARD_TOKENS, ShardWriter, TooManyParts
+from prepare.shards import MAX_PARTS, MAX_TOKENS, SHARD_TOKENS, ShardWriter, TooManyParts
 from prepare.sources import Batch, Source
 from prepare.tokenizer import ENGINES, Encoded, Mismatch, Tokenizer
 
@@ -30,7 +30,7 @@ BACKLOG = 2  # shards that wait to be brought to disk
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every script with a pipeline has: --shard-tokens, --workers, --engine, --task."""
-    parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
+    add_shard_tokens(parser)
     parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
     add_engine(parser)
     parser.add_argument(
@@ -38,11 +38,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shard_tokens(parser: argparse.ArgumentParser) -> None:
+    """--shard-tokens, which decides how many shards there are."""
+    parser.add_argument("--shard-tokens", type=shard_size, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """--engine, which decides how long it takes and nothing else."""
     parser.add_argument(
         "--engine", choices=ENGINES, default=ENGINES[0], help="who encodes; the tokens are the same, tiktoken's"
     )
+
+
+def shard_size(text: str) -> int:
+    """argparse's type for the tokens of a shard."""
+    tokens = positive(text)
+    if tokens > MAX_TOKENS:
+        raise argparse.ArgumentTypeError(f"a shard of {tokens:,} tokens cannot be: give 1 to {MAX_TOKENS:,}")
+    return tokens
 
 
 def task(text: str) -> tuple[int, int]:
@@ -108,9 +121,9 @@ def run_job(
                 if seconds is not None:
                     seconds |= run.seconds
             manifest = folder.complete()
-        except UserError:
+        except UserError as mistake:
             if count == 1:
-                folder.abandon()
+                folder.abandon(keep=not isinstance(mistake, TooManyParts))  # the next run has larger shards
             raise
         except OSError:  # a full disk: what has no final name makes room
             folder.clean(todo)
@@ -260,7 +273,7 @@ class _Output:
             # no text has more tokens than bytes, besides the one before each document
             most = sum(self.size_of(batch) + len(batch.texts) for batch in self.source.batches())
             unit = 10 ** max(0, len(str(most // MAX_PARTS)) - 2)
-            raise UserError(
+            raise TooManyParts(
                 f"--shard-tokens {self.shard_tokens} makes {failure} ({self.source.name}): "
                 f"give --shard-tokens {(most // MAX_PARTS // unit + 1) * unit} or more"
             ) from failure

@@ -17,11 +17,10 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.cli import DATA, ArgumentError, Parser, UserError, positive, run_script
+from prepare.cli import DATA, ArgumentError, Parser, UserError, run_script
 from prepare.download import fetch_url
-from prepare.pipeline import Job, run_job
+from prepare.pipeline import Job, add_shard_tokens, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
-from prepare.shards import SHARD_TOKENS
 from prepare.sources import Batch, Source, batch_of
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 
@@ -79,7 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, metavar="FILE", help="a UTF-8 text instead, such as Tiny Shakespeare's")
     parser.add_argument("--url", help="where to get Tiny Shakespeare; its author's repository when not given")
     parser.add_argument("--out", type=Path, help="folder of the shards; data/shakespeare_LEVEL when not given")
-    parser.add_argument("--shard-tokens", type=positive, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
+    add_shard_tokens(parser)
     options = parser.parse_args(argv)
     options.source = options.source or ("tiny" if options.input or options.url else "plays")
     if options.source == "plays" and (options.input or options.url):

@@ -12,9 +12,10 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import UnionType
 
 import numpy as np
 
@@ -25,9 +26,18 @@ VERSION = 1
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 SHARD_TOKENS = 100_000_000
+MAX_TOKENS = 2**31 - 1  # of a shard: the header counts them in an int32
 MAX_PARTS = 1000  # of one input file: PPP has three digits
 TOKEN = np.dtype("<u2")
 MANIFEST = "manifest.json"
+# what a manifest has, and of which kind; more is allowed
+MANIFEST_KINDS = {
+    "dataset": str, "revision": str | None, "inputs": list, "tokenizer": dict, "options": dict, "versions": dict,
+    "shards": list,
+}  # fmt: skip
+TOKENIZER_KINDS = {"name": str, "vocab_size": int, "sha256": str}
+INPUT_KINDS = {"name": str, "documents": int, "tokens": int}
+SHARD_KINDS = {"file": str, "tokens": int, "documents": int, "sha256": str}
 
 
 class TooManyParts(UserError):
@@ -162,8 +172,8 @@ class ShardWriter:
         records: Sequence[dict] = (),
         publish: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
-        if not 0 < shard_tokens < 2**31:  # the header counts tokens in an int32
-            raise UserError(f"a shard of {shard_tokens:,} tokens cannot be: give 1 to 2,147,483,647")
+        if not 0 < shard_tokens <= MAX_TOKENS:
+            raise UserError(f"a shard of {shard_tokens:,} tokens cannot be: give 1 to {MAX_TOKENS:,}")
         self.folder, self.name, self.file, self.shard_tokens, self.split = folder, name, file, shard_tokens, split
         self.records = list(records)
         self._part = len(self.records)
@@ -295,11 +305,29 @@ def read_manifest(folder: Path | str) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_bytes())
-    except ValueError as failure:
-        raise UserError(f"{path} is no JSON ({failure}): delete it and prepare the folder again") from failure
-    missing = {"dataset", "revision", "inputs", "tokenizer", "versions", "shards"} - set(manifest)
-    for shard in manifest.get("shards", []):
-        missing |= {"file", "tokens", "documents", "sha256"} - set(shard)
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: delete it and prepare the folder again")
+    except (ValueError, RecursionError) as failure:
+        raise UserError(f"{path} is no JSON ({failure}): delete the folder and run its preparation again") from failure
+    if wrong := next(_wrong(manifest), None):
+        raise UserError(f"{path}: {wrong}: delete the folder and run its preparation again")
     return manifest
+
+
+def _wrong(manifest: object) -> Iterator[str]:
+    """What a manifest lacks, or has of another kind."""
+    yield from _unlike("it", {"options": {}} | manifest if isinstance(manifest, dict) else manifest, MANIFEST_KINDS)
+    yield from _unlike("its tokenizer", manifest["tokenizer"], TOKENIZER_KINDS)
+    for number, entry in enumerate(manifest["inputs"]):
+        yield from _unlike(f"its input {number}", entry, INPUT_KINDS)
+    for number, entry in enumerate(manifest["shards"]):
+        yield from _unlike(f"its shard {number}", entry, SHARD_KINDS)
+
+
+def _unlike(what: str, value: object, kinds: Mapping[str, type | UnionType]) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{what} is {str(value)[:40]!r}, not an object"
+        return
+    for key, kind in kinds.items():
+        if key not in value:
+            yield f"{what} lacks {key}"
+        elif not isinstance(value[key], kind) or isinstance(value[key], bool):
+            yield f"{what} has {key} {str(value[key])[:40]!r}, not {getattr(kind, '__name__', kind)}"

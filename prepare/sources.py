@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,8 @@ from prepare.cli import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 BATCH_BYTES = 4 << 20  # enough that calling the engine costs little, little enough to keep many in memory
+READ_ROWS, READ_BYTES = 64, 1 << 15  # of a parquet at a time: enough that a call costs little
+SMALL_GROUP = 16 << 20  # bytes of a row group that is read by READ_ROWS
 FINGERPRINT_BYTES = 1 << 16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -130,13 +132,9 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | Remote]:
     for pattern in map(str, patterns):
         if "://" in pattern:
             matches: list[Path | Remote] = _remote(pattern)
-        elif Path(pattern).is_dir():
-            matches = sorted(path for path in Path(pattern).rglob("*") if path.name.endswith(SUFFIXES))
-            if not matches:
-                raise UserError(f"--input {pattern} is a folder without {', '.join(SUFFIXES)}: check the path")
         else:
             names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-            matches = [Path(name) for name in names]
+            matches = list(dict.fromkeys(path for name in names for path in _files(Path(name))))  # ** finds some twice
         if not matches:
             raise UserError(f"--input {pattern}: no such file (or none matches): check the path")
         paths += matches
@@ -146,6 +144,16 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | Remote]:
     return paths
 
 
+def _files(path: Path) -> list[Path]:
+    """The path itself; of a folder (out.parquet of Spark and Dask is one) the known files in it."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not file.is_dir())
+    if not found:
+        raise UserError(f"--input {path} is a folder without {', '.join(SUFFIXES)}: check the path")
+    return found
+
+
 def _remote(pattern: str) -> list[Path | Remote]:
     with _user_errors(pattern):
         try:
@@ -153,10 +161,15 @@ def _remote(pattern: str) -> list[Path | Remote]:
         except (ImportError, ValueError) as failure:  # it says what to install
             raise UserError(f"--input {pattern}: {failure}") from failure
         if system.isdir(path):
-            found = [name for name in sorted(system.find(path)) if name.endswith(SUFFIXES)]
+            folders, found = [path], []
+        elif system.exists(path):
+            folders, found = [], [path]
         else:
-            found = [path] if system.exists(path) else sorted(system.glob(path))
-        return [Remote(system.unstrip_protocol(name)) for name in found]
+            matches = system.glob(path, detail=True)
+            folders = [name for name, facts in matches.items() if facts["type"] == "directory"]
+            found = [name for name in matches if name not in folders]
+        found += [name for folder in folders for name in system.find(folder) if name.endswith(SUFFIXES)]
+        return [Remote(system.unstrip_protocol(name)) for name in sorted(set(found))]
 
 
 def check_documents(path: Path | Remote, column: str) -> None:
@@ -205,7 +218,7 @@ def _open_parquet(path: Path | Remote) -> pq.ParquetFile:
 def _pieces(file: BinaryIO, separator: bytes) -> Iterator[str]:
     """The documents of a .txt file between separators."""
     rest = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
-    while chunk := file.read(BATCH_BYTES):
+    for chunk in chain([b""], iter(lambda: file.read(BATCH_BYTES), b"")):  # those first bytes may be all there are
         *whole, rest = (rest + chunk).split(separator)
         yield from (piece.decode("utf-8", "replace") for piece in whole)
     if rest:
@@ -244,24 +257,52 @@ def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[
     index = [file.schema.column(i).path for i in range(len(file.schema))].index(
         column
     )  # leaves of nested columns count
-    longest = max((group.column(index).total_uncompressed_size / max(1, group.num_rows) for group in groups), default=0)
-    rows = int(min(10_000, max(1, BATCH_BYTES // (longest + 1))))  # few at a time where documents are long
+    # few rows at a time: a group's size hides its longest documents, and how often a dictionary repeats them; but no
+    # document is longer than its group
+    sizes = [(group.column(index).total_uncompressed_size, max(1, group.num_rows)) for group in groups]
+    average = max((size / count for size, count in sizes), default=0)
+    some = BATCH_BYTES if max(sizes, default=(0, 0))[0] <= SMALL_GROUP else READ_BYTES
+    rows = int(min(READ_ROWS, max(1, some // (average + 1))))
     ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
     first = int(np.searchsorted(ends, start, "right"))  # the row group with row `start`
-    read = int(ends[first - 1]) if first else 0
-    for batch in file.iter_batches(rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False):
-        array = batch.column(0).slice(max(0, start - read))
-        read += batch.num_rows
-        if len(array):
-            yield _arrow_batch(array, read / file.metadata.num_rows)
+    before = start - (int(ends[first - 1]) if first else 0)  # rows of that group which are not wanted
+    batches = file.iter_batches(rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False)
+    for array in _sized(batch.column(0) for batch in batches):
+        wanted = array.slice(before)
+        before = max(0, before - len(array))
+        start += len(wanted)
+        if len(wanted):
+            yield _arrow_batch(wanted, start / file.metadata.num_rows)
+
+
+def _sized(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """A column's values, of any of Arrow's kinds of text, as large strings or binaries in memory of their own: arrays
+    of at most BATCH_BYTES, or of one value that is longer."""
+    some: list[pa.Array] = []
+    size = 0
+    for array in map(_large, arrays):
+        parts = [(array, array.nbytes)]
+        if parts[0][1] > BATCH_BYTES:
+            parts = [(part, part.nbytes) for part in (array[row : row + 1] for row in range(len(array)))]
+        for part, length in parts:
+            if some and size + length > BATCH_BYTES:
+                yield pa.concat_arrays(some)
+                some, size = [], 0
+            some.append(part)
+            size += length
+    if some:
+        yield pa.concat_arrays(some)
+
+
+def _large(array: pa.Array) -> pa.Array:
+    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return array.cast(pa.large_binary() if is_binary else pa.large_string())  # as it is: the offsets grow, no more
 
 
 def _arrow_batch(array: pa.Array, done: float) -> Batch:
-    """A column's values, of any of Arrow's kinds of text; the common kind's letters are not copied."""
+    """Large strings or binaries, whose letters are not copied."""
     read, rows = len(array), range(len(array))
-    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    array = array.cast(pa.large_binary() if is_binary else pa.large_string())  # as it is: the offsets grow, no more
     if array.null_count:
         rows = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))
         array = array.drop_null()
@@ -278,6 +319,8 @@ def _arrow_batch(array: pa.Array, done: float) -> Batch:
 def _check_schema(path: Path | Remote, schema: pa.Schema, column: str) -> None:
     if column not in schema.names:
         raise UserError(f"{path} has no column {column!r}; it has {_names(schema.names)}: choose one with --column")
+    if schema.names.count(column) > 1:
+        raise UserError(f"{path} has {schema.names.count(column)} columns {column!r}: rename all but one of them")
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if value not in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.null()):

@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     if manifest is None and not present:
         raise UserError(f"{folder} holds no token shards: give the folder that they are in")
     damages = [f"{path}: left by an interrupted run" for path in sorted(folder.glob("*.tmp"))]
+    contradictions: list[str] = []
     if manifest is None:
         records: list[dict] = [{"file": name} for name in present]
         vocab_size, eot, ours = GPT2_VOCAB_SIZE, EOT, False
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         vocab_size, eot = tokenizer.vocab_size, tokenizer.eot
         ours = "shard_tokens" in manifest.get("options", {})  # cut by this pipeline: each first part begins a document
         damages += [f"{folder / name}: not in the manifest" for name in set(present) - {r["file"] for r in records}]
-        damages += sums(folder, manifest)
+        contradictions = sums(folder, manifest)
+        damages += contradictions
     tokens = documents = 0
     sizes = [(folder / record["file"]).stat().st_size for record in records if record["file"] in present]
     with Progress("verifying", sum(sizes), "B") as progress:
@@ -65,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     for damage in sorted(damages):
         print(damage)
     if damages:
-        raise UserError(f"{folder} is not whole: delete those {len(damages)} files and run its preparation again")
+        what = "the folder" if contradictions else f"those {len(damages)} files"
+        raise UserError(f"{folder} is not whole: delete {what} and run its preparation again")
     known = "checksums match" if manifest else "no manifest: only structure and token ids were checked"
     print(f"{folder}: {len(records)} shards, {tokens:,} tokens, {documents:,} documents: whole ({known})")
 

@@ -66,6 +66,7 @@ class LoopbackHub:
     def __init__(self, folder: Path, faults: Sequence[Fault] = (), page: int = 1000) -> None:
         self.folder, self.faults, self.page = folder, list(faults), page
         self.requests: list[Seen] = []
+        self.commits: set[str] = set()  # those that were asked for; all of them have the newest one's files
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self.server.daemon_threads = True
@@ -118,9 +119,11 @@ class LoopbackHub:
         return {str(path.relative_to(repo)): path for path in sorted(repo.rglob("*")) if path.is_file()}
 
     def commit(self, repo: Path) -> str:
-        """The sha of the only commit."""
+        """The sha of the newest commit."""
         listing = json.dumps([(name, path.stat().st_size) for name, path in self.files(repo).items()])
-        return hashlib.sha1(listing.encode()).hexdigest()
+        sha = hashlib.sha1(listing.encode()).hexdigest()
+        self.commits.add(sha)
+        return sha
 
     def take_fault(self, method: str, path: str, in_body: bool) -> Fault | None:
         """The first fault that is due for this request, one use of it spent."""
@@ -194,7 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.server.hub.commit(folder)
         if not folder.is_dir():
             self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif revision not in (None, "main", commit):
+        elif revision in self.server.hub.commits:
+            return folder, revision
+        elif revision not in (None, "main"):
             self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         else:
             return folder, commit

@@ -12,7 +12,7 @@ import pytest
 from prepare.cli import ArgumentError, Parser, Progress, UserError, run_script
 from tests.conftest import ROOT, one_line_error, run_command
 
-FAIL = "from prepare.cli import *\ndef main(): {}\nrun_script(main)"
+FAIL = "import sys\nfrom prepare.cli import *\ndef main(): {}\nrun_script(main)"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,14 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert "Traceback" in result.stderr
 
 
+def test_interrupted_while_it_imports() -> None:
+    result = run_command("python", "-c", "import prepare, os; os.kill(os.getpid(), 2)")
+    assert one_line_error(result, 130) == "error: interrupted"
+    result = run_command("python", "-c", "import prepare; prepare.no_such_name")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
 def test_under_torchrun_only_rank_0_says_error() -> None:
     result = run_command("python", "-c", FAIL.format("raise UserError('no')"), RANK="3")
     assert (result.returncode, result.stderr) == (1, "rank 3: no\n")
@@ -46,6 +54,17 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     result = run_command("bash", "-c", f'{sys.executable} -c "{script}" | head -n 1')
     assert result.stdout == "0\n"
     assert result.stderr == ""
+
+
+def test_closed_streams_are_as_good_as_devnull() -> None:
+    def run(body: str, closing: str) -> subprocess.CompletedProcess:
+        return run_command("bash", "-c", f'{sys.executable} -c "$0" {closing}', FAIL.format(body))
+
+    assert one_line_error(run("raise UserError('no')", ">&-")) == "error: no"
+    result = run("print(sys.stdin.read(), file=sys.stderr); print('unheard')", ">&- <&-")
+    assert (result.returncode, result.stderr) == (0, "\n")
+    result = run("print('heard', flush=True); raise UserError('unheard')", "2>&-")
+    assert (result.returncode, result.stdout) == (1, "heard\n")
 
 
 def test_help_opens_with_a_sentence_and_a_command(capsys: pytest.CaptureFixture) -> None:

@@ -84,8 +84,7 @@ def test_any_dataset_of_the_hub_as_input(tmp_path: Path, dataset: Path) -> None:
         assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.usefixtures("dataset")
-def test_a_file_that_is_missing_for_a_while(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_for_a_while_and_other_commits_meanwhile(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "out"
     with LoopbackHub(tmp_path / "served", [Fault("001_00000", status=404, method="HEAD")]) as hub:
         command = ("python", SCRIPT, "--edu", "--out", out, "--shard-tokens", 5000)
@@ -93,9 +92,15 @@ def test_a_file_that_is_missing_for_a_while(tmp_path: Path) -> None:
         assert "001_00000.parquet" in error
         assert not (out / "manifest.json").exists()
         first = len(hub.ranges("000_00000"))
+        commit = hub.commit(dataset.parents[1])
+        (dataset.parents[1] / "README.md").write_text("# FineWeb-Edu, described anew\n")
         result = run_command(*command, **hub.environment(tmp_path))
         assert result.returncode == 0, result.stderr
         assert len(hub.ranges("000_00000")) == first, "the file that was finished is not downloaded again"
+        assert read_manifest(out)["revision"] == commit
+        (dataset.parents[1] / "README.md").write_text("# FineWeb-Edu, once more\n")
+        result = run_command(*command, **hub.environment(tmp_path))
+        assert "finished already" in result.stdout, result.stderr
     check(out)
 
 

@@ -95,6 +95,7 @@ def test_too_long_a_prompt_loses_its_beginning_and_too_long_an_answer_its_end() 
         ("a.json", '[{"messages": ["a"]}]', ["entry 1: messages are objects"]),
         ("a.json", "[]", ["holds no example"]),
         ("a.json", "[" * 100_000, ["from line 1 on", "nested too deeply"]),
+        ("a.json", "[" + "1" * 5000 + "]", ["from line 1 on", "cannot be read", "integer"]),
         ("a.json", "[1]", ["entry 1 is no object"]),
     ],
 )

@@ -57,6 +57,7 @@ def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "hi", "label": "ham"}\n{"text" "ho"}\n', ["a.jsonl:2", "no JSON", "column 9"]),
         ("a.jsonl", "[1]\n", ["a.jsonl:1", "no JSON object"]),
         ("a.jsonl", "[" * 100_000, ["a.jsonl:1", "nested too deeply"]),
+        ("a.jsonl", "1" * 5000, ["a.jsonl:1", "cannot be read", "integer"]),
         ("a", "ham\thi\nno tab here\n", ["a:2", "1 of 2 columns", "label<TAB>text"]),
         ("a", "ham\thi\n\tho\n", ["a:2", "the label is empty"]),
         ("a", "\n", ["holds no text"]),

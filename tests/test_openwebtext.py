@@ -58,6 +58,7 @@ def test_from_the_hub_and_from_files(tmp_path: Path, parquet: list[Path]) -> Non
         assert "bytes=5000-" in hub.ranges("00001-of")
         revision = hub.commit(tmp_path / "served/datasets/Skylion007/openwebtext")
         downloads = len(hub.ranges(".parquet"))
+        (tmp_path / "served/datasets/Skylion007/openwebtext/README.md").write_text("A commit that changes no text.")
         again = run_command(*command, **hub.environment(tmp_path))
         assert "finished already" in again.stdout
         assert len(hub.ranges(".parquet")) == downloads
@@ -92,6 +93,17 @@ def test_without_a_network(tmp_path: Path) -> None:
     assert "refused" in refused
     assert "--input" in refused
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_file_is_named_and_may_be_mended(tmp_path: Path, parquet: list[Path]) -> None:
+    command = ("python", SCRIPT, "--input", *parquet, "--out", tmp_path / "out", "--workers", 1)
+    whole = parquet[1].read_bytes()
+    parquet[1].write_bytes(whole[:4] + bytes(2000) + whole[2004:])
+    assert str(parquet[1]) in one_line_error(run_command(*command))
+    assert not (tmp_path / "out").exists()
+    parquet[1].write_bytes(whole)
+    result = run_command(*command)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(

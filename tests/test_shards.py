@@ -209,7 +209,7 @@ def test_manifest(tmp_path):
     assert (tmp_path / "manifest.json").read_bytes() == before
     assert not list(tmp_path.glob("*.tmp"))
     (tmp_path / "manifest.json").write_bytes(before[:-10])
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match=r"no JSON.*delete the folder"):
         read_manifest(tmp_path)
     for key in manifest:
         if key != "options":
@@ -217,6 +217,26 @@ def test_manifest(tmp_path):
             (tmp_path / "manifest.json").write_text(json.dumps(broken))
             with pytest.raises(UserError, match=f"lacks {key}"):
                 read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"shards": [{"file": "x"}]}))
-    with pytest.raises(UserError, match="sha256"):
-        read_manifest(tmp_path)
+    (shard,) = manifest["shards"]
+    for broken, said in (
+        ([], "it is"),
+        (5, "it is '5', not an object"),
+        (manifest | {"shards": None}, "it has shards 'None', not list"),
+        (manifest | {"shards": [1]}, "its shard 0 is '1', not an object"),
+        (manifest | {"shards": [shard, {"file": "x"}]}, "its shard 1 lacks tokens"),
+        (manifest | {"shards": [shard | {"tokens": "5"}]}, "its shard 0 has tokens '5', not int"),
+        (manifest | {"shards": [shard | {"documents": None}]}, "documents 'None'"),
+        (manifest | {"shards": [shard | {"documents": True}]}, "documents 'True'"),
+        (manifest | {"shards": [shard | {"file": 5}]}, "file '5', not str"),
+        (manifest | {"shards": [shard | {"sha256": None}]}, "sha256 'None'"),
+        (manifest | {"inputs": None}, "inputs 'None'"),
+        (manifest | {"inputs": [{}]}, "its input 0 lacks name"),
+        (manifest | {"options": None}, "options 'None', not dict"),
+        (manifest | {"tokenizer": "gpt2"}, "tokenizer 'gpt2', not dict"),
+        (manifest | {"tokenizer": None}, "tokenizer 'None', not dict"),
+        (manifest | {"tokenizer": {"name": "gpt2"}}, "its tokenizer lacks vocab_size"),
+        (manifest | {"revision": 5}, r"revision '5', not str \| None"),
+    ):
+        (tmp_path / "manifest.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match=f"manifest.json: .*{said}.*: delete the folder and run its preparation"):
+            read_manifest(tmp_path)

@@ -138,6 +138,14 @@ def test_parquet_kinds_of_text(tmp_path):
             check_documents(path, "text")
 
 
+def test_parquet_with_two_columns_of_a_name(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["text", "text", "one"]), path)
+    with pytest.raises(UserError, match=r"a\.parquet has 2 columns 'text'"):
+        check_documents(path, "text")
+    assert read(path, "one") == (["c"], 0)
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.null()])
 @pytest.mark.parametrize("rows", [0, 2])
 def test_parquet_without_any_text(tmp_path, kind, rows):
@@ -177,6 +185,17 @@ def test_find_inputs(tmp_path, monkeypatch):
             find_inputs([wrong])
 
 
+def test_folders_that_are_named_as_files(tmp_path):
+    """As Spark and Dask write them."""
+    folder = tmp_path / "all" / "out.parquet"
+    folder.mkdir(parents=True)
+    (folder / "_SUCCESS").touch()
+    parts = [write(folder / f"part-{number}.snappy.parquet", [{"text": "a"}]) for number in range(2)]
+    for pattern in (tmp_path, tmp_path / "all", folder, tmp_path / "all/*.parquet", tmp_path / "**/*.parquet"):
+        assert find_inputs([pattern]) == parts
+        assert [Path(file.path) for file in find_inputs([f"file://{pattern}"])] == parts
+
+
 def test_identity_tells_files_apart(tmp_path):
     path = tmp_path / "a.txt"
     seen = set()
@@ -194,6 +213,20 @@ def test_long_documents_come_few_at_a_time(tmp_path):
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
     batches = list(read_documents(tmp_path / "a.parquet", "text"))
     assert [batch.texts.to_pylist() for batch in batches] == [[text] for text in texts]
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_batches_are_small_whatever_the_row_group_s_size_says(tmp_path, dictionary):
+    """A dictionary's text counts once in it, and few long documents do not tell among many empty ones."""
+    texts = ["a" * 80_000, "b" * 80_000] * 1000 if dictionary else [""] * 50_000 + ["c" * 1_000_000] * 20
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=dictionary)
+    before, row = pa.total_allocated_bytes(), 0
+    for batch in read_documents(tmp_path / "a.parquet", "text"):
+        assert batch.texts.to_pylist() == texts[row : row + batch.read]
+        row += batch.read
+        assert sum(buffer.size for buffer in batch.texts.buffers() if buffer) <= sources.BATCH_BYTES
+        assert pa.total_allocated_bytes() - before < 64 << 20
+    assert row == len(texts)
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 1999, 2000, 2001, 2999, 3000, 5000])
@@ -221,6 +254,16 @@ def test_separated_documents(tmp_path, monkeypatch, separator, batch):
         for start in range(6):
             found = [text for part in read_documents(path, "text", start, separator) for text in part.texts.to_pylist()]
             assert found == texts[start:]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\nc"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_separated_documents_of_a_few_bytes(tmp_path, mark, end):
+    path = tmp_path / "a.txt"
+    for text in ("a", "", "a\nb"):
+        path.write_text(mark + text + end)
+        found = [text for part in read_documents(path, "text", 0, "\n") for text in part.texts.to_pylist()]
+        assert found == (text + end).removesuffix("\n").split("\n") if text + end else found == []
 
 
 def test_some_malformed_lines_may_be_allowed(tmp_path, capsys):

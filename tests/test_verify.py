@@ -130,7 +130,9 @@ def test_manifest_that_contradicts_itself(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["inputs"][0]["tokens"] += 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert "its inputs have 4,081 tokens" in named(folder)[0]
+    result = verify(folder)
+    assert "its inputs have 4,081 tokens" in result.stdout
+    assert "delete the folder and run its preparation again" in one_line_error(result)
     manifest["inputs"][0]["tokens"] -= 1
     manifest["shards"][0]["tokens"] -= 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
