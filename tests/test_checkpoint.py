@@ -1,8 +1,10 @@
 """Checkpoints: what is saved comes back, half of one is never found, and each bad one has its line."""
 
+import errno
 import json
 import os
 import pickle
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -112,6 +114,56 @@ def test_half_of_a_checkpoint_is_not_found_and_is_cleared_away(tmp_path: Path, m
     assert names(tmp_path) == ["step_00000005"]
 
 
+def busy(folder: Path) -> None:
+    """As NFS refuses a folder of which somebody reads a file."""
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+
+
+def test_what_cannot_be_removed_is_a_warning_and_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    old = tmp_path / "checkpoints" / "step_00000005"
+    with monkeypatch.context() as reading:
+        reading.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or busy(path))
+        checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+        assert capsys.readouterr().err == f"warning: {old} could not be removed (Directory not empty)\n"
+        assert names(tmp_path) == [".step_00000005.tmp", "step_00000010"]
+        save(tmp_path, 5)  # at a step whose unfinished folder stands there
+        checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+        capsys.readouterr()
+        checkpoint.clear_leftovers(tmp_path)
+        assert capsys.readouterr().err.count("could not be removed (Directory not empty)") == 2
+    checkpoint.clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["step_00000010"]
+
+
+def test_a_link_to_a_checkpoint_is_removed_and_what_it_names_is_not(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    old, elsewhere = tmp_path / "checkpoints" / "step_00000005", tmp_path / "elsewhere"
+    old.rename(elsewhere)
+    old.symlink_to(elsewhere)
+    save(tmp_path, 10)
+    checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+    assert names(tmp_path) == ["step_00000010"]
+    assert checkpoint.read_meta(elsewhere)["step"] == 5
+
+
+def test_going_back_is_refused_while_a_later_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    with monkeypatch.context() as foreign:
+        foreign.setattr(Path, "rename", lambda path, _to: busy(path))
+        with pytest.raises(UserError, match=r"step_00000010 would be taken for the best .* of step 5: remove it"):
+            checkpoint.go_back(tmp_path, {5: 1.0, 10: 2.0})
+    assert "could not be removed" in capsys.readouterr().err
+    assert checkpoint.go_back(tmp_path, {5: 1.0, 10: 2.0}).name == "step_00000005"
+    assert names(tmp_path) == ["step_00000005"]
+
+
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5)
     wider = trained(config=ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=27))
@@ -184,6 +236,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert warning.count("\n") == 1
     checkpoint.set_aside(resumed.damaged)
     assert names(tmp_path) == ["step_00000005", "step_00000010.damaged"]
+    save(tmp_path, 10)
+    damage(latest / name, how)
+    checkpoint.set_aside(checkpoint.newest_whole(tmp_path)[2])  # a second time at the same step
+    assert names(tmp_path) == ["step_00000005", "step_00000010.2.damaged", "step_00000010.damaged"]
     damage(tmp_path / "checkpoints" / "step_00000005" / name, how)
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole"):
         checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)

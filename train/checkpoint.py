@@ -62,7 +62,7 @@ def write(
             are untouched.
     """
     folder = run_dir / "checkpoints"
-    final, unfinished = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
+    final, unfinished = folder / f"step_{step:08d}", _unused(folder / f".step_{step:08d}.tmp")
     try:
         unfinished.mkdir(parents=True)
         save_file(dict(weights), unfinished / WEIGHTS)
@@ -95,7 +95,11 @@ def prune(run_dir: Path, keep: int, keep_every: int, val_losses: Mapping[int, fl
 
 def go_back(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
     """Remove the checkpoints after the one with the lowest validation loss (by step), and return that one; None if no
-    checkpoint has such a loss."""
+    checkpoint has such a loss.
+
+    Raises:
+        UserError: one of them stays where it is.
+    """
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
     measured = checkpoints.keys() & val_losses.keys()
     if not measured:
@@ -103,25 +107,46 @@ def go_back(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
     best = min(measured, key=lambda step: (val_losses[step], step))
     for step in [step for step in reversed(checkpoints) if step > best]:
         _remove(checkpoints[step])
+    if (newest := latest(run_dir)) != checkpoints[best]:
+        raise UserError(f"{newest} would be taken for the best checkpoint, that of step {best}: remove it yourself")
     return checkpoints[best]
 
 
-def _remove(old: Path) -> None:
-    going = old.with_name(f".{old.name}.tmp")  # removed under another name: half of a checkpoint is never found
-    old.rename(going)
-    shutil.rmtree(going)
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, or what is left of one. That it cannot be removed (NFS keeps what somebody reads; another
+    user's) is a warning, and no failure."""
+    going = checkpoint
+    if not going.name.startswith("."):  # half of a checkpoint is never found: first it gets a name that is not
+        going = _unused(going.with_name(f".{going.name}.tmp"))
+    try:
+        checkpoint.rename(going)
+        if going.is_symlink():
+            going.unlink()
+        else:
+            shutil.rmtree(going)
+    except OSError as failure:
+        print(f"warning: {checkpoint} could not be removed ({failure.strerror})", file=sys.stderr, flush=True)
+
+
+def _unused(path: Path) -> Path:
+    """This path, or with a number before its suffix where something is there already."""
+    number, unused = 1, path
+    while os.path.lexists(unused):
+        number += 1
+        unused = path.with_stem(f"{path.stem}.{number}")
+    return unused
 
 
 def clear_leftovers(run_dir: Path) -> None:
     """Remove what a run that was killed while it saved has left."""
     for leftover in (run_dir / "checkpoints").glob(".step_*.tmp"):
-        shutil.rmtree(leftover)
+        _remove(leftover)
 
 
 def set_aside(damaged: Sequence[Path]) -> None:
     """Rename damaged checkpoints, so that they are no longer found, and their steps can be saved again."""
     for path in damaged:
-        path.rename(path.with_name(path.name + ".damaged"))
+        path.rename(_unused(path.with_name(path.name + ".damaged")))
 
 
 def _meta_sha256(meta: Mapping[str, Any]) -> str:
