@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prepare.cli import RUNS, UserError
+from prepare.cli import RUNS, UserError, to_disk
 from prepare.instructions import Template
 from prepare.shards import file_sha256
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer, load_tokenizer
@@ -72,12 +72,13 @@ def write(
         described["sha256"][META] = _meta_sha256(described)
         (unfinished / META).write_text(json.dumps(described, indent=2) + "\n")
         for path in (*unfinished.iterdir(), unfinished):
-            _to_disk(path)
+            to_disk(path)
         unfinished.rename(final)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    _to_disk(folder)
+    to_disk(folder)
+    to_disk(run_dir)  # the first checkpoint makes the folder
     return final
 
 
@@ -153,14 +154,6 @@ def _meta_sha256(meta: Mapping[str, Any]) -> str:
     """The checksum of all that meta.json says, but for this one."""
     sums = {name: value for name, value in meta["sha256"].items() if name != META}
     return hashlib.sha256(json.dumps({**meta, "sha256": sums}, sort_keys=True).encode()).hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- finding and reading ----------------------------------------------------------------------------------------------
