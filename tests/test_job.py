@@ -55,7 +55,7 @@ def finished(run: Path) -> SimpleNamespace:
     world = World(0, 1, torch.device("cpu"))
     config = Config(log=LogConfig(wandb="disabled"), run=RunConfig(dir=str(run)), train=TrainConfig(max_steps=7))
     directory = RunDir(config, world)
-    log = RunLog(run, config, 7, 1, world)
+    log = RunLog(run, config, 7, 1, world, lambda steps: steps)
     log.write(7, "val", loss=1.0)
     return SimpleNamespace(config=config, run=directory, log=log, step=7, stop=SimpleNamespace(ignore=lambda: None))
 

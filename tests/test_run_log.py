@@ -13,18 +13,16 @@ import torch
 from prepare.cli import UserError
 from tests.tiny import rows
 from train import hardware, run_log
-from train.config import Config, DataConfig, LogConfig, TrainConfig
+from train.config import Config, LogConfig, TrainConfig
 from train.distributed import World
 from train.run_log import RunLog, duration, read_rows
 
-CONFIG = Config(
-    data=DataConfig(batch_tokens=1000), train=TrainConfig(max_steps=100), log=LogConfig(wandb="disabled", every=1)
-)
+CONFIG = Config(train=TrainConfig(max_steps=100), log=LogConfig(wandb="disabled", every=1))
 MAIN = World(0, 1, torch.device("cpu"))
 
 
 def open_log(folder: Path, step: int = 0, config: Config = CONFIG, world: World = MAIN) -> RunLog:
-    return RunLog(folder, config, step, flops_per_token=600, world=world)
+    return RunLog(folder, config, step, flops_per_token=600, world=world, tokens_read=lambda steps: 1000 * steps)
 
 
 def test_train_rows_carry_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -36,7 +36,7 @@ def move(model: GPT, optimizer: torch.optim.Optimizer) -> None:
 
 
 def start(run: Path, model: GPT, optimizer: torch.optim.Optimizer, **config: int) -> Saver:
-    log = RunLog(run, Config(log=LogConfig(wandb="disabled")), 0, 1, World(0, 1, torch.device("cpu")))
+    log = RunLog(run, Config(log=LogConfig(wandb="disabled")), 0, 1, World(0, 1, torch.device("cpu")), int)
     return Saver(run, model, optimizer, CheckpointConfig(**config), log)
 
 

@@ -427,6 +427,9 @@ def test_changed_settings_are_an_event_and_other_data_begins_a_new_epoch_if_it_i
     again = attempt(other, run, train__max_steps=26, optim__max_lr=5e-3)  # from here on it is the run's own data
     assert again.returncode == 0, again.stderr
     assert [row["step"] for row in rows(run, "train")] == list(range(1, 27))
+    # a batch of another size, too: what was read before is not counted anew
+    train(other, run, train__max_steps=28, optim__max_lr=5e-3, data__allow_change="true", data__batch_tokens=2048)
+    assert [row["tokens"] for row in rows(run, "train")][-4:] == [25 * 512, 26 * 512, 26 * 512 + 2048, 26 * 512 + 4096]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk: mounting a small one takes root")

@@ -31,16 +31,16 @@ class RunLog:
         step: int,
         flops_per_token: int,
         world: World,
-        tokens_read: Callable[[int], int] | None = None,
+        tokens_read: Callable[[int], int],
     ) -> None:
         """Open the log of a run that stands at `step`; rows of later steps, whose work was lost, are dropped.
 
         Args:
             flops_per_token: 0 where it is not known, and no MFU is stated.
-            tokens_read: tokens read when so many steps are done; None: data.batch_tokens a step.
+            tokens_read: tokens read when so many steps are done.
         """
         self.world, self.every, self.max_steps = world, config.log.every, config.train.max_steps
-        self.tokens_read = tokens_read or (lambda steps: steps * config.data.batch_tokens)
+        self.tokens_read = tokens_read
         self.flops_per_token = flops_per_token
         peak = peak_flops(world.device)
         self.peak = peak and peak * world.size
