@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from eval.scoring import sum_loss
 from prepare.shards import open_shard, write_shard
 from prepare.tokenizer import GPT2Tokenizer
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.conftest import ROOT, free_port, one_line_error, run_command
 from tests.random_gpt2 import save_random_gpt2
 from tests.tiny import VOCAB, markov_tokens, rows, settings, write_shards
 from train.hf_weights import load_hf
@@ -286,12 +285,6 @@ def test_ranks_that_see_different_data_are_refused(data: Path, tmp_path: Path) -
     errors = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1]
     assert "error: the processes see different checkpoints, shards" in errors[0]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
