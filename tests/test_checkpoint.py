@@ -30,7 +30,7 @@ FACTS = {
     "settings": {"optim.max_lr": 1e-3, "optim.betas": [0.9, 0.95], "train.max_steps": 20},
 }
 BEGAN = {"step": 0, "window": 0, "epoch": 0}
-PLACE = {"began": BEGAN, "position": {"window": 80, "epoch": 1}, "grad_norms": [0.1, 2.5]}
+PLACE = {"began": BEGAN, "position": {"window": 80, "epoch": 1}, "grad_norms": [0.1, 2.5], "skipped": 3}
 
 
 def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.optim.Optimizer]:
@@ -58,7 +58,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = save(tmp_path, 7)
     other, other_optimizer = trained(seed=1)
     resumed = checkpoint.resume(tmp_path, other, other_optimizer, FACTS, allow_change=False)
-    assert resumed == checkpoint.Resumed(7, Began(), (0.1, 2.5), (), ())
+    assert resumed == checkpoint.Resumed(7, Began(), (0.1, 2.5), 3, (), ())
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
@@ -286,7 +286,7 @@ def test_opening_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert proof.exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])
 def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path: Path, name: str) -> None:
     save(tmp_path, 5)
     file, outside = tmp_path / "checkpoints" / "step_00000005" / name, tmp_path / "outside"

@@ -299,6 +299,9 @@ def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpo
     assert [row["in_a_row"] for row in rows(run, "event") if "not finite" in row["event"]] == [1, 2, 3]
     for tensor in final_weights(run).values():
         assert torch.isfinite(tensor).all()
+    # started again it goes on with the count, and does not move on by a few steps each time
+    again = attempt(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1, optim__max_skipped=3)
+    assert one_line_error(again) == one_line_error(result)
 
 
 def torchruns_error(result: subprocess.CompletedProcess) -> str:

@@ -181,8 +181,15 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
         Damaged: names the file that is missing, changed, or a link to somewhere else.
         UserError: a file may not be read.
     """
+
+    def inside(name: str) -> Path:
+        path = checkpoint / name
+        if path.resolve().parent != checkpoint.resolve():
+            raise ValueError(f"it is a link to {path.resolve()}, outside the checkpoint")
+        return path
+
     try:
-        meta = json.loads((checkpoint / META).read_bytes())
+        meta = json.loads(inside(META).read_bytes())
         if not isinstance(meta, dict) or not {"step", "model", "tokenizer", "sha256"} <= meta.keys():
             raise ValueError("it lacks step, model, tokenizer or sha256")
         if meta["sha256"].get(META) != _meta_sha256(meta):
@@ -190,14 +197,11 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
     except (OSError, ValueError, AttributeError, TypeError) as failure:
         raise _damaged(checkpoint / META, failure) from None
     for name in files:
-        path = checkpoint / name
         try:
-            if path.resolve().parent != checkpoint.resolve():
-                raise ValueError(f"it is a link to {path.resolve()}, outside the checkpoint")
-            if file_sha256(path) != meta["sha256"].get(name):
+            if file_sha256(inside(name)) != meta["sha256"].get(name):
                 raise ValueError(f"its checksum is not the one that {META} states")
         except (OSError, ValueError) as failure:
-            raise _damaged(path, failure) from None
+            raise _damaged(checkpoint / name, failure) from None
     return meta
 
 
@@ -234,6 +238,7 @@ class Resumed:
     step: int = 0  # finished steps
     began: Began = field(default_factory=Began)  # where its present data begins
     grad_norms: tuple[float, ...] = ()  # the latest
+    skipped: int = 0  # steps in a row before it whose loss or gradient was not finite
     changes: tuple[str, ...] = ()  # what is different now, and allowed
     damaged: tuple[Path, ...] = ()  # checkpoints that were passed over
 
@@ -293,7 +298,8 @@ def resume(
     ) as failure:
         raise _damaged(checkpoint / TRAIN_STATE, failure) from None
     changes = (*other_data, *_differences("", meta["settings"], facts["settings"]))
-    return Resumed(meta["step"], began, tuple(meta["grad_norms"]), changes, tuple(damaged))
+    skipped = meta.get("skipped", 0)  # older checkpoints do not say
+    return Resumed(meta["step"], began, tuple(meta["grad_norms"]), skipped, changes, tuple(damaged))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

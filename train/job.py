@@ -85,7 +85,7 @@ def ready(
     norms = GradNorms(config.optim.spike_window, config.optim.spike_zscore, resumed.grad_norms)
     saver = Saver(run.path, raw, optimizer, config.checkpoint, log) if world.is_main else None
     whole = (config, world, run, stop, log, raw, model, optimizer, context, loader, norms, facts, monitor, saver)
-    return Training(*whole, resumed.step)
+    return Training(*whole, resumed.step, resumed.skipped)
 
 
 def complete(t: Training) -> bool:
