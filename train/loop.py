@@ -161,8 +161,8 @@ def judge(t: Training, grad_norm: float, limit: float, saves_failed: bool) -> No
         t.saver.report()
     if t.skipped >= optim.max_skipped:
         raise UserError(
-            f"{t.skipped} steps in a row had a non-finite loss or gradient, up to step {t.step}: lower optim.max_lr, or "
-            f"check the data; what was saved before is kept in {t.run.path}"
+            f"{t.skipped} steps in a row had a non-finite loss or gradient, up to step {t.step}: lower optim.max_lr, "
+            f"or check the data; what was saved before is kept in {t.run.path}"
         )
     if saves_failed:
         raise UserError(
