@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,13 @@ def _no_skip_in_ci(report: pytest.TestReport | pytest.CollectReport) -> pytest.T
         if not any(word in reason for word in ("GPU", "CUDA")):
             report.outcome, report.longrepr = "failed", f"CI skips no test that it could run; this one said: {reason}"
     return report
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def run_command(

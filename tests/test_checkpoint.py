@@ -1,8 +1,10 @@
 """Checkpoints: what is saved comes back, half of one is never found, and each bad one has its line."""
 
+import errno
 import json
 import os
 import pickle
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +30,7 @@ FACTS = {
     "settings": {"optim.max_lr": 1e-3, "optim.betas": [0.9, 0.95], "train.max_steps": 20},
 }
 BEGAN = {"step": 0, "window": 0, "epoch": 0}
-PLACE = {"began": BEGAN, "position": {"window": 80, "epoch": 1}, "grad_norms": [0.1, 2.5]}
+PLACE = {"began": BEGAN, "position": {"window": 80, "epoch": 1}, "grad_norms": [0.1, 2.5], "skipped": 3}
 
 
 def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.optim.Optimizer]:
@@ -56,7 +58,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = save(tmp_path, 7)
     other, other_optimizer = trained(seed=1)
     resumed = checkpoint.resume(tmp_path, other, other_optimizer, FACTS, allow_change=False)
-    assert resumed == checkpoint.Resumed(7, Began(), (0.1, 2.5), (), ())
+    assert resumed == checkpoint.Resumed(7, Began(), (0.1, 2.5), 3, (), ())
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
@@ -109,6 +111,56 @@ def test_half_of_a_checkpoint_is_not_found_and_is_cleared_away(tmp_path: Path, m
     (tmp_path / "checkpoints" / ".step_00000015.tmp" / "x").mkdir(parents=True)  # as a kill would leave it
     assert checkpoint.latest(tmp_path).name == "step_00000005"
     checkpoint.clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["step_00000005"]
+
+
+def busy(folder: Path) -> None:
+    """As NFS refuses a folder of which somebody reads a file."""
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+
+
+def test_what_cannot_be_removed_is_a_warning_and_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    old = tmp_path / "checkpoints" / "step_00000005"
+    with monkeypatch.context() as reading:
+        reading.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or busy(path))
+        checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+        assert capsys.readouterr().err == f"warning: {old} could not be removed (Directory not empty)\n"
+        assert names(tmp_path) == [".step_00000005.tmp", "step_00000010"]
+        save(tmp_path, 5)  # at a step whose unfinished folder stands there
+        checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+        capsys.readouterr()
+        checkpoint.clear_leftovers(tmp_path)
+        assert capsys.readouterr().err.count("could not be removed (Directory not empty)") == 2
+    checkpoint.clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["step_00000010"]
+
+
+def test_a_link_to_a_checkpoint_is_removed_and_what_it_names_is_not(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    old, elsewhere = tmp_path / "checkpoints" / "step_00000005", tmp_path / "elsewhere"
+    old.rename(elsewhere)
+    old.symlink_to(elsewhere)
+    save(tmp_path, 10)
+    checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+    assert names(tmp_path) == ["step_00000010"]
+    assert checkpoint.read_meta(elsewhere)["step"] == 5
+
+
+def test_going_back_is_refused_while_a_later_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    with monkeypatch.context() as foreign:
+        foreign.setattr(Path, "rename", lambda path, _to: busy(path))
+        with pytest.raises(UserError, match=r"step_00000010 would be taken for the best .* of step 5: remove it"):
+            checkpoint.go_back(tmp_path, {5: 1.0, 10: 2.0})
+    assert "could not be removed" in capsys.readouterr().err
+    assert checkpoint.go_back(tmp_path, {5: 1.0, 10: 2.0}).name == "step_00000005"
     assert names(tmp_path) == ["step_00000005"]
 
 
@@ -184,6 +236,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert warning.count("\n") == 1
     checkpoint.set_aside(resumed.damaged)
     assert names(tmp_path) == ["step_00000005", "step_00000010.damaged"]
+    save(tmp_path, 10)
+    damage(latest / name, how)
+    checkpoint.set_aside(checkpoint.newest_whole(tmp_path)[2])  # a second time at the same step
+    assert names(tmp_path) == ["step_00000005", "step_00000010.2.damaged", "step_00000010.damaged"]
     damage(tmp_path / "checkpoints" / "step_00000005" / name, how)
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole"):
         checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
@@ -230,7 +286,7 @@ def test_opening_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert proof.exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])
 def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path: Path, name: str) -> None:
     save(tmp_path, 5)
     file, outside = tmp_path / "checkpoints" / "step_00000005" / name, tmp_path / "outside"

@@ -70,6 +70,8 @@ def test_the_large_configurations_are_openais_shapes(name: str, parameters: int)
         (["--model.dropout", "1.5"], "model.dropout is 1.5"),
         (["--optim.betas", "[0.9,1.5]"], "optim.betas"),
         (["--train.max_steps", "0"], "train.max_steps is 0"),
+        (["--optim.spike_window", "10000000000000000000"], "optim.spike_window is 1 ... up to 1000000000"),
+        (["--train.timeout_seconds", "9000000000000"], "train.timeout_seconds is 9 ... up to 1000000000"),
         (["--eval.every", "-5"], "eval.every is -5"),
         (["--data.micro_batch_size", "0"], "data.micro_batch_size is 0"),
         (["--data.micro_batch_size", "many"], "data.micro_batch_size"),
@@ -87,6 +89,14 @@ def test_the_large_configurations_are_openais_shapes(name: str, parameters: int)
 def test_mistakes_are_named(words: list[str], message: str) -> None:
     with pytest.raises(ArgumentError, match="(?s)" + ".*".join(message.split(" ... "))):
         load_config(words, "")
+
+
+@pytest.mark.parametrize("content", [b"PAR1\x15\x04\xd6\xff", b"\x00" * 100, b"- 1\n", b"text"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "ok.parquet"
+    file.write_bytes(content)
+    with pytest.raises(ArgumentError):
+        load_config(["--config", str(file)], "")
 
 
 def test_an_unknown_key_in_a_file_is_named(tmp_path: Path) -> None:

@@ -1,13 +1,21 @@
 """What training scripts do before and behind the loop: failures in one line, and what a run may go on with changed."""
 
+import errno
+import os
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from prepare.cli import UserError
-from train.config import Config, OptimConfig, TrainConfig
-from train.job import changeable, explained
+from tests.tiny import rows
+from train.config import Config, LogConfig, OptimConfig, RunConfig, TrainConfig
+from train.distributed import World
+from train.job import changeable, close, explained
+from train.run_dir import RunDir
+from train.run_log import RunLog
 
 
 @pytest.mark.parametrize(
@@ -40,3 +48,38 @@ def test_the_values_that_may_change_are_named_by_their_keys() -> None:
     assert found["optim.betas"] == list(config.optim.betas)  # as JSON gives them back
     assert found.keys() == changeable(Config(), tune__dropout=0).keys()
     assert found == changeable(replace(config, train=replace(config.train, seed=99)), tune__dropout=0.25)
+
+
+def finished(run: Path) -> SimpleNamespace:
+    """What `close` needs of a run that has come to its end, with its last row written."""
+    world = World(0, 1, torch.device("cpu"))
+    config = Config(log=LogConfig(wandb="disabled"), run=RunConfig(dir=str(run)), train=TrainConfig(max_steps=7))
+    directory = RunDir(config, world)
+    log = RunLog(run, config, 7, 1, world, lambda steps: steps)
+    log.write(7, "val", loss=1.0)
+    return SimpleNamespace(config=config, run=directory, log=log, step=7, stop=SimpleNamespace(ignore=lambda: None))
+
+
+def test_the_last_rows_are_on_disk_before_done_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, synced, original = finished(tmp_path), [], os.fsync
+
+    def fsync(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    close(training, stopped=False)
+    assert synced == ["metrics.jsonl", "DONE.tmp", tmp_path.name]
+    assert [row["step"] for row in rows(tmp_path)] == [7]
+
+
+def test_a_run_whose_last_rows_find_no_room_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = finished(tmp_path)
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):  # one line of prepare.cli.run_script
+        close(training, stopped=False)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("DONE")]

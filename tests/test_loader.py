@@ -4,6 +4,7 @@ import resource
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -206,9 +207,10 @@ def test_other_data_begins_a_new_epoch_where_the_run_stands() -> None:
     """After 10 steps of 8 windows, 80 windows of an epoch of 50 are read: epoch 1 is under way, and 2 begins."""
     counts, began = [7, 4], Began(step=10, window=80, epoch=2)
     order = WindowOrder(counts, 5, True, began.window, began.epoch)
-    loader = Loader(None, order, 4, 2, 1, 2, began=began)
+    loader = Loader(SimpleNamespace(block_size=T), order, 4, 2, 1, 2, began=began)
     assert loader.first_window(10) == 80 + 4
     assert loader.epoch_of(10) == 2.0
+    assert [loader.tokens_read(step) for step in (10, 11)] == [80 * T, 88 * T]
     assert loader.position(21) == {"window": 80 + 88, "epoch": 2 + 88 // 11}
     alone = WindowOrder(counts, 5, True)
     assert [order.locate(80 + i) for i in range(11)] == [alone.locate(2 * 11 + i) for i in range(11)]

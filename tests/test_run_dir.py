@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from prepare.cli import ROOT, UserError
 from train import run_dir
@@ -60,7 +61,24 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first_until_that_is_kil
     RunDir(config(tmp_path), MAIN)
 
 
-@pytest.mark.parametrize("used", ["metrics.jsonl", "checkpoints/step_00000005/meta.json"])
+USED = ["metrics.jsonl", "checkpoints/step_00000005/meta.json"]
+
+
+@pytest.mark.parametrize("used", USED)
+def test_fresh_goes_on_with_what_the_same_torchrun_began_and_refuses_others(tmp_path: Path, used: str) -> None:
+    world = World(0, 1, torch.device("cpu"), store=dist.HashStore())
+    for name in ("own", "other"):
+        if name == "own":
+            RunDir(config(tmp_path / name, fresh=True), world)._lock.close()
+        (tmp_path / name / used).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / used).touch()
+    RunDir(config(tmp_path / "own", fresh=True), world)
+    for _ in range(2):  # torchrun starts what was refused again, too
+        with pytest.raises(UserError, match="holds a run already"):
+            RunDir(config(tmp_path / "other", fresh=True), world)
+
+
+@pytest.mark.parametrize("used", USED)
 def test_fresh_refuses_a_used_directory(tmp_path: Path, used: str) -> None:
     RunDir(config(tmp_path / "new", fresh=True), MAIN)
     (tmp_path / "old" / used).parent.mkdir(parents=True)

@@ -13,18 +13,16 @@ import torch
 from prepare.cli import UserError
 from tests.tiny import rows
 from train import hardware, run_log
-from train.config import Config, DataConfig, LogConfig, TrainConfig
+from train.config import Config, LogConfig, TrainConfig
 from train.distributed import World
 from train.run_log import RunLog, duration, read_rows
 
-CONFIG = Config(
-    data=DataConfig(batch_tokens=1000), train=TrainConfig(max_steps=100), log=LogConfig(wandb="disabled", every=1)
-)
+CONFIG = Config(train=TrainConfig(max_steps=100), log=LogConfig(wandb="disabled", every=1))
 MAIN = World(0, 1, torch.device("cpu"))
 
 
 def open_log(folder: Path, step: int = 0, config: Config = CONFIG, world: World = MAIN) -> RunLog:
-    return RunLog(folder, config, step, flops_per_token=600, world=world)
+    return RunLog(folder, config, step, flops_per_token=600, world=world, tokens_read=lambda steps: 1000 * steps)
 
 
 def test_train_rows_carry_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -109,6 +107,29 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
         read_rows(tmp_path / "metrics.jsonl")
 
 
+@pytest.mark.parametrize("line", ["nonsense", "\0" * 4096, '{"step": 3, "kind": "tra', "[" * 100_000, "7"])
+def test_a_line_that_a_power_cut_has_torn_behind_the_checkpoints_rows_is_dropped_with_them(
+    tmp_path: Path, line: str
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    before, behind = '{"step": 2, "kind": "train"}\n', f'{line}\n{line}\n{{"step": 3, "kind": "train"}}\n'
+    path.write_text(before + behind)
+    open_log(tmp_path, step=2)
+    assert path.read_text() == before
+    path.write_text(before + behind)
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a row"):
+        open_log(tmp_path, step=3)
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a row"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("line", ['{"step": null, "kind": "val"}', '{"step": 1.5, "kind": "val"}', '{"step": 1}', "[]"])
+def test_a_line_without_a_step_and_a_kind_is_no_row(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(line + '\n{"step": 2, "kind": "val"}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl:1 is not a row"):
+        open_log(tmp_path, step=2)
+
+
 def test_rows_are_json_even_when_the_loss_is_not_a_number(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     log.train_row(1, loss=math.nan, lr=1.0, grad_norm=math.inf, seconds=1.0)
@@ -134,11 +155,20 @@ def test_events_are_rows_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_an_event_that_is_there_already_is_not_repeated(tmp_path: Path) -> None:
-    open_log(tmp_path).event(12, "changed: optim.max_lr 1 (now 2)")
+    open_log(tmp_path).event(12, "the next epoch begins")
     log = open_log(tmp_path, step=12)  # killed before the next checkpoint, and started again
-    log.event(12, "changed: optim.max_lr 1 (now 2)")
-    log.event(12, "changed: optim.max_lr 1 (now 3)")
+    log.event(12, "the next epoch begins")
+    log.event(12, "stopped by SIGTERM")
     assert len(rows(tmp_path)) == 2
+
+
+def test_what_each_start_has_changed_is_its_own_to_say(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log.event(4, "changed: optim.max_lr 1 (now 2)")
+    log.event(12, "stopped by SIGTERM")
+    log.event(12, "changed: optim.max_lr 2 (now 3)")
+    open_log(tmp_path, step=12)  # the value is taken back
+    assert [row["event"] for row in rows(tmp_path)] == ["changed: optim.max_lr 1 (now 2)", "stopped by SIGTERM"]
 
 
 def test_validation_losses_are_known_by_step_after_a_resume_too(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Saving in the background: what was copied is what is written, whatever moves meanwhile, and failures have a limit."""
 
+import errno
 import os
 import subprocess
 import threading
@@ -35,7 +36,7 @@ def move(model: GPT, optimizer: torch.optim.Optimizer) -> None:
 
 
 def start(run: Path, model: GPT, optimizer: torch.optim.Optimizer, **config: int) -> Saver:
-    log = RunLog(run, Config(log=LogConfig(wandb="disabled")), 0, 1, World(0, 1, torch.device("cpu")))
+    log = RunLog(run, Config(log=LogConfig(wandb="disabled")), 0, 1, World(0, 1, torch.device("cpu")), int)
     return Saver(run, model, optimizer, CheckpointConfig(**config), log)
 
 
@@ -90,6 +91,23 @@ def test_the_best_validation_loss_is_kept(tmp_path: Path) -> None:
         background.log.write(step, "val", loss=loss)
     background.finish()
     assert [checkpoint.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)] == [2, 4]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_no_failed_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def busy(folder: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
+    model, optimizer = build()
+    background = start(tmp_path, model, optimizer, keep=1, max_failures=1)
+    for step in (1, 2):
+        background.save(step, META)
+    background.finish()
+    assert [row["event"] for row in rows(tmp_path)] == ["checkpoint", "checkpoint"]
+    assert "step_00000001 could not be removed (Device or resource busy)" in capsys.readouterr().err
+    assert checkpoint.all_checkpoints(tmp_path) == [tmp_path / "checkpoints" / "step_00000002"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk: mounting a small one takes root")

@@ -1,6 +1,7 @@
 """Twenty kills in several set-ups (tests/torture.py does more), torchrun's own restarts, and workers without it."""
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import run_command
+from tests.conftest import ROOT, free_port, run_command
 from tests.torture import SETUPS, Difference, Start, checkpoints, compare, write_data
 
 TWO = next(setup for setup in SETUPS if setup.processes == 2 and not setup.compiled)
@@ -44,9 +45,9 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_restarts_the_run_by_itself(data: Path, reference: Path, tmp_path: Path, rank: int) -> None:
-    """About 15 s on two cores."""
+    """About 15 s on two cores. The run that run.fresh sees again is its own."""
     run = tmp_path / "run"
-    start = Start(TWO.command(data, run, "--max-restarts=3"), tmp_path / "console", tmp_path)
+    start = Start(TWO.command(data, run, "--max-restarts=3", run__fresh="true"), tmp_path / "console", tmp_path)
     try:
         assert start.wait(lambda: start.step() >= 40)
         assert start.kill(f"rank {rank}")
@@ -55,6 +56,42 @@ def test_torchrun_restarts_the_run_by_itself(data: Path, reference: Path, tmp_pa
         start.sweep()
     assert "going on from step " in start.said()
     assert (run / "DONE").exists()
+    compare(run, reference)
+
+
+LATE = """
+import os, sys, time
+if os.environ["RANK"] == "1":
+    time.sleep(4)
+os.environ["LOCAL_WORLD_SIZE"] = "2"  # as many threads as on one node
+sys.path[0] = sys.argv.pop(1)
+from prepare.cli import run_script
+from train import train_gpt2
+run_script(train_gpt2.main)
+"""
+
+
+@pytest.mark.slow
+def test_torchruns_of_two_nodes_restart_the_run_by_themselves(data: Path, reference: Path, tmp_path: Path) -> None:
+    """About 40 s on two cores. Rank 1 comes later than rank 0 each time, which must not wait for the dead one."""
+    run, script, consoles = tmp_path / "run", tmp_path / "late.py", [tmp_path / "console 0", tmp_path / "console 1"]
+    script.write_text(LATE)
+    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3"]
+    launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    words = TWO.command(data, run, run__fresh="true")
+    words = [sys.executable, *launcher, str(script), str(ROOT), *words[words.index("--model.n_layer") :]]
+    nodes = [Start(words, console, tmp_path) for console in consoles]
+    try:
+        assert nodes[0].wait(lambda: any(node.worker(1) for node in nodes))
+        first, killed = sorted(nodes, key=lambda node: node.worker(1) is not None)
+        for step in (30, 60):  # chance has the dead one's address waited for, refused or overlooked
+            assert first.wait(lambda step=step: first.step() >= step)
+            assert killed.kill("rank 1")
+        assert [node.exit_status() for node in nodes] == [0, 0], first.said() + killed.said()
+    finally:
+        for node in nodes:
+            node.sweep()
+    assert first.said().count("going on from step ") == first.said().count("model: ") - 1 == 2, first.said()
     compare(run, reference)
 
 

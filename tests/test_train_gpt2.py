@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from eval.scoring import sum_loss
 from prepare.shards import open_shard, write_shard
 from prepare.tokenizer import GPT2Tokenizer
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.conftest import ROOT, free_port, one_line_error, run_command
 from tests.random_gpt2 import save_random_gpt2
 from tests.tiny import VOCAB, markov_tokens, rows, settings, write_shards
 from train.hf_weights import load_hf
@@ -288,12 +287,6 @@ def test_ranks_that_see_different_data_are_refused(data: Path, tmp_path: Path) -
     assert "error: the processes see different checkpoints, shards" in errors[0]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = run_command(
@@ -306,6 +299,9 @@ def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpo
     assert [row["in_a_row"] for row in rows(run, "event") if "not finite" in row["event"]] == [1, 2, 3]
     for tensor in final_weights(run).values():
         assert torch.isfinite(tensor).all()
+    # started again it goes on with the count, and does not move on by a few steps each time
+    again = attempt(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1, optim__max_skipped=3)
+    assert one_line_error(again) == one_line_error(result)
 
 
 def torchruns_error(result: subprocess.CompletedProcess) -> str:
@@ -427,6 +423,9 @@ def test_changed_settings_are_an_event_and_other_data_begins_a_new_epoch_if_it_i
     again = attempt(other, run, train__max_steps=26, optim__max_lr=5e-3)  # from here on it is the run's own data
     assert again.returncode == 0, again.stderr
     assert [row["step"] for row in rows(run, "train")] == list(range(1, 27))
+    # a batch of another size, too: what was read before is not counted anew
+    train(other, run, train__max_steps=28, optim__max_lr=5e-3, data__allow_change="true", data__batch_tokens=2048)
+    assert [row["tokens"] for row in rows(run, "train")][-4:] == [25 * 512, 26 * 512, 26 * 512 + 2048, 26 * 512 + 4096]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk: mounting a small one takes root")

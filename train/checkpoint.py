@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prepare.cli import RUNS, UserError
+from prepare.cli import RUNS, UserError, to_disk
 from prepare.instructions import Template
 from prepare.shards import file_sha256
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer, load_tokenizer
@@ -62,7 +62,7 @@ def write(
             are untouched.
     """
     folder = run_dir / "checkpoints"
-    final, unfinished = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
+    final, unfinished = folder / f"step_{step:08d}", _unused(folder / f".step_{step:08d}.tmp")
     try:
         unfinished.mkdir(parents=True)
         save_file(dict(weights), unfinished / WEIGHTS)
@@ -72,12 +72,13 @@ def write(
         described["sha256"][META] = _meta_sha256(described)
         (unfinished / META).write_text(json.dumps(described, indent=2) + "\n")
         for path in (*unfinished.iterdir(), unfinished):
-            _to_disk(path)
+            to_disk(path)
         unfinished.rename(final)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    _to_disk(folder)
+    to_disk(folder)
+    to_disk(run_dir)  # the first checkpoint makes the folder
     return final
 
 
@@ -95,7 +96,11 @@ def prune(run_dir: Path, keep: int, keep_every: int, val_losses: Mapping[int, fl
 
 def go_back(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
     """Remove the checkpoints after the one with the lowest validation loss (by step), and return that one; None if no
-    checkpoint has such a loss."""
+    checkpoint has such a loss.
+
+    Raises:
+        UserError: one of them stays where it is.
+    """
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
     measured = checkpoints.keys() & val_losses.keys()
     if not measured:
@@ -103,39 +108,52 @@ def go_back(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
     best = min(measured, key=lambda step: (val_losses[step], step))
     for step in [step for step in reversed(checkpoints) if step > best]:
         _remove(checkpoints[step])
+    if (newest := latest(run_dir)) != checkpoints[best]:
+        raise UserError(f"{newest} would be taken for the best checkpoint, that of step {best}: remove it yourself")
     return checkpoints[best]
 
 
-def _remove(old: Path) -> None:
-    going = old.with_name(f".{old.name}.tmp")  # removed under another name: half of a checkpoint is never found
-    old.rename(going)
-    shutil.rmtree(going)
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, or what is left of one. That it cannot be removed (NFS keeps what somebody reads; another
+    user's) is a warning, and no failure."""
+    going = checkpoint
+    if not going.name.startswith("."):  # half of a checkpoint is never found: first it gets a name that is not
+        going = _unused(going.with_name(f".{going.name}.tmp"))
+    try:
+        checkpoint.rename(going)
+        if going.is_symlink():
+            going.unlink()
+        else:
+            shutil.rmtree(going)
+    except OSError as failure:
+        print(f"warning: {checkpoint} could not be removed ({failure.strerror})", file=sys.stderr, flush=True)
+
+
+def _unused(path: Path) -> Path:
+    """This path, or with a number before its suffix where something is there already."""
+    number, unused = 1, path
+    while os.path.lexists(unused):
+        number += 1
+        unused = path.with_stem(f"{path.stem}.{number}")
+    return unused
 
 
 def clear_leftovers(run_dir: Path) -> None:
     """Remove what a run that was killed while it saved has left."""
     for leftover in (run_dir / "checkpoints").glob(".step_*.tmp"):
-        shutil.rmtree(leftover)
+        _remove(leftover)
 
 
 def set_aside(damaged: Sequence[Path]) -> None:
     """Rename damaged checkpoints, so that they are no longer found, and their steps can be saved again."""
     for path in damaged:
-        path.rename(path.with_name(path.name + ".damaged"))
+        path.rename(_unused(path.with_name(path.name + ".damaged")))
 
 
 def _meta_sha256(meta: Mapping[str, Any]) -> str:
     """The checksum of all that meta.json says, but for this one."""
     sums = {name: value for name, value in meta["sha256"].items() if name != META}
     return hashlib.sha256(json.dumps({**meta, "sha256": sums}, sort_keys=True).encode()).hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- finding and reading ----------------------------------------------------------------------------------------------
@@ -163,8 +181,15 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
         Damaged: names the file that is missing, changed, or a link to somewhere else.
         UserError: a file may not be read.
     """
+
+    def inside(name: str) -> Path:
+        path = checkpoint / name
+        if path.resolve().parent != checkpoint.resolve():
+            raise ValueError(f"it is a link to {path.resolve()}, outside the checkpoint")
+        return path
+
     try:
-        meta = json.loads((checkpoint / META).read_bytes())
+        meta = json.loads(inside(META).read_bytes())
         if not isinstance(meta, dict) or not {"step", "model", "tokenizer", "sha256"} <= meta.keys():
             raise ValueError("it lacks step, model, tokenizer or sha256")
         if meta["sha256"].get(META) != _meta_sha256(meta):
@@ -172,14 +197,11 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
     except (OSError, ValueError, AttributeError, TypeError) as failure:
         raise _damaged(checkpoint / META, failure) from None
     for name in files:
-        path = checkpoint / name
         try:
-            if path.resolve().parent != checkpoint.resolve():
-                raise ValueError(f"it is a link to {path.resolve()}, outside the checkpoint")
-            if file_sha256(path) != meta["sha256"].get(name):
+            if file_sha256(inside(name)) != meta["sha256"].get(name):
                 raise ValueError(f"its checksum is not the one that {META} states")
         except (OSError, ValueError) as failure:
-            raise _damaged(path, failure) from None
+            raise _damaged(checkpoint / name, failure) from None
     return meta
 
 
@@ -216,6 +238,7 @@ class Resumed:
     step: int = 0  # finished steps
     began: Began = field(default_factory=Began)  # where its present data begins
     grad_norms: tuple[float, ...] = ()  # the latest
+    skipped: int = 0  # steps in a row before it whose loss or gradient was not finite
     changes: tuple[str, ...] = ()  # what is different now, and allowed
     damaged: tuple[Path, ...] = ()  # checkpoints that were passed over
 
@@ -275,7 +298,8 @@ def resume(
     ) as failure:
         raise _damaged(checkpoint / TRAIN_STATE, failure) from None
     changes = (*other_data, *_differences("", meta["settings"], facts["settings"]))
-    return Resumed(meta["step"], began, tuple(meta["grad_norms"]), changes, tuple(damaged))
+    skipped = meta.get("skipped", 0)  # older checkpoints do not say
+    return Resumed(meta["step"], began, tuple(meta["grad_norms"]), skipped, changes, tuple(damaged))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

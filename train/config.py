@@ -268,6 +268,8 @@ def read_config(
         if config.run.dir is None:
             config = replace(config, run=replace(config.run, dir=str(RUNS / chosen.config.stem)))
         check(config)
+    except UnicodeDecodeError:
+        raise ArgumentError(f"--config {chosen.config} is not text: name a YAML file") from None
     except TypeError as failure:
         raise ArgumentError(
             f"a section or value without content (null) in {chosen.config} ({failure}): fill it"
@@ -333,6 +335,12 @@ def check_common(config: Any, positive: Keys, not_negative: Keys) -> None:
                     raise ArgumentError(f"{section}.{key} has no value: give a number {words}")
                 if not math.isfinite(value) or value < 0 or (lowest and value == 0):
                     raise ArgumentError(f"{section}.{key} is {value}: give a number {words}")
+    for key, value in (
+        ("optim.spike_window", optim.spike_window),
+        ("train.timeout_seconds", config.train.timeout_seconds),
+    ):
+        if value > 10**9:
+            raise ArgumentError(f"{key} is {value}: give a number up to 1000000000")
     if not config.run.dir:
         raise ArgumentError("run.dir is empty: give a directory, or leave it out")
     if config.train.seed >= 2**63:

@@ -2,6 +2,8 @@
 
 import atexit
 import os
+import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +14,7 @@ import torch.distributed as dist
 from prepare.cli import UserError, available_cores
 from train.watch import Watch
 
+_START_ALL = "see that all of them start, and reach MASTER_ADDR; the first error above, or its node's log, says why not"
 _TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
@@ -23,6 +26,7 @@ class World:
     size: int
     device: torch.device
     watch: Watch | None = None  # over the others, where there are some
+    store: dist.Store | None = None  # torchrun's, which outlives its restarts
 
     @property
     def is_main(self) -> bool:
@@ -51,6 +55,15 @@ class World:
         if self.watch:
             self.watch.arrived(step)
 
+    def note(self, text: str) -> None:
+        """Remember something over torchrun's restarts."""
+        if self.store:
+            self.store.set(text, "")
+
+    def noted(self, text: str) -> bool:
+        """Whether a process under the same torchrun has noted it, before a restart too."""
+        return self.store is not None and self.store.check([text])
+
     def _reduce(self, values: Sequence[float], operation: dist.ReduceOp) -> list[float]:
         total = [float(value) for value in values]
         if self.size > 1:
@@ -78,7 +91,7 @@ def start(device: str = "auto", timeout_seconds: int = 600) -> World:
         timeout_seconds: the longest that a rank waits for another.
 
     Raises:
-        UserError: the device is not there, or there are more processes than GPUs.
+        UserError: the device is not there, there are more processes than GPUs, or one of them does not come.
     """
     rank, size, local_rank = (int(os.environ.get(key, default)) for key, default in _TORCHRUN)
     if device == "auto":
@@ -96,31 +109,59 @@ def start(device: str = "auto", timeout_seconds: int = 600) -> World:
     elif device == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1" and "LOCAL_WORLD_SIZE" in os.environ:
         # torchrun gives every process one thread unless told otherwise; share the cores out instead
         torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    watch = None
+    watch = store = None
+    timeout = timedelta(seconds=2 * timeout_seconds + 30)  # the watch speaks first; then the collectives end
+    if size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        store = _open_store(timeout)
     if size > 1:
-        # the watch speaks first; then the collectives end by themselves
-        timeout = timedelta(seconds=2 * timeout_seconds + 30)
-        store = _join_store(timeout)
+        ours = meet(store, rank, size, timeout)
         backend = "nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        dist.init_process_group(backend, store=ours, rank=rank, world_size=size, timeout=timeout)
         # Whoever lets go of the group last waits for gloo's threads, which may want the GIL to free a tensor. Python
         # gives it to them, DDP does not, and both wait for ever (torch 2.13; the cause is that of
         # https://github.com/pytorch/pytorch/issues/56297). So Python holds the group until the process ends.
         atexit.register(lambda _group: None, dist.group.WORLD)
-        watch = Watch(store, rank, size, timeout_seconds)
-    return World(rank, size, torch.device(device), watch)
+        watch = Watch(ours, rank, size, timeout_seconds)
+    return World(rank, size, torch.device(device), watch, store)
 
 
-def _join_store(timeout: timedelta) -> dist.Store:
-    """What the processes find each other by, anew at each restart that torchrun --max-restarts makes.
+def _open_store(timeout: timedelta) -> dist.Store:
+    """What processes find each other by: torchrun's, or rank 0's where there is no torchrun."""
+    try:
+        return next(dist.rendezvous("env://", timeout=timeout))[0]
+    except dist.DistError as failure:
+        reason = str(failure).splitlines()[0]
+        raise UserError(f"the processes do not find each other ({reason}): {_START_ALL}") from None
 
-    torchrun keeps one store over its restarts, and so the addresses of dead processes, which the new ones would wait
-    for (torch 2.13; https://github.com/pytorch/pytorch/issues/167288 has the symptom). On several nodes each torchrun
-    counts restarts of its own, so there the count names nothing that all agree on.
+
+def meet(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """A part of the store that only these `size` processes use, all of which are there now.
+
+    torchrun keeps one store over its restarts (--max-restarts), and so the addresses of dead processes, which new ones
+    would wait for (torch 2.13; https://github.com/pytorch/pytorch/issues/167288 has the symptom); on several nodes each
+    torchrun counts restarts of its own, so the counts tell nothing apart. But before any torchrun starts new processes,
+    all have ended the old ones. So whoever reads the name that it has just given itself in rank 0's list has the list
+    of a rank 0 that started with it, and goes where that one's name says; there rank 0 waits for all, and all for it.
+
+    Raises:
+        UserError: some did not come in time.
     """
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
-    return dist.PrefixStore(f"restart {restarts}", store)
+    name, end = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
+    names, here = ([f"{key}/{each}" for each in range(size)] for key in ("name", "here"))
+    store.set(names[rank], name)
+    while time.monotonic() < end:
+        if rank == 0 and store.check(names):
+            store.set("names", b" ".join(store.multi_get(names)))  # dead ones' too, until the living ones' are there
+        listed = store.get("names").decode().split() if store.check(["names"]) else []
+        if name in listed:
+            ours = dist.PrefixStore(listed[0], store)
+            ours.set(here[rank], "")
+            if rank == 0 and ours.check(here):
+                ours.set("complete", "")
+            if ours.check(["complete"]):
+                return ours
+        time.sleep(0.05)
+    raise UserError(f"not all of the {size} processes came within {timeout.total_seconds():g} s: {_START_ALL}")
 
 
 def stop() -> None:

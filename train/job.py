@@ -17,7 +17,7 @@ from train.hardware import is_out_of_memory
 from train.loop import Measures, Reads, Training, run_steps
 from train.model import GPT
 from train.run_dir import RunDir
-from train.run_log import RunLog
+from train.run_log import CHANGED, RunLog
 from train.saver import Saver
 from train.stopping import StopRequest
 
@@ -81,11 +81,11 @@ def ready(
 ) -> Training:
     """The run with all of its parts, where it goes on; what is different from before is written down."""
     if resumed.changes:
-        log.event(resumed.step, f"changed: {', '.join(resumed.changes)}")
+        log.event(resumed.step, CHANGED + ", ".join(resumed.changes))
     norms = GradNorms(config.optim.spike_window, config.optim.spike_zscore, resumed.grad_norms)
     saver = Saver(run.path, raw, optimizer, config.checkpoint, log) if world.is_main else None
     whole = (config, world, run, stop, log, raw, model, optimizer, context, loader, norms, facts, monitor, saver)
-    return Training(*whole, resumed.step)
+    return Training(*whole, resumed.step, resumed.skipped)
 
 
 def complete(t: Training) -> bool:
@@ -103,6 +103,7 @@ def close(t: Training, stopped: bool) -> None:
         t.log.event(t.step, f"stopped by {t.stop.reason()}; the same command goes on from here")
         t.stop.clear()
     else:
+        t.log.sync()  # DONE counts on the rows, as a checkpoint does
         t.run.finish(max(t.step, t.config.train.max_steps))  # also a run that ends early
         t.log.say(f"finished {t.step} steps: {t.run.path}")
     t.log.close()

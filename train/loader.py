@@ -158,7 +158,7 @@ class Loader:
 
     def tokens_read(self, step: int) -> int:
         """Tokens read when `step` steps are done."""
-        return step * self.world_size * self.per_rank * self.windows.block_size
+        return self.first_window(step, 0) * self.windows.block_size
 
     def weights(self, _step: int) -> list[float]:
         """What the mean loss of each micro-batch counts: all the same."""

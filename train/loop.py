@@ -77,6 +77,7 @@ class Training:
     monitor: Measures
     saver: Saver | None  # of rank 0
     step: int
+    skipped: int  # steps in a row up to this one whose loss or gradient was not finite
 
 
 def run_steps(t: Training) -> bool:
@@ -87,7 +88,7 @@ def run_steps(t: Training) -> bool:
         UserError: too many steps in a row were not finite, too many saves failed, or the ranks have drifted apart.
     """
     config, world, log, last = t.config, t.world, t.log, t.config.train.max_steps
-    saved, skipped = t.step, 0
+    saved = t.step
     batches = t.loader.prefetch(t.step, last)
     while True:
         at_interval = config.checkpoint.every and t.step % config.checkpoint.every == 0
@@ -124,8 +125,8 @@ def run_steps(t: Training) -> bool:
 
         t.norms.add(grad_norm)
         t.run.beat(t.step)
-        skipped = 0 if math.isfinite(grad_norm) else skipped + 1
-        judge(t, grad_norm, limit, skipped, saves_failed=sums[2] > 0)
+        t.skipped = 0 if math.isfinite(grad_norm) else t.skipped + 1
+        judge(t, grad_norm, limit, saves_failed=sums[2] > 0)
         if t.loader.epoch_of(t.step) // 1 > t.loader.epoch_of(t.step - 1) // 1 and t.step < last:
             log.event(t.step, "all the data was read; the next epoch begins", epoch=int(t.loader.epoch_of(t.step)) + 1)
 
@@ -139,30 +140,29 @@ def save(t: Training) -> None:
     check_replicas(t.raw, t.step, t.world)
     gather_moments(t.optimizer)
     if t.saver:
-        position, norms = t.loader.position(t.step), list(t.norms.latest)
-        meta = {**t.facts, "began": asdict(t.loader.began), "position": position, "grad_norms": norms}
-        t.saver.save(t.step, meta)
+        state = {"position": t.loader.position(t.step), "grad_norms": list(t.norms.latest), "skipped": t.skipped}
+        t.saver.save(t.step, {**t.facts, "began": asdict(t.loader.began), **state})
         t.stop.allow_for(t.saver.slowest)
 
 
-def judge(t: Training, grad_norm: float, limit: float, skipped: int, saves_failed: bool) -> None:
+def judge(t: Training, grad_norm: float, limit: float, saves_failed: bool) -> None:
     """Write down what was wrong with the step just made, and how the last save went.
 
     Raises:
         UserError: the run cannot go on; on all ranks.
     """
     optim = t.config.optim
-    if skipped:
-        t.log.event(t.step, "skipped: the loss or the gradient is not finite", in_a_row=skipped)
+    if t.skipped:
+        t.log.event(t.step, "skipped: the loss or the gradient is not finite", in_a_row=t.skipped)
     elif grad_norm > limit:
         words = "a gradient norm out of line" + (": the step is skipped" if optim.skip_spikes else "")
         t.log.event(t.step, words, grad_norm=grad_norm, limit=limit)
     if t.saver:
         t.saver.report()
-    if skipped == optim.max_skipped:
+    if t.skipped >= optim.max_skipped:
         raise UserError(
-            f"{skipped} steps in a row had a non-finite loss or gradient, up to step {t.step}: lower optim.max_lr, or "
-            f"check the data; what was saved before is kept in {t.run.path}"
+            f"{t.skipped} steps in a row had a non-finite loss or gradient, up to step {t.step}: lower optim.max_lr, "
+            f"or check the data; what was saved before is kept in {t.run.path}"
         )
     if saves_failed:
         raise UserError(

@@ -27,7 +27,8 @@ class RunDir:
 
     def __init__(self, config: Config, world: World) -> None:
         self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps
-        if config.run.fresh and (latest(self.path) or (self.path / "metrics.jsonl").exists()):
+        used, began = latest(self.path) or (self.path / "metrics.jsonl").exists(), f"began {self.path}"
+        if config.run.fresh and used and not world.noted(began):  # what it began itself, torchrun may start again
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
         self.is_main = world.is_main
         self.last_beat = -BEAT_SECONDS
@@ -53,6 +54,7 @@ class RunDir:
             self._lock.write(f"{os.getpid()} on {socket.gethostname()}")
             self._lock.flush()
             clear_leftovers(self.path)
+            world.note(began)
 
     @property
     def is_done(self) -> bool:

@@ -18,6 +18,7 @@ from train.distributed import World
 from train.hardware import peak_flops
 
 METRICS = "metrics.jsonl"
+CHANGED = "changed: "  # an event of what is otherwise than in the checkpoint of its step: each start has its own
 
 
 class RunLog:
@@ -30,16 +31,16 @@ class RunLog:
         step: int,
         flops_per_token: int,
         world: World,
-        tokens_read: Callable[[int], int] | None = None,
+        tokens_read: Callable[[int], int],
     ) -> None:
         """Open the log of a run that stands at `step`; rows of later steps, whose work was lost, are dropped.
 
         Args:
             flops_per_token: 0 where it is not known, and no MFU is stated.
-            tokens_read: tokens read when so many steps are done; None: data.batch_tokens a step.
+            tokens_read: tokens read when so many steps are done.
         """
         self.world, self.every, self.max_steps = world, config.log.every, config.train.max_steps
-        self.tokens_read = tokens_read or (lambda steps: steps * config.data.batch_tokens)
+        self.tokens_read = tokens_read
         self.flops_per_token = flops_per_token
         peak = peak_flops(world.device)
         self.peak = peak and peak * world.size
@@ -50,7 +51,8 @@ class RunLog:
         self.file = self.wandb = None
         if world.is_main:
             path = run_dir / METRICS
-            kept = [row for row in read_rows(path) if row["step"] <= step] if path.exists() else []
+            kept = read_rows(path, step) if path.exists() else []
+            kept = [row for row in kept if row["step"] < step or not row.get("event", "").startswith(CHANGED)]
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
             for row in kept:
                 self._remember(row)
@@ -163,24 +165,33 @@ def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)  # JSON has no word for it
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line that a kill has cut off is left out.
+
+    Args:
+        up_to: leave out the rows of later steps, and damaged lines behind the others: what was not on disk when the
+            power failed may come back as anything.
 
     Raises:
         UserError: another line is damaged.
     """
     lines = path.read_text(errors="replace").splitlines()
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not {"step", "kind"} <= row.keys():
-                raise ValueError("not a row")
-            rows.append(row)
-        except (ValueError, AttributeError):
-            if number < len(lines):
-                raise UserError(f"{path}:{number} is not a row ({line[:40]!r}): remove the line") from None
-    return rows
+    rows = [_row(line) for line in lines]
+    asked = [up_to is None or (row is not None and row["step"] <= up_to) for row in rows]
+    last = max((number for number, wanted in enumerate(asked, 1) if wanted), default=0)
+    for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
+        if row is None and number < last:
+            raise UserError(f"{path}:{number} is not a row ({line[:40]!r}): remove the line")
+    return [row for row, wanted in zip(rows, asked, strict=True) if row and wanted]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """What a line says; None where it is no row."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row else None
 
 
 def start_wandb(run_dir: Path, config: Config) -> Any | None:

@@ -75,7 +75,7 @@ def train(config: Config, world: World) -> None:
     pin = world.device.type == "cuda"
     loader = Loader(windows, order, per_rank, micro, world.rank, world.size, pin, began)
 
-    log = RunLog(run.path, config, resumed.step, raw.flops_per_token(), world)
+    log = RunLog(run.path, config, resumed.step, raw.flops_per_token(), world, loader.tokens_read)
     context = autocast(world.device, config.train.precision)
     monitor = Monitor(config, raw, facts["tokenizer"], val_paths, context, micro, world, log, stop)
     if not world.agree(resumed.step, int(facts["data"]["sha256"][:12], 16), monitor.intervals["hellaswag"]):
