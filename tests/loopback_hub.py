@@ -197,12 +197,12 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.server.hub.commit(folder)
         if not folder.is_dir():
             self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif revision in self.server.hub.commits:
-            return folder, revision
-        elif revision not in (None, "main"):
-            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        else:
+        elif revision in (None, "main"):
             return folder, commit
+        elif revision in {commit, *self.server.hub.commits}:
+            return folder, revision
+        else:
+            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         return None
 
     def api(self, kind: str, name: str, what: str | None, revision: str | None, path: str | None, query: dict) -> None:
