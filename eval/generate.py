@@ -8,7 +8,7 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 import argparse
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--num-samples", type=positive, default=1, metavar="N", help="continuations of each prompt")
     parser.add_argument("--seed", type=int, default=1337, metavar="S", help="of the random choices")
-    parser.add_argument("--interactive", action="store_true", help="a conversation, a line of input at a time")
+    parser.add_argument("--interactive", action="store_true", help="a conversation: --prompt, then a line at a time")
     parser.add_argument("--compile", action="store_true", help="compile the step, which takes a while: meant for a GPU")
     parser.add_argument("--no-cache", action="store_true", help="compute every token anew: slow, for comparison")
     args = parser.parse_args(argv)
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ArgumentError(f"--seed {args.seed}: give a number from 0 to 2^63 - 1")
     if args.prompt and args.instruction is not None:
         raise ArgumentError("--prompt is for a text to go on with, --instruction for one to follow: give one of them")
-    if args.interactive and (args.prompt or args.instruction is not None):
-        raise ArgumentError("--interactive reads what to answer from its input: leave out --prompt and --instruction")
+    if args.interactive and args.instruction is not None:
+        raise ArgumentError("--interactive reads instructions from its input: leave out --instruction")
     if args.input and args.instruction is None:
         raise ArgumentError("--input is what an --instruction is about: give one")
     if args.compile and args.no_cache:
@@ -87,11 +87,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def converse(loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespace) -> None:
-    """Answer each line of standard input; what was said before stands before it. An empty line begins anew."""
+    """Answer each line; what was said before stands before it. An empty line begins anew."""
     history = ""
     if sys.stdin.isatty():
         print("Each line goes on from all before it; an empty line begins anew; Ctrl-D ends.", file=sys.stderr)
-    while (line := read_line()) is not None:
+    for line in lines(args.prompt or ()):
         if not line:
             history = ""
             continue
@@ -104,18 +104,25 @@ def converse(loaded: LoadedModel, generator: torch.Generator, args: argparse.Nam
 
 
 def chat(loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespace) -> None:
-    """Answer each line of standard input as an instruction, up to the end-of-text. A model that has learnt
-    conversations is shown what was said before; an empty line begins anew."""
+    """Answer each line as an instruction, up to the end-of-text. A model that has learnt conversations is shown what
+    was said before; an empty line begins anew."""
     messages: list[Message] = []
     if sys.stdin.isatty():
         print("Each line is an instruction; an empty line begins anew; Ctrl-D ends.", file=sys.stderr)
-    while (line := read_line()) is not None:
+    for line in lines(args.prompt or ()):
         if not line:
             messages = []
             continue
         asked = [*(messages if loaded.converses else []), *question(line)]
         given = answer([("", loaded.template.prompt(asked, loaded.tokenizer))], loaded, generator, args)
         messages = [*asked, ("assistant", given)]
+
+
+def lines(first: Sequence[str]) -> Iterator[str]:
+    """What is to be answered: what the command line gave, then what is typed."""
+    yield from first
+    while (line := read_line()) is not None:
+        yield line
 
 
 def read_line() -> str | None:
