@@ -28,8 +28,8 @@ from prepare.cli import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 BATCH_BYTES = 4 << 20  # enough that calling the engine costs little, little enough to keep many in memory
-READ_ROWS, READ_BYTES = 64, 1 << 15  # of a parquet at a time: enough that a call costs little
-SMALL_GROUP = 16 << 20  # bytes of a row group that is read by READ_ROWS
+READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet at a time, at most: READ_BYTES where its groups are large
+SMALL_GROUP = 16 << 20  # bytes of a row group that may be read BATCH_BYTES at a time
 FINGERPRINT_BYTES = 1 << 16
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -276,22 +276,23 @@ def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[
 
 
 def _sized(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
-    """A column's values, of any of Arrow's kinds of text, as large strings or binaries in memory of their own: arrays
-    of at most BATCH_BYTES, or of one value that is longer."""
+    """A column's values, of any of Arrow's kinds of text, as large strings or binaries: arrays of at most twice
+    BATCH_BYTES, or of one value that is longer. Small ones are put together, large ones cut into copies of their parts,
+    which do not keep the whole in memory."""
     some: list[pa.Array] = []
     size = 0
     for array in map(_large, arrays):
-        parts = [(array, array.nbytes)]
-        if parts[0][1] > BATCH_BYTES:
-            parts = [(part, part.nbytes) for part in (array[row : row + 1] for row in range(len(array)))]
-        for part, length in parts:
-            if some and size + length > BATCH_BYTES:
-                yield pa.concat_arrays(some)
+        parts = [array]
+        if array.nbytes > 2 * BATCH_BYTES:
+            parts = (pa.concat_arrays([array[row : row + 1]]) for row in range(len(array)))
+        for part in parts:
+            if some and size + part.nbytes > BATCH_BYTES:
+                yield some[0] if len(some) == 1 else pa.concat_arrays(some)
                 some, size = [], 0
             some.append(part)
-            size += length
+            size += part.nbytes
     if some:
-        yield pa.concat_arrays(some)
+        yield some[0] if len(some) == 1 else pa.concat_arrays(some)
 
 
 def _large(array: pa.Array) -> pa.Array:
