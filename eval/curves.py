@@ -107,9 +107,7 @@ def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "
         return save(figure, Path(output))
 
 
-def plot_report(
-    title: str, cells: Sequence[Sequence[str]], metrics: Sequence[dict[str, Any]], output: Path
-) -> Path:
+def plot_report(title: str, cells: Sequence[Sequence[str]], metrics: Sequence[dict[str, Any]], output: Path) -> Path:
     """Draw report.py's table, its header first, and beside it HellaSwag over tokens of a run that measured it."""
     steps, values = series(metrics, *HELLASWAG)
     curve, height = bool(len(values)), 0.4 + 0.3 * len(cells)  # inches

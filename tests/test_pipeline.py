@@ -192,7 +192,8 @@ class Counted(Source):
 
 @pytest.mark.parametrize("die", [1, 29, 30, 59])
 @pytest.mark.parametrize("shard_tokens", [7, 20, 64, 999])
-def test_goes_on_after_the_last_finished_shard(tmp_path, die, shard_tokens):
+def test_goes_on_after_the_last_finished_shard(tmp_path, die, shard_tokens, monkeypatch):
+    monkeypatch.setattr("prepare.pipeline.BACKLOG", 0)  # how much is finished does not depend on the disk's pace
     documents = ["word " * (number % 13) + "x" for number in range(60)]
     run_job(job([], sources=[Counted("a", documents)], shard_tokens=shard_tokens), tmp_path / "one")
     source = Counted("a", documents, die)
@@ -206,8 +207,8 @@ def test_goes_on_after_the_last_finished_shard(tmp_path, die, shard_tokens):
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
     assert source.started == [0, record["rows"]]
     assert [(tmp_path / "out" / shard["file"]).stat().st_mtime_ns for shard in record["shards"]] == times
-    if die == 59 and shard_tokens < 999:  # a few shards may have waited for the disk
-        assert record["rows"] > 15
+    if die == 59 and shard_tokens < 999:
+        assert record["rows"] > 30
 
 
 def test_another_file_in_the_place_of_a_half_finished_one_begins_anew(tmp_path):

@@ -27,7 +27,7 @@ NOT_WEIGHTS = re.compile(r"(\.attn\.(bias|masked_bias)|^lm_head\.weight)$")  # c
 # What json, safetensors and the unpickler raise at files that are not theirs, and our code at what those hold instead
 DAMAGED = (SafetensorError, UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, TypeError)
 DAMAGED += (AttributeError,)
-MOST_PARAMETERS = 100_000_000_000  # no memory is tried with more than GPT-2 has 60 times
+MOST_PARAMETERS = 100_000_000_000  # sixty times the largest GPT-2's: more is a mistake, not to be tried on the memory
 VOCABULARIES = ("vocab.json", "encoder.json", "tokenizer.json")
 HUB_FILES = ["config.json", *VOCABULARIES, "model*.safetensors*"]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
