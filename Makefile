@@ -108,8 +108,8 @@ gpu-bench: gpu-ready
 gpu-ready:
 	@$(GPU_PYTHON) -c 'import torch; raise SystemExit(not torch.cuda.is_available())' \
 	    || { echo "error: the torch of $(GPU_PYTHON) sees no GPU: name another with GPU_PYTHON=/path/to/python"; exit 1; }
-	@PYTHONPATH=.gpu-packages $(GPU_PYTHON) -c 'import jsonargparse, typeshed_client, tqdm, yaml' 2> /dev/null \
-	    || grep -E '^(jsonargparse|tqdm|PyYAML)' requirements.txt \
+	@PYTHONPATH=.gpu-packages $(GPU_PYTHON) -c 'import jsonargparse, safetensors, tiktoken, tqdm, typeshed_client, yaml' 2> /dev/null \
+	    || grep -E '^(jsonargparse|PyYAML|safetensors|tiktoken|tqdm)' requirements.txt \
 	    | $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --target .gpu-packages -r /dev/stdin
 	@$(GPU_PYTHON) -c 'import torch; print(torch.cuda.get_device_name(), "torch", torch.__version__)'
 
@@ -118,8 +118,8 @@ gpu-recipe:
 	@$(bench) configs/gpt2_124m.yaml --data.micro_batch_size 32 --compare train.seed=2 $(PEER)
 
 gpu-memory:
-	@echo "== 124M, 64 sequences at a time: memory, and the heaviest kernels"
-	@$(bench) configs/gpt2_124m.yaml --data.micro_batch_size 64 --profile gpu_trace.json
+	@echo "== 124M, 64 sequences at a time: memory, saves, and the heaviest kernels"
+	@$(bench) configs/gpt2_124m.yaml --data.micro_batch_size 64 --saves 3 --profile gpu_trace.json
 
 gpu-changes:
 	@echo "== One change at a time"

@@ -117,17 +117,18 @@ def test_a_program_that_fails_is_left_out_unless_it_is_the_first(
         ours.close(), theirs.close()
 
 
-def test_two_processes_state_their_all_reduce_and_a_trace_is_written(tmp_path: Path) -> None:
+def test_two_processes_state_their_all_reduce_and_saves_and_a_trace_is_written(tmp_path: Path) -> None:
     """12 seconds. Without shards the tokens are random."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     changes = {"data__train": tmp_path / "none_*.bin", "data__batch_tokens": 512}
     words = settings(tmp_path, tmp_path / "run", **changes)
     trace = tmp_path / "trace.json"
-    command = ["python", *torchrun, SCRIPT, *words, "--steps", "3", "--profile", trace]
+    command = ["python", *torchrun, SCRIPT, *words, "--steps", "3", "--saves", "2", "--profile", trace]
     result = run_command(*command, OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     assert "512 tokens a step = 2 processes x 2 micro-batches x 4 sequences x 32" in result.stdout
     assert re.search(r"all-reduce of 0.1 MB of gradients: [\d.]+ ms alone; -?[\d.]+ ms are not hidden", result.stdout)
+    assert re.search(r"^checkpoints: the loop waited [\d.]+, [\d.]+ ms, at most ", result.stdout, re.MULTILINE)
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert "aten::addmm" in names
     heaviest = re.findall(r"^ *\S.*?  +[\d.]+% ", result.stdout, re.MULTILINE)  # names hold spaces, or are cut

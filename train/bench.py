@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import NoReturn
 
@@ -34,13 +35,15 @@ import torch.distributed as dist
 from prepare.cli import ArgumentError, UserError, positive, run_script
 from prepare.shards import find_shards, write_shard
 from train import distributed
-from train.config import Config, load_config, sequences_per_rank
+from train.config import Config, LogConfig, load_config, sequences_per_rank
 from train.distributed import World
 from train.hardware import autocast, fitting_micro_batch, peak_flops, prepare_device
 from train.loader import Loader, WindowOrder, Windows
 from train.model import GPT
-from train.optim import build_optimizer, learning_rate
+from train.optim import build_optimizer, gather_moments, learning_rate
 from train.peers import Peer
+from train.run_log import METRICS, RunLog, read_rows
+from train.saver import Saver
 from train.step import train_step
 from train.wrap import wrap
 
@@ -219,6 +222,7 @@ def own_options() -> Options:
     own.add_argument("--steps", type=positive, default=20, metavar="N", help="of each program, after the warm-up")
     own.add_argument("--warmup", type=positive, default=3, metavar="N", help="steps that do not count")
     own.add_argument("--profile", type=Path, metavar="FILE", help="write a Chrome trace of one step of ours")
+    own.add_argument("--saves", type=positive, default=0, metavar="N", help="checkpoints to time and throw away")
     own.add_argument("--turns", action="store_true", help=argparse.SUPPRESS)
     own.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     return own
@@ -245,6 +249,8 @@ def main() -> None:
         world.say(loader_rate(program, samples[options.warmup :]))
         if world.size > 1:
             world.say(all_reduce(program, samples[options.warmup :]))
+        if options.saves:
+            world.say(saving(program, options.saves, samples[options.warmup :], Path(folder)))
         if options.profile:
             profile(program, options.profile)
         distributed.stop()
@@ -368,6 +374,31 @@ def all_reduce(program: Program, samples: list[dict[str, float]]) -> str:
         f"all-reduce of {gradients.nbytes / 1e6:,.1f} MB of gradients: {1000 * statistics.median(alone):,.1f} ms "
         f"alone; {1000 * (hidden[0] - hidden[1]):,.1f} ms are not hidden behind the backward pass, which takes "
         f"{1000 * hidden[1]:,.1f} ms without it"
+    )
+
+
+def saving(program: Program, saves: int, samples: list[dict[str, float]], folder: Path) -> str:
+    """How long the loop waits for a save, and what the step beside it takes."""
+    config = replace(program.config, log=LogConfig(wandb="disabled"))
+    log = RunLog(folder, config, 0, 0, program.world, int)
+    saver = Saver(folder, program.model, program.optimizer, config.checkpoint, log) if program.world.is_main else None
+    beside = []
+    for number in range(saves):
+        gather_moments(program.optimizer)
+        if saver:
+            saver.save(number, {"tokenizer": None})
+        beside += program.run(1)
+        if saver:
+            saver.report(wait=True)
+    if saver:
+        saver.finish()
+    log.close()
+    rows = read_rows(folder / METRICS) if saver else []
+    pauses = [1000 * row["pause_seconds"] for row in rows if "pause_seconds" in row]
+    others, those = (1000 * statistics.median(step["seconds"] for step in steps) for steps in (samples, beside))
+    return (
+        f"checkpoints: the loop waited {', '.join(f'{pause:.1f}' for pause in pauses)} ms, at most "
+        f"{max(pauses, default=0) / others:.1%} of a step; steps beside them took {those:,.1f} ms, others {others:,.1f}"
     )
 
 

@@ -37,6 +37,7 @@ class Saver:
         self._stream = self._copied = None
         if next(model.parameters()).is_cuda:
             self._stream = torch.cuda.Stream()
+            self._pin()
             optimizer.register_step_pre_hook(lambda *_: self._hold_update())
 
     @property
@@ -89,6 +90,11 @@ class Saver:
                 f"the last checkpoint of {self.run_dir} could not be written: make room on the disk, and start again; "
                 "it goes on from the checkpoint before it"
             )
+
+    def _pin(self) -> None:
+        """Pin memory for weights and moments, which takes longer than the loop may wait. PyTorch keeps it for saves."""
+        for_each = ((parameter.shape, parameter.dtype) for parameter in self.model.parameters())
+        _ = [torch.empty(shape, dtype=dtype, pin_memory=True) for shape, dtype in for_each for _ in range(3)]
 
     def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if self._stream is None:
