@@ -3,7 +3,7 @@
 python -m tests.bf16_losses SHARDS [STEPS] [BATCH_TOKENS]     # 124M, T = 1024; on two cores half an hour
 
 Products of bf16 matrices are made as tensor cores make them: of bf16 operands, added up in float32, rounded once to
-bf16. Float32 arithmetic does that to the last bit of PyTorch's own emulation, and ten times as fast.
+bf16. Float32 arithmetic does that to the last bit of PyTorch's own emulation, much faster.
 """
 
 import sys
