@@ -31,6 +31,7 @@ BATCH_BYTES = 4 << 20  # enough that calling the engine costs little, little eno
 READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet at a time, at most: READ_BYTES where its groups are large
 SMALL_GROUP = 16 << 20  # bytes of a row group that may be read BATCH_BYTES at a time
 FINGERPRINT_BYTES = 1 << 16
+FIRST = 100  # lines of a .jsonl, in one of which the column must be
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -141,17 +142,24 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | Remote]:
     for path in paths:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"--input {path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+        if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+            raise UserError(f"--input {str(path)!a}: the name is no UTF-8: rename it")
     return paths
 
 
 def _files(path: Path) -> list[Path]:
-    """The path itself; of a folder (out.parquet of Spark and Dask is one) the known files in it."""
+    """The path itself; of a folder (out.parquet of Spark and Dask is one) the known files in it that are not hidden."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not file.is_dir())
+    inside = [file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not file.is_dir()]
+    found = sorted(file for file in inside if not _hidden(file.relative_to(path).parts))
     if not found:
         raise UserError(f"--input {path} is a folder without {', '.join(SUFFIXES)}: check the path")
     return found
+
+
+def _hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
 
 
 def _remote(pattern: str) -> list[Path | Remote]:
@@ -168,7 +176,9 @@ def _remote(pattern: str) -> list[Path | Remote]:
             matches = system.glob(path, detail=True)
             folders = [name for name, facts in matches.items() if facts["type"] == "directory"]
             found = [name for name in matches if name not in folders]
-        found += [name for folder in folders for name in system.find(folder) if name.endswith(SUFFIXES)]
+        for folder in folders:
+            inside = [name for name in system.find(folder) if name.endswith(SUFFIXES)]
+            found += [name for name in inside if not _hidden(name.removeprefix(folder).split("/"))]
         return [Remote(system.unstrip_protocol(name)) for name in sorted(set(found))]
 
 
@@ -182,9 +192,10 @@ def check_documents(path: Path | Remote, column: str) -> None:
             path.open("rb").close()
         else:
             with _open_lines(path) as (lines, _):
-                record = next((record for record in _records(path, lines, sys.maxsize, quiet=True) if record), None)
-            if record is not None and column not in record:
-                raise UserError(f"{path} has no {column!r}; its first line has {_names(record)}: choose with --column")
+                records = [record for record in islice(_records(path, lines, sys.maxsize, quiet=True), FIRST) if record]
+            if records and not any(column in record for record in records):
+                found = _names(records[0])
+                raise UserError(f"{path} has no {column!r}; its first line has {found}: choose with --column")
 
 
 def read_documents(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import fsspec
@@ -65,6 +66,10 @@ def test_a_missing_column_is_named_before_and_while_reading(path):
     write(path, [{"body": "a", "url": "b"}])
     with pytest.raises(UserError, match=r"a\.\w+.* 'text'.*body, url.*--column"):
         check_documents(path, "text")
+    if "json" in path.name:
+        write(path, [{"body": "a"}, {"text": "b"}])
+        check_documents(path, "text")
+        assert read(path) == (["b"], 1)
 
 
 def test_cut_short_or_damaged_files_are_named(path):
@@ -183,6 +188,20 @@ def test_find_inputs(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=said):
             find_inputs([wrong])
+
+
+def test_hidden_files_of_a_folder_are_left_out_and_names_must_be_utf8(tmp_path):
+    seen = write(tmp_path / "a.jsonl", [{"text": "a"}])
+    for name in ("._a.jsonl", ".ipynb_checkpoints/a.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, [{"text": "a copy"}])
+    assert find_inputs([tmp_path]) == [seen]
+    assert [Path(file.path) for file in find_inputs([f"file://{tmp_path}"])] == [seen]
+    assert find_inputs([tmp_path / "._a.jsonl"]) == [tmp_path / "._a.jsonl"]
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt"))
+    strange.touch()
+    with pytest.raises(UserError, match=r"udcff\.txt': the name is no UTF-8: rename it"):
+        find_inputs([tmp_path])
 
 
 def test_folders_that_are_named_as_files(tmp_path):
