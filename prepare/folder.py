@@ -32,7 +32,7 @@ PROGRESS = ".progress"
 def kept_revision(path: Path, dataset: str) -> str | None:
     """The commit of `dataset` that the folder `path` was begun with; None if it was begun with nothing of it."""
     begun = path / PROGRESS / "plan.json"
-    made = json.loads(begun.read_bytes()) if begun.is_file() else read_manifest(path)
+    made = _read_plan(begun) if begun.is_file() else read_manifest(path)
     return made["revision"] if made is not None and made["dataset"] == dataset else None
 
 
@@ -74,7 +74,7 @@ class Folder:
                 (self.path / MANIFEST).unlink()
             return
         if self._plan_path.is_file():
-            plan = json.loads(self._plan_path.read_bytes())
+            plan = _read_plan(self._plan_path)
             self._refuse_difference(plan, {number: record["input"] for number, record in self.finished().items()})
         else:
             strange = next((path for path in sorted(self.path.iterdir()) if path.suffix in (".bin", ".npy")), None)
@@ -107,11 +107,15 @@ class Folder:
         manifest = read_manifest(self.path)
         if manifest is None:
             markers = [(number, self._marker(number)) for number in range(len(self.plan["inputs"]))]
-            records = {number: json.loads(path.read_bytes()) for number, path in markers if path.is_file()}
+            records = {number: record for number, path in markers if (record := _read_record(path)) is not None}
         else:
             records = {number: {"input": facts, "shards": []} for number, facts in enumerate(manifest["inputs"])}
             for shard in manifest["shards"]:
-                records[shard_number(shard["file"]) // MAX_PARTS]["shards"].append(shard)
+                number = shard_number(shard["file"])
+                if number is None or number // MAX_PARTS not in records:
+                    found = f"{self.path / MANIFEST} has the shard {shard['file']}, which is of none of its inputs"
+                    raise UserError(f"{found}: delete the folder and run its preparation again")
+                records[number // MAX_PARTS]["shards"].append(shard)
         return {number: record for number, record in records.items() if self._whole(record["shards"])}
 
     def _whole(self, shards: list[dict]) -> bool:
@@ -120,8 +124,7 @@ class Folder:
 
     def begun(self, number: int) -> dict | None:
         """What `save` remembered of an unfinished source, if its shards are there and it is still the same."""
-        path = self._marker(number, ".part")
-        record = json.loads(path.read_bytes()) if path.is_file() else None
+        record = _read_record(self._marker(number, ".part"))
         identity = self.plan["inputs"][number]
         if record is None or not self._whole(record["shards"]):
             return None
@@ -202,6 +205,25 @@ class Folder:
                 if os.fstat(file.fileno()).st_nlink:  # else removed by the one who had it
                     yield
                     return
+
+
+def _read_plan(path: Path) -> dict:
+    """The plan of a folder in the making. UserError if it is damaged."""
+    try:
+        plan = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as failure:
+        folder = path.parent.parent
+        raise UserError(f"{path} is damaged ({failure}): delete {folder} and run its preparation again") from failure
+    return plan
+
+
+def _read_record(path: Path) -> dict | None:
+    """What is remembered of a source; None when there is nothing, or what there is is damaged: it is made again."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and {"input", "shards"} <= record.keys() else None
 
 
 @contextmanager

@@ -224,6 +224,9 @@ def load_tokenizer(description: dict | None) -> Tokenizer:
     ours, theirs = tokenizer.describe()["sha256"], description.get("sha256")
     if ours != theirs:
         raise UserError(f"the {name} vocabulary has sha256 {ours}, the data was made with {theirs}: prepare it again")
+    size = description.get("vocab_size", tokenizer.vocab_size)
+    if size != tokenizer.vocab_size:
+        raise UserError(f"the {name} vocabulary has {tokenizer.vocab_size:,} tokens, not {size}: prepare it again")
     return tokenizer
 
 

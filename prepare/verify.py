@@ -10,7 +10,7 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 
 import numpy as np
 
-from prepare.cli import Parser, Progress, UserError, run_script
+from prepare.cli import Parser, Progress, UserError, named_path, run_script
 from prepare.folder import PROGRESS
 from prepare.shards import (
     HEADER_BYTES,
@@ -28,7 +28,7 @@ CHUNK = 1 << 24  # tokens looked at together
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Check every shard of a folder against its manifest.", "python prepare/verify.py data/fineweb10B")
-    parser.add_argument("folder", type=Path, help="folder of token shards")
+    parser.add_argument("folder", type=named_path, help="folder of token shards")
     folder = parser.parse_args(argv).folder
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give the one that the shards are in")
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         contradictions = sums(folder, manifest)
         damages += contradictions
     tokens = documents = 0
-    sizes = [(folder / record["file"]).stat().st_size for record in records if record["file"] in present]
+    sizes = [path.stat().st_size for path in (folder / record["file"] for record in records) if path.is_file()]
     with Progress("verifying", sum(sizes), "B") as progress:
         for record in records:
             path = folder / record["file"]

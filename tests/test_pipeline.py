@@ -374,6 +374,30 @@ def test_a_manifest_of_another_kind_is_refused(corpus, tmp_path):
     assert not (tmp_path / ".progress").exists()
 
 
+def test_a_manifest_with_a_shard_of_no_input_is_refused(corpus, tmp_path):
+    run_job(job(corpus), tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    whole = path.read_text()
+    for strange in ("renamed.bin", "x_train_999000.bin"):
+        path.write_text(whole.replace("x_val_000000.bin", strange))
+        with pytest.raises(UserError, match=f"{strange}, which is of none of its inputs: delete the folder"):
+            run_job(job(corpus), tmp_path / "out")
+
+
+def test_what_is_remembered_of_an_interrupted_run_may_be_damaged(corpus, tmp_path):
+    run_job(job(corpus), tmp_path / "one")
+    for kind in ("*/000.json", "*/001.part.json"):
+        out = tmp_path / kind[2:]
+        corpus[1].rename(tmp_path / "aside")
+        with pytest.raises(UserError):
+            run_job(job(corpus), out)
+        (tmp_path / "aside").rename(corpus[1])
+        for path in out.glob("*/0*.json"):
+            path.write_bytes(path.read_bytes()[:40] if kind == "*/000.json" else b"[]")
+        run_job(job(corpus), out)
+        assert contents(out) == contents(tmp_path / "one")
+
+
 def test_strange_shards_are_left_alone(corpus, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x_train_000001.bin").write_bytes(b"precious")

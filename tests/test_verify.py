@@ -144,6 +144,29 @@ def test_manifest_that_contradicts_itself(folder):
     assert "sha256" in one_line_error(verify(folder))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("file", "../x_train_000001.bin", "no file's name"),
+        ("file", "\ud800.bin", "no file's name"),
+        ("file", "x" * 5000, "no file's name"),
+        ("vocab_size", 100, "50,257 tokens, not 100"),
+    ],
+)
+def test_manifest_with_a_strange_value(folder, key, value, said):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (manifest["tokenizer"] if key == "vocab_size" else manifest["shards"][0])[key] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert said in one_line_error(verify(folder))
+
+
+def test_a_link_to_nowhere_is_a_missing_shard(folder):
+    path = folder / "x_train_001000.bin"
+    path.unlink()
+    path.symlink_to("/nowhere/x.bin")
+    assert named(folder) == [f"{path}: missing"]
+
+
 def test_without_a_manifest_only_the_structure(folder):
     (folder / "manifest.json").unlink()
     result = verify(folder)
@@ -179,3 +202,4 @@ def test_no_folder_and_no_shards(tmp_path):
     assert "no folder" in one_line_error(verify(tmp_path / "absent"))
     assert "no token shards" in one_line_error(verify(tmp_path))
     assert "folder" in one_line_error(run_command("python", "prepare/verify.py"), 2)
+    assert "it is empty" in one_line_error(verify(""), 2)
