@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from prepare.cli import positive
+from prepare.cli import named, named_path, positive
 from prepare.shards import write_json
 from train import distributed
 from train.checkpoint import LoadedModel, load_model
@@ -20,7 +20,7 @@ from train.hardware import prepare_device
 def add_model_options(parser: ArgumentParser) -> None:
     """Declare `--model` and `--device`."""
     kinds = "a run, a checkpoint, a directory of Hugging Face or OpenAI, or a hub name; when not given, the newest run"
-    parser.add_argument("--model", metavar="X", help=kinds)
+    parser.add_argument("--model", type=named, metavar="X", help=kinds)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
 
 
@@ -32,7 +32,7 @@ def add_set_options(parser: ArgumentParser, data: Path, unit: str) -> None:
         unit: what it consists of, in the plural.
     """
     add_model_options(parser)
-    parser.add_argument("--data", type=Path, default=data, metavar="FILE", help=f"the {unit}")
+    parser.add_argument("--data", type=named_path, default=data, metavar="FILE", help=f"the {unit}")
     parser.add_argument("--limit", type=positive, metavar="N", help=f"only the first N {unit}")
     parser.add_argument("--output", type=output_file, metavar="FILE", help=f"scores, and those of each of the {unit}")
     parser.add_argument("--batch-tokens", type=positive, metavar="N", help="in a forward pass")
@@ -40,7 +40,7 @@ def add_set_options(parser: ArgumentParser, data: Path, unit: str) -> None:
 
 def output_file(text: str) -> Path:
     """argparse's type for a file to be written: asked for before the work, not after it."""
-    path = Path(text)
+    path = named_path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: name a file, in a folder that is there")
     return path

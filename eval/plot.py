@@ -6,7 +6,7 @@ from pathlib import Path
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
 
 from eval.curves import plot_runs, read_metrics
-from prepare.cli import RUNS, ArgumentError, Parser, UserError, run_script
+from prepare.cli import RUNS, ArgumentError, Parser, UserError, named_path, run_script
 from train.run_log import METRICS
 
 
@@ -15,8 +15,8 @@ def main(argv: list[str] | None = None) -> None:
         "Draw loss, learning rate, throughput and HellaSwag or accuracy of runs, from their metrics.jsonl.",
         "python eval/plot.py runs/gpt2_124m --output curves.png",
     )
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories; none: the newest run")
-    parser.add_argument("--output", type=Path, help="picture; default: RUN/loss.png, or curves.png for several")
+    parser.add_argument("runs", nargs="*", type=named_path, metavar="RUN", help="run directories; none: the newest run")
+    parser.add_argument("--output", type=named_path, help="picture; default: RUN/loss.png, or curves.png for several")
     parser.add_argument("--over", choices=("tokens", "steps"), default="tokens", help="the horizontal axis")
     args = parser.parse_args(argv)
     runs = args.runs or [newest_run()]

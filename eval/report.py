@@ -20,7 +20,7 @@ from eval.measures import measure_hellaswag, measure_lambada, measure_shards, me
 from eval.model_option import add_model_options, opened
 from eval.published import NOTES, PUBLISHED, SIZES
 from eval.tasks import FORMATS, Format, load_hellaswag, load_lambada
-from prepare.cli import DATA, Parser, UserError, positive, run_script, write_whole
+from prepare.cli import DATA, Parser, UserError, named_path, positive, run_script, write_whole
 from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.shards import find_shards, write_json
 from train.checkpoint import LoadedModel, newest_run
@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> None:
         "python eval/report.py --model gpt2 --output report_gpt2",
     )
     add_model_options(parser)
-    parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where prepare/eval_sets.py put them")
+    parser.add_argument("--data", type=named_path, default=DATA, metavar="DIR", help="where eval_sets.py has put them")
     parser.add_argument("--shards", nargs="+", metavar="GLOB", help="token shards for a validation loss")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N tasks and passages")
-    parser.add_argument("--output", type=Path, default=Path("report"), metavar="DIR", help="report.{txt,json,png}")
+    parser.add_argument("--output", type=named_path, default="report", metavar="DIR", help="report.{txt,json,png}")
     args = parser.parse_args(argv)
     model = args.model or str(newest_run())
     output = args.output.absolute()

@@ -17,7 +17,7 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 from eval.detokenize import load_wikitext
 from eval.measures import measure_wikitext
 from eval.model_option import add_model_options, opened, output_file, report
-from prepare.cli import Parser, positive, run_script
+from prepare.cli import Parser, named_path, positive, run_script
 from prepare.known_files import WIKITEXT103
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         "python eval/wikitext.py --model gpt2",
     )
     add_model_options(parser)
-    parser.add_argument("--data", type=Path, default=WIKITEXT103.path, metavar="FILE", help="wiki.test.tokens")
+    parser.add_argument("--data", type=named_path, default=WIKITEXT103.path, metavar="FILE", help="wiki.test.tokens")
     parser.add_argument("--stride", type=positive, metavar="N", help="new tokens in a window; default: half the block")
     parser.add_argument("--output", type=output_file, metavar="FILE", help="the scores as JSON")
     args = parser.parse_args(argv)

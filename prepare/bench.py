@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prepare.cli import ROOT, Parser, UserError, available_cores, positive, run_script
+from prepare.cli import ROOT, Parser, UserError, available_cores, named, named_path, positive, run_script
 from prepare.pipeline import Job, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources import LocalFile, find_inputs, read_documents
@@ -37,12 +37,12 @@ TIKTOKEN_BYTES = 50_000_000  # it is slow, and as fast on little text as on much
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Measure how fast text becomes tokens.", "python prepare/bench.py")
-    parser.add_argument("--input", nargs="+", metavar="FILE", help="text to repeat; Shakespeare's plays when not given")
+    parser.add_argument("--input", nargs="+", type=named, metavar="FILE", help="text to repeat; when not given, plays")
     parser.add_argument("--column", default="text", help="where the files have it")
     parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
     parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
     parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each; the medians are shown")
-    parser.add_argument("--folder", type=Path, help="where there is room; the system's temporary folder when not given")
+    parser.add_argument("--folder", type=named_path, help="where there is room; when not given, a temporary folder")
     options = parser.parse_args(argv)
     if options.folder and not options.folder.is_dir():
         raise UserError(f"--folder {options.folder} is no folder: make it, or give another")

@@ -6,7 +6,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,12 +21,22 @@ RUNS = ROOT / "runs"
 def write_whole(path: Path, text: str) -> None:
     """Write a small file under its final name at one stroke, when it is whole and on disk."""
     unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with naming(unfinished), unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
     to_disk(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError say which file it is about, as those of a write (a full disk) do not."""
+    try:
+        yield
+    except OSError as failure:
+        failure.filename = failure.filename or str(path)
+        raise
 
 
 def to_disk(path: Path) -> None:
@@ -78,6 +89,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def named(text: str) -> str:
+    """argparse's type for a name, which an unset variable of the shell leaves empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a name, or leave the option out")
+    return text
+
+
+def named_path(text: str) -> Path:
+    """argparse's type for a file or folder; an empty one would be the current folder."""
+    return Path(named(text))
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments), no traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -94,8 +117,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as failure:
-        places = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
-        if failure.errno not in places:
+        full, closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM, errno.EROFS)
+        if failure.errno not in (*full, *closed, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise
         where = f" ({failure.filename})" if failure.filename else ""
         _fail(f"{failure.strerror}{where}: free space or choose another folder, then run the same command again", 1)
@@ -103,7 +126,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    sys.stdout.flush()
+    with suppress(OSError):  # it may be what has failed
+        sys.stdout.flush()
     rank = os.environ.get("RANK", "0")  # under torchrun every process may say it; rank 0's is the line to read
     who = "error" if rank == "0" else f"rank {rank}"
     print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)

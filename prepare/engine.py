@@ -10,11 +10,14 @@ import os
 import tempfile
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 import awkward as ak
 import numpy as np
 import pyarrow as pa
 from gigatoken.gigatoken_rs import BPETokenizer
+
+from prepare.cli import naming
 
 MEMORY = 400 << 20  # bytes, for each thread
 BETWEEN = 32 << 20  # bytes of text that a cache serves at least, should the memory be somebody else's
@@ -75,8 +78,9 @@ class Gigatoken:
             self._threads += 1
             self._own.generation = self._generation
         with tempfile.NamedTemporaryFile("w", suffix=".tiktoken") as file:  # the engine reads ranks from a file only
-            file.write(self._ranks)
-            file.flush()
+            with naming(Path(file.name)):
+                file.write(self._ranks)
+                file.flush()
             self._own.tokenizer = BPETokenizer.from_tiktoken(file.name, "gpt2", {})
         return self._own.tokenizer
 

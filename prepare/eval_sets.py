@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 
-from prepare.cli import DATA, ArgumentError, Parser, positive, run_script
+from prepare.cli import DATA, ArgumentError, Parser, named_path, positive, run_script
 from prepare.continuation import make_tasks
 from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.shards import find_shards
@@ -37,7 +37,7 @@ def published(arguments: list[str]) -> None:
         "python prepare/eval_sets.py",
     )
     parser.add_argument("sets", nargs="*", type=known, metavar="SET", default=[*KNOWN], help=", ".join(KNOWN))
-    parser.add_argument("--out", type=Path, default=DATA, help="folder of the files")
+    parser.add_argument("--out", type=named_path, default=DATA, help="folder of the files")
     parser.add_argument("--hellaswag-url", default=HELLASWAG.url, metavar="URL", help="a mirror of the same file")
     parser.add_argument("--lambada-url", default=LAMBADA.url, metavar="URL", help="a mirror of the same file")
     options = parser.parse_args(arguments)
@@ -62,7 +62,8 @@ def continuation(arguments: list[str]) -> None:
     )
     parser.prog += " continuation"
     parser.add_argument("--shards", required=True, nargs="+", metavar="GLOB", help="token shards of held-out text")
-    parser.add_argument("--out", type=Path, default=DATA / "continuation_val.jsonl", metavar="FILE", help="where to")
+    default = DATA / "continuation_val.jsonl"
+    parser.add_argument("--out", type=named_path, default=default, metavar="FILE", help="where to")
     parser.add_argument("--tasks", type=positive, default=200, metavar="N", help="how many tasks")
     parser.add_argument("--seed", type=int, default=1, help="which of the possible tasks")
     options = parser.parse_args(arguments)

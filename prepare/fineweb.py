@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, positive, run_script
+from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, named, named_path, positive, run_script
 from prepare.download import fetch_hub_file, fetch_pretokenized, hub_files
 from prepare.folder import PROGRESS, kept_revision
 from prepare.pipeline import KEEP_FILES, Job, add_options, run_job
@@ -100,13 +100,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--input",
         nargs="+",
+        type=named,
         metavar="FILE",
         help=".parquet, .jsonl[.gz|.zst] or .txt, not the hub: names, folders, globs, URLs (s3://, hf://, ...)",
     )
     parser.add_argument("--column", default="text", help="where a .parquet or .jsonl has the text")
     parser.add_argument("--separator", type=unescaped, help="what stands between documents of a .txt (\\n: a line end)")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="malformed lines of a .jsonl to skip")
-    parser.add_argument("--out", type=Path, help="folder of the shards; data/fineweb10B and the like when not given")
+    parser.add_argument("--out", type=named_path, help="folder of the shards; when not given, data/fineweb10B and such")
     parser.add_argument(
         "--pretokenized",
         nargs="?",

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from prepare.cli import DATA, Parser, UserError, available_cores, positive, run_script
+from prepare.cli import DATA, Parser, UserError, available_cores, named, named_path, positive, run_script
 from prepare.download import fetch_hub_file, hub_files
 from prepare.folder import kept_revision
 from prepare.pipeline import Job, add_engine, add_shard_tokens, run_job
@@ -141,9 +141,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Turn OpenWebText into GPT-2 token shards, split as nanoGPT does.", "python prepare/openwebtext.py")
-    parser.add_argument("--input", nargs="+", metavar="FILE", help="local .parquet files, not the hub")
+    parser.add_argument("--input", nargs="+", type=named, metavar="FILE", help="local .parquet files, not the hub")
     parser.add_argument("--column", default="text", help="where the files have the text")
-    parser.add_argument("--out", type=Path, default=DATA / "openwebtext", help="folder of the shards")
+    parser.add_argument("--out", type=named_path, default=DATA / "openwebtext", help="folder of the shards")
     add_shard_tokens(parser)
     parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
     add_engine(parser)

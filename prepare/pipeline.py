@@ -105,8 +105,8 @@ def run_job(
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as failure:
-        raise UserError(f"--out {out} is a file, or inside one: choose another folder") from failure
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as failure:
+        raise UserError(f"--out {out} is a file, or where no folder can be: choose another") from failure
     folder = Folder(out, job.plan())
     index, count = share
     with folder.claimed(index, count):

@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.cli import DATA, ArgumentError, Parser, UserError, run_script
+from prepare.cli import DATA, ArgumentError, Parser, UserError, named_path, run_script
 from prepare.download import fetch_url
 from prepare.pipeline import Job, add_shard_tokens, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
@@ -75,9 +75,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Turn Shakespeare, or a text of your own, into shards of tokens.", "python prepare/shakespeare.py")
     parser.add_argument("--level", choices=["bpe", "char"], default="bpe", help="GPT-2's tokens, or one per character")
     parser.add_argument("--source", choices=["plays", "tiny"], help="the 37 plays (no network), or Tiny Shakespeare")
-    parser.add_argument("--input", type=Path, metavar="FILE", help="a UTF-8 text instead, such as Tiny Shakespeare's")
+    parser.add_argument("--input", type=named_path, metavar="FILE", help="a UTF-8 text, such as Tiny Shakespeare's")
     parser.add_argument("--url", help="where to get Tiny Shakespeare; its author's repository when not given")
-    parser.add_argument("--out", type=Path, help="folder of the shards; data/shakespeare_LEVEL when not given")
+    parser.add_argument("--out", type=named_path, help="folder of the shards; data/shakespeare_LEVEL when not given")
     add_shard_tokens(parser)
     options = parser.parse_args(argv)
     options.source = options.source or ("tiny" if options.input or options.url else "plays")

@@ -19,7 +19,7 @@ from types import UnionType
 
 import numpy as np
 
-from prepare.cli import ROOT, UserError, write_whole
+from prepare.cli import ROOT, UserError, naming, write_whole
 
 MAGIC = 20240520
 VERSION = 1
@@ -55,7 +55,7 @@ def shard_name(name: str, file: int, part: int, split: str | None = None) -> str
 
 def shard_number(file_name: str) -> int | None:
     """The FFFPPP of a shard's (or its temporary's) file name; None for other files."""
-    match = re.fullmatch(r".+_(?:train|val)_(\d{6,})\.bin(?:\.tmp)?", file_name)
+    match = re.fullmatch(r"[\w.-]{1,100}_(?:train|val)_(\d{6,9})\.bin(?:\.tmp)?", file_name)
     return int(match[1]) if match else None
 
 
@@ -189,7 +189,8 @@ class ShardWriter:
             if self._stream is None:
                 self._begin()
             end = min(len(tokens), position + self.shard_tokens - self._tokens)
-            self._stream.write(np.ascontiguousarray(tokens[position:end], dtype=TOKEN).data)
+            with naming(_temporary(self._path)):
+                self._stream.write(np.ascontiguousarray(tokens[position:end], dtype=TOKEN).data)
             self._tokens += end - position
             first, last = np.searchsorted(starts, (position, end))
             self._documents += int(last - first)
@@ -250,9 +251,10 @@ def _temporary(path: Path) -> Path:
 
 def _publish(stream, path: Path, tokens: int, documents: int) -> dict:
     """Bring a written temporary file to disk and give it its final name; its record for the manifest."""
-    stream.flush()
-    os.fsync(stream.fileno())
-    stream.close()
+    with naming(_temporary(path)):
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
     digest = file_sha256(_temporary(path))
     _temporary(path).replace(path)
     return {"file": path.name, "tokens": tokens, "documents": documents, "sha256": digest}
@@ -320,6 +322,8 @@ def _wrong(manifest: object) -> Iterator[str]:
         yield from _unlike(f"its input {number}", entry, INPUT_KINDS)
     for number, entry in enumerate(manifest["shards"]):
         yield from _unlike(f"its shard {number}", entry, SHARD_KINDS)
+        if not re.fullmatch(r"[^/\0\ud800-\udfff]{1,255}", entry["file"]):
+            yield f"its shard {number} has file {entry['file'][:40]!a}, no file's name"
 
 
 def _unlike(what: str, value: object, kinds: Mapping[str, type | UnionType]) -> Iterator[str]:

@@ -163,10 +163,15 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
         (["--version", "20BT"], 2, "20BT"),
         (["--edu", "--version", "100BT", "--pretokenized"], 2, "100BT"),
         (["--input"], 2, "--input"),
+        (["--input", ""], 2, "--input: it is empty"),
     ):
         assert said in one_line_error(fineweb(*words, "--out", out), status)
         assert not out.exists(), words
     assert "is a file" in one_line_error(fineweb("--input", good, "--out", good))
+    assert "--out: it is empty" in one_line_error(fineweb("--input", good, "--out", ""), 2)
+    assert "where no folder can be" in one_line_error(fineweb("--input", good, "--out", "/proc/out"))
+    (tmp_path / "loop").symlink_to("loop")
+    assert "levels of symbolic links" in one_line_error(fineweb("--input", good, "--out", tmp_path / "loop" / "out"))
 
 
 def test_help_opens_with_a_sentence_and_a_command():

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors.torch import save_file
 
-from prepare.cli import Parser, UserError, run_script
+from prepare.cli import Parser, UserError, named, named_path, run_script
 from prepare.shards import write_json
 from prepare.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
 from train.checkpoint import load_model
@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         "Write a run or checkpoint as a Hugging Face directory.",
         "python train/export_hf.py --model runs/gpt2_124m --output gpt2_124m_hf",
     )
-    parser.add_argument("--model", metavar="X", help="a run or a checkpoint; when not given, the newest run")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--model", type=named, metavar="X", help="a run or checkpoint; when not given, the newest run")
+    parser.add_argument("--output", metavar="DIR", type=named_path, required=True, help="a folder that is not there")
     parser.add_argument("--push", metavar="REPO", help="upload it to this model repository: me/my-gpt2")
     arguments = parser.parse_args(argv)
 
