@@ -36,11 +36,10 @@ from eval.tasks import (
     truncated,
 )
 from prepare.cli import Progress, UserError
-from prepare.shards import open_shard
 from prepare.tokenizer import Tokenizer
 from train.checkpoint import LoadedModel
 from train.distributed import World
-from train.loader import common_tokenizer, validation_windows
+from train.loader import Windows, common_tokenizer, validation_batches
 from train.model import IGNORED
 
 MOST_NATS = 700.0  # exp of more is no float64
@@ -189,13 +188,10 @@ def measure_shards(loaded: LoadedModel, world: World, paths: Sequence[Path], tok
     config, tokenizer = loaded.model.config, loaded.tokenizer
     check_same_tokenizer(paths, tokenizer)
     counts = np.zeros(config.vocab_size, dtype=np.int64)
-    total = min(tokens, sum(len(open_shard(path)) for path in paths))
-    batch_size = max(1, BATCH_TOKENS // config.block_size)
-    windows = validation_windows(
-        paths, config.block_size, tokens, batch_size, config.vocab_size, world.rank, world.size
-    )
-    with _progress("validation", total, "token", world) as update:
-        nll, n = sum_loss(loaded.model, counted(windows, counts, update), world.device)
+    windows = Windows(paths, config.block_size, config.vocab_size)
+    batches = validation_batches(windows, tokens, max(1, BATCH_TOKENS // config.block_size), world.rank, world.size)
+    with _progress("validation", min(tokens, windows.tokens), "token", world) as update:
+        nll, n = sum_loss(loaded.model, counted(batches, counts, update), world.device)
     nll, n, *counts = world.sum([nll, n, *counts])
     counts = np.array(counts)
     n_bytes = sum(

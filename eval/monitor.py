@@ -18,7 +18,7 @@ from prepare.cli import ROOT, UserError
 from prepare.tokenizer import load_tokenizer
 from train.config import Config
 from train.distributed import World
-from train.loader import Windows, validation_windows
+from train.loader import Windows, validation_batches
 from train.model import GPT
 from train.run_log import RunLog
 from train.stopping import StopRequest
@@ -113,9 +113,9 @@ class Monitor(Measurements):
         measures = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
         super().__init__(intervals, measures, config.train.max_steps, world, log, stop)
         self.seed = config.train.seed
-        self.tokenizer, self.val_paths = load_tokenizer(tokenizer), val_paths
+        self.tokenizer = load_tokenizer(tokenizer)
         if self.eval.every:
-            Windows(val_paths, config.model.block_size, config.model.vocab_size)
+            self.windows = Windows(val_paths, config.model.block_size, config.model.vocab_size)
         if self.tokenizer.vocab_size > config.model.vocab_size:  # bare shards, of a vocabulary that nobody described
             self.intervals |= {"hellaswag": 0, "sample": 0}
         if self.intervals["hellaswag"]:
@@ -151,15 +151,8 @@ class Monitor(Measurements):
         self.world.say(f"no {kind} while training: {reason} (eval.{kind}_every 0 leaves it out)")
 
     def _validate(self) -> dict[str, float]:
-        config = self.model.config
-        batches: Iterator = validation_windows(
-            self.val_paths,
-            config.block_size,
-            self.eval.val_tokens,
-            self.batch_size,
-            config.vocab_size,
-            self.world.rank,
-            self.world.size,
+        batches: Iterator = validation_batches(
+            self.windows, self.eval.val_tokens, self.batch_size, self.world.rank, self.world.size
         )
         loss_sum, tokens = 0.0, 0.0
         while some := list(islice(batches, BATCHES)):

@@ -22,7 +22,7 @@ from train.loader import (
     common_tokenizer,
     fingerprint,
     permutation,
-    validation_windows,
+    validation_batches,
 )
 
 T = 32
@@ -147,9 +147,10 @@ def test_nanogpts_and_build_nanogpts_files_are_read_too(tmp_path: Path) -> None:
 def test_validation_windows_are_the_same_set_for_every_world_and_batch_size(tmp_path: Path) -> None:
     paths = [*sorted(write_shards(tmp_path).glob("*_val_*.bin")), *sorted(tmp_path.glob("*_train_*.bin"))]
     tokens = 100 * T
-    reference = torch.cat([x for x, _ in validation_windows(paths, T, tokens, 100, VOCAB)])
+    windows = Windows(paths, T, VOCAB)
+    reference = torch.cat([x for x, _ in validation_batches(windows, tokens, 100)])
     for world, batch in [(1, 7), (2, 8), (3, 16), (4, 100)]:
-        ranks = [list(validation_windows(paths, T, tokens, batch, VOCAB, rank, world)) for rank in range(world)]
+        ranks = [list(validation_batches(windows, tokens, batch, rank, world)) for rank in range(world)]
         assert len({len(batches) for batches in ranks}) == 1  # as many batches on each rank, some of them empty
         rows = torch.cat([x for batches in ranks for x, _ in batches])
         assert rows.shape == (100, T)
@@ -159,18 +160,18 @@ def test_validation_windows_are_the_same_set_for_every_world_and_batch_size(tmp_
 
 def test_validation_takes_what_there_is(tmp_path: Path) -> None:
     paths = sorted(write_shards(tmp_path).glob("*_val_*.bin"))
-    rows = sum(len(x) for x, _ in validation_windows(paths, T, 10**9, 16, VOCAB))
+    rows = sum(len(x) for x, _ in validation_batches(Windows(paths, T, VOCAB), 10**9, 16))
     assert rows == (3000 - 1) // T
 
 
 def test_fingerprint_changes_with_the_data_and_not_with_its_folder(tmp_path: Path) -> None:
-    here = sorted(write_shards(tmp_path / "a").glob("*_train_*.bin"))
-    there = sorted(write_shards(tmp_path / "b").glob("*_train_*.bin"))
-    assert fingerprint(here) == fingerprint(there)
-    assert fingerprint(here) != fingerprint(here[:2])
-    assert (fingerprint(here)["shards"], fingerprint(here)["tokens"]) == (3, 14_001)
+    here, there = (sorted(write_shards(tmp_path / folder).glob("*_train_*.bin")) for folder in "ab")
+    facts = fingerprint(Windows(here, T, VOCAB))
+    assert facts == fingerprint(Windows(there, T, VOCAB))
+    assert facts != fingerprint(Windows(here[:2], T, VOCAB))
+    assert (facts["shards"], facts["tokens"]) == (3, 14_001)
     write_shard(there[0], markov_tokens(5999, seed=1))
-    assert fingerprint(here) != fingerprint(there)
+    assert facts != fingerprint(Windows(there, T, VOCAB))
 
 
 def test_one_vocabulary_for_all_shards_and_the_model(tmp_path: Path) -> None:

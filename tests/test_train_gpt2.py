@@ -20,7 +20,7 @@ from tests.conftest import ROOT, free_port, one_line_error, run_command
 from tests.random_gpt2 import save_random_gpt2
 from tests.tiny import VOCAB, markov_tokens, rows, settings, write_shards
 from train.hf_weights import load_hf
-from train.loader import validation_windows
+from train.loader import Windows, validation_batches
 
 SCRIPT = ROOT / "train" / "train_gpt2.py"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -456,7 +456,7 @@ def test_a_run_begins_with_the_weights_of_another_model_and_goes_on_with_its_own
     save_random_gpt2(folder, n_layer=1, n_head=2, n_embd=16, n_positions=32)
     shape = {"model__n_layer": 1, "model__n_embd": 16, "model__vocab_size": 50257}
     changes = {**shape, "train__init_from": folder, "eval__every": 1, "checkpoint__every": 1}
-    windows = list(validation_windows([data / "tiny_val_000000.bin"], 32, 2048, 64, 50257))
+    windows = list(validation_batches(Windows([data / "tiny_val_000000.bin"], 32, 50257), 2048, 64))
     nll, tokens = sum_loss(load_hf(folder), windows, "cpu")
     began = train(data, tmp_path / "run", train__max_steps=1, **changes)
     assert "begins with the weights of random" in began.stdout

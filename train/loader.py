@@ -85,9 +85,9 @@ class Windows:
 
     def __init__(self, paths: Sequence[Path], block_size: int, vocab_size: int) -> None:
         self.paths, self.block_size, self.vocab_size = list(paths), block_size, vocab_size
-        lengths = [len(open_shard(path)) for path in paths]
-        self.counts = [max(0, (length - 1) // block_size) for length in lengths]
-        self.tokens = sum(lengths)
+        self.lengths = [len(open_shard(path)) for path in paths]  # in tokens
+        self.counts = [max(0, (length - 1) // block_size) for length in self.lengths]
+        self.tokens = sum(self.lengths)
         self._open = lru_cache(maxsize=4)(open_shard)  # shards have their turns: what was read of others may go
         if sum(self.counts) == 0:
             raise UserError(
@@ -202,14 +202,8 @@ def read_ahead(read: Callable[[int], MicroBatches], first: int, last: int) -> It
         closed.set()
 
 
-def validation_windows(
-    paths: Sequence[Path],
-    block_size: int,
-    tokens: int,
-    batch_size: int,
-    vocab_size: int,
-    rank: int = 0,
-    world_size: int = 1,
+def validation_batches(
+    windows: Windows, tokens: int, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's share of the first `tokens` tokens' worth of windows, straight through the shards.
 
@@ -219,9 +213,8 @@ def validation_windows(
     Yields:
         inputs and targets, int64 (b, block_size) each, with 0 <= b <= batch_size.
     """
-    windows = Windows(paths, block_size, vocab_size)
     straight = ((shard, window) for shard, count in enumerate(windows.counts) for window in range(count))
-    places = list(islice(straight, max(1, tokens // block_size)))
+    places = list(islice(straight, max(1, tokens // windows.block_size)))
     for start in range(0, len(places), batch_size * world_size):
         mine = start + rank * batch_size
         yield windows.read(places[mine : mine + batch_size])
@@ -253,13 +246,14 @@ def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
     return None
 
 
-def fingerprint(paths: Sequence[Path]) -> dict[str, int | str]:
+def fingerprint(windows: Windows) -> dict[str, int | str]:
     """What identifies the data of a run: the number of shards and tokens, and a sha256 over each shard's name, tokens,
     and checksum where a manifest states one."""
     sums: dict[Path, str] = {}
-    for folder in {path.parent for path in paths}:
+    for folder in {path.parent for path in windows.paths}:
         manifest = read_manifest(folder)
         sums.update({folder / shard["file"]: shard["sha256"] for shard in (manifest or {"shards": []})["shards"]})
-    facts = [[path.name, len(open_shard(path)), sums.get(path)] for path in paths]
+    shards = zip(windows.paths, windows.lengths, strict=True)
+    facts = [[path.name, length, sums.get(path)] for path, length in shards]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return {"shards": len(facts), "tokens": sum(tokens for _, tokens, _ in facts), "sha256": digest}
+    return {"shards": len(facts), "tokens": windows.tokens, "sha256": digest}

@@ -53,7 +53,7 @@ def train(config: Config, world: World) -> None:
     windows = Windows(paths, config.model.block_size, config.model.vocab_size)
     facts = {
         "tokenizer": common_tokenizer([*paths, *val_paths], config.model.vocab_size),
-        "data": fingerprint(paths),
+        "data": fingerprint(windows),
         "batches": {"tokens": config.data.batch_tokens, "seed": config.train.seed, "shuffle": config.data.shuffle},
         "settings": changeable(config, model__dropout=config.model.dropout),
     }
