@@ -131,7 +131,7 @@ def measure_wikitext(
 ) -> dict[str, Any]:
     """Perplexity per word of the original file, of a text read by sliding windows of the block size.
 
-    Every window but the first predicts its last `stride` tokens, so each prediction sees at least block_size - stride
+    Every window but the first predicts its last `stride` tokens, each of which sees at least block_size - stride
     tokens before it; half a block where no stride is given. The end-of-text token, which begins documents, is what the
     first token is predicted from.
 
@@ -180,13 +180,15 @@ def sliding_batches(tokens: Tensor, size: int, stride: int, batch_size: int) -> 
 def measure_shards(loaded: LoadedModel, world: World, paths: Sequence[Path], tokens: int) -> dict[str, Any]:
     """Loss, perplexity and bits per byte on the first tokens of shards, and the unigram entropy of the same targets.
 
-    Bytes are those of the targets' text; an end-of-text token has none, and its loss counts.
+    Bytes are those of the targets' text; an end-of-text token has none, and its loss counts. Without a tokenizer, or
+    without text, bits_per_byte is not there.
 
     Raises:
         UserError: the shards are of another vocabulary, or hold less than one window.
     """
-    config, tokenizer = loaded.model.config, loaded.tokenizer
-    check_same_tokenizer(paths, tokenizer)
+    config, tokenizer = loaded.model.config, loaded.known_tokenizer
+    if tokenizer:
+        check_same_tokenizer(paths, tokenizer)
     counts = np.zeros(config.vocab_size, dtype=np.int64)
     windows = Windows(paths, config.block_size, config.vocab_size)
     batches = validation_batches(windows, tokens, max(1, BATCH_TOKENS // config.block_size), world.rank, world.size)
@@ -194,18 +196,16 @@ def measure_shards(loaded: LoadedModel, world: World, paths: Sequence[Path], tok
         nll, n = sum_loss(loaded.model, counted(batches, counts, update), world.device)
     nll, n, *counts = world.sum([nll, n, *counts])
     counts = np.array(counts)
-    n_bytes = sum(
-        counts[token] * len(tokenizer.decode_bytes([token]))
-        for token in np.flatnonzero(counts[: tokenizer.vocab_size])
-        if token != tokenizer.eot
-    )
-    return {
-        "tokens": int(n),
-        "loss": nll / n,
-        "perplexity": perplexity_of(nll / n),
-        "bits_per_byte": nll / math.log(2) / n_bytes if n_bytes else math.nan,
-        "unigram": entropy(counts),
-    }
+    found = {"tokens": int(n), "loss": nll / n, "perplexity": perplexity_of(nll / n), "unigram": entropy(counts)}
+    if tokenizer and (n_bytes := text_bytes(counts, tokenizer)):
+        found["bits_per_byte"] = nll / math.log(2) / n_bytes
+    return found
+
+
+def text_bytes(counts: np.ndarray, tokenizer: Tokenizer) -> int:
+    """Bytes of text in so many (V,) of each token."""
+    tokens = [token for token in np.flatnonzero(counts[: tokenizer.vocab_size]) if token != tokenizer.eot]
+    return sum(int(counts[token]) * len(tokenizer.decode_bytes([token])) for token in tokens)
 
 
 def check_same_tokenizer(paths: Sequence[Path], tokenizer: Tokenizer) -> None:

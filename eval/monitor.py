@@ -116,8 +116,9 @@ class Monitor(Measurements):
         self.tokenizer = load_tokenizer(tokenizer)
         if self.eval.every:
             self.windows = Windows(val_paths, config.model.block_size, config.model.vocab_size)
-        if self.tokenizer.vocab_size > config.model.vocab_size:  # bare shards, of a vocabulary that nobody described
-            self.intervals |= {"hellaswag": 0, "sample": 0}
+        if self.tokenizer.vocab_size > config.model.vocab_size:
+            for kind in (kind for kind in ("hellaswag", "sample") if self.intervals[kind]):
+                self._leave_out(kind, "the data has no manifest.json, which would say what its ids mean")
         if self.intervals["hellaswag"]:
             self.requests = self._load_requests()
         if self.intervals["sample"]:

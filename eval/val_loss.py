@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> None:
             f"model:   {loaded.name}\n"
             f"data:    {found['tokens']:,} tokens of {', '.join(args.data)}\n"
             f"loss:    {found['loss']:.4f} nats per token (perplexity {found['perplexity']:,.2f})\n"
-            f"bits:    {found['bits_per_byte']:.4f} per byte of text\n"
-            f"unigram: {found['unigram']:.4f} nats per token, the best that ignores all context can do"
+            + (f"bits:    {found['bits_per_byte']:.4f} per byte of text\n" if "bits_per_byte" in found else "")
+            + f"unigram: {found['unigram']:.4f} nats per token, the best that ignores all context can do"
         )
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import string
 from dataclasses import asdict
 from pathlib import Path
 
@@ -359,9 +360,18 @@ def test_what_is_no_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> None:
     model, optimizer = trained()
-    save_checkpoint(tmp_path, 1, model, optimizer)
-    with pytest.raises(UserError, match="vocabulary of 27 is smaller than its tokenizer's, gpt2 with 50257"):
+    save_checkpoint(tmp_path, 1, model, optimizer, tokenizer=CharTokenizer(string.ascii_letters).describe())
+    with pytest.raises(UserError, match="vocabulary of 27 is smaller than its tokenizer's, char with 52"):
         checkpoint.load_model(str(tmp_path))
+
+
+def test_a_model_of_data_that_nobody_described_has_no_tokenizer(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, 1, model, optimizer)
+    loaded = checkpoint.load_model(str(tmp_path))
+    assert loaded.known_tokenizer is None
+    with pytest.raises(UserError, match=r"has no tokenizer, since its data had no manifest\.json"):
+        _ = loaded.tokenizer
 
 
 def test_a_run_begins_from_another_model(tmp_path: Path) -> None:

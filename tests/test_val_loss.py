@@ -13,6 +13,9 @@ from prepare.shards import build_manifest, write_manifest, write_shard
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.conftest import one_line_error, run_command
 from tests.random_gpt2 import save_random_gpt2
+from tests.tiny import save_checkpoint
+from train.config import ModelConfig
+from train.model import GPT
 
 V, T = 50257, 24
 
@@ -75,6 +78,20 @@ def test_loss_is_transformers_and_entropy_that_of_the_targets(model, tmp_path, c
 
 
 @pytest.mark.slow
+def test_a_run_on_data_that_nobody_described_is_measured_without_bits(tmp_path, capsys):
+    torch.manual_seed(0)
+    raw = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=16, block_size=8, vocab_size=97)).eval()
+    save_checkpoint(tmp_path / "run", 1, raw)
+    pattern, (tokens,) = _shards(tmp_path / "data", sizes=(801,), top=97)
+    val_loss.main(["--model", str(tmp_path / "run"), "--data", pattern])
+    printed = _printed(capsys.readouterr().out)
+    x = torch.from_numpy(tokens.astype(np.int64))
+    with torch.no_grad():
+        expected = raw(x[:-1].view(-1, 8), x[1:].view(-1, 8)).item()
+    assert _numbers(printed)[0] == pytest.approx(expected, abs=1e-4)
+    assert "bits" not in printed
+
+
 def test_two_processes_print_what_one_does(model, tmp_path):
     glob, _ = _shards(tmp_path / "data", sizes=(1000, 800))
     options = ["eval/val_loss.py", "--model", model[0], "--data", glob, "--device", "cpu"]

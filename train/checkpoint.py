@@ -28,7 +28,7 @@ from torch import Tensor
 from prepare.cli import RUNS, UserError, to_disk
 from prepare.instructions import Template
 from prepare.shards import file_sha256
-from prepare.tokenizer import CharTokenizer, GPT2Tokenizer, load_tokenizer
+from prepare.tokenizer import GPT2_VOCAB_SIZE, CharTokenizer, GPT2Tokenizer, load_tokenizer
 from train.classifier import Classifier
 from train.config import ModelConfig
 from train.hf_weights import HUB_NAME, download_hf, is_hf_folder, load_hf
@@ -337,12 +337,22 @@ class LoadedModel:
     """A model ready to be scored or to talk: in evaluation mode, float32."""
 
     model: GPT
-    tokenizer: GPT2Tokenizer | CharTokenizer
+    known_tokenizer: GPT2Tokenizer | CharTokenizer | None  # None: of data with a small vocabulary and no manifest
     name: str  # what to call it: the run and step, the folder, or the hub's name
     step: int | None  # finished training steps; None for a model that is not ours
     labels: tuple[str, ...] = ()  # of a classifier
     template: Template | None = None  # of an instruction follower
     converses: bool = False  # it has learnt conversations of several turns
+
+    @property
+    def tokenizer(self) -> GPT2Tokenizer | CharTokenizer:
+        """Between its ids and text. UserError where nobody knows it."""
+        if self.known_tokenizer is None:
+            raise UserError(
+                f"{self.name} has no tokenizer, since its data had no manifest.json: it can be continued, exported and "
+                "measured on shards; for text, prepare its data with prepare/ and train again"
+            )
+        return self.known_tokenizer
 
 
 def load_model(
@@ -378,7 +388,8 @@ def load_model(
         model.load_state_dict(merged(_read_weights(path / WEIGHTS)))
         name = f"{path.resolve().parents[1].name} at step {meta['step']}"
         template = Template(**meta["template"]) if "template" in meta else None
-        tokenizer, converses = load_tokenizer(meta["tokenizer"]), meta.get("converses", False)
+        known = meta["tokenizer"] is not None or shape.vocab_size >= GPT2_VOCAB_SIZE
+        tokenizer, converses = load_tokenizer(meta["tokenizer"]) if known else None, meta.get("converses", False)
         loaded = LoadedModel(model, tokenizer, name, meta["step"], labels, template, converses)
     elif is_hf_folder(path):
         loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name, None)
@@ -393,7 +404,7 @@ def load_model(
         loaded = LoadedModel(load_hf(download_hf(str(spec), option)), load_tokenizer(None), str(spec), None)
     else:
         raise UserError(f"{option} {path}: there is no such folder")
-    if loaded.model.config.vocab_size < loaded.tokenizer.vocab_size:
+    if loaded.known_tokenizer and loaded.model.config.vocab_size < loaded.tokenizer.vocab_size:
         raise UserError(
             f"{option} {path}: its vocabulary of {loaded.model.config.vocab_size} is smaller than its tokenizer's, "
             f"{loaded.tokenizer.name} with {loaded.tokenizer.vocab_size}: they do not belong together"
@@ -419,7 +430,7 @@ def begin_from(spec: str, model: GPT, tokenizer: Mapping[str, Any] | None) -> st
     Raises:
         UserError: there is no such model, or it is of another shape or vocabulary.
     """
-    other = load_model(spec)
+    other = load_model(spec, option="--train.init_from")
     shape = {key: value for key, value in asdict(model.config).items() if key != "dropout"}
     if different := _differences("model", asdict(other.model.config), shape):
         raise UserError(

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     unfinished = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    is_gpt2 = isinstance(loaded.tokenizer, GPT2Tokenizer)
+    is_gpt2 = isinstance(loaded.known_tokenizer, GPT2Tokenizer)
     special = {"bos_token_id": EOT, "eos_token_id": EOT} if is_gpt2 else {"bos_token_id": None, "eos_token_id": None}
     save_file(to_hf(loaded.model), unfinished / "model.safetensors", {"format": "pt"})
     write_json(unfinished / "config.json", hf_config(loaded.model.config, loaded.labels) | special)
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": loaded.model.config.block_size, **tokens}
         write_json(unfinished / "tokenizer_config.json", settings)
     unfinished.rename(output)
-    note = "" if is_gpt2 else " (its character vocabulary has no Hugging Face tokenizer)"
+    note = "" if is_gpt2 else " (its vocabulary has no Hugging Face tokenizer)"
     print(f"{loaded.name} -> {output}{note}", flush=True)
     if arguments.push:
         print(f"{output} -> {push(output, arguments.push)}")
