@@ -85,6 +85,13 @@ def test_the_interval_averages_its_steps(tmp_path: Path) -> None:
     assert [row["tokens_per_s"] for row in written] == pytest.approx([10_000, 10_000])
 
 
+def test_an_interval_of_0_leaves_the_train_rows_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    log = open_log(tmp_path, config=replace(CONFIG, log=replace(CONFIG.log, every=0)))
+    for step in range(1, 101):
+        log.train_row(step, loss=3.0, lr=1e-4, grad_norm=0.5, seconds=0.25)
+    assert (rows(tmp_path), capsys.readouterr().out, log.seconds) == ([], "", [])
+
+
 def test_after_a_resume_no_step_appears_twice(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     for step in range(1, 8):

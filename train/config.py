@@ -180,7 +180,7 @@ class LogConfig:
     """What is written down.
 
     Args:
-        every: interval in steps of the train rows and console lines
+        every: interval in steps of the train rows and console lines; 0 leaves them out
         wandb: auto is online where somebody has logged in, and disabled elsewhere
         wandb_project: its project there
     """
@@ -281,12 +281,12 @@ POSITIVE = {
     "optim": ("max_lr", "eps", "max_skipped", "spike_window"),
     "train": ("max_steps", "timeout_seconds"),
     "checkpoint": ("keep", "max_failures"),
-    "log": ("every",),
 }
 NOT_NEGATIVE = {
     "optim": ("min_lr", "warmup_steps", "weight_decay", "grad_clip", "spike_zscore"),
     "train": ("seed", "drift_every"),
     "checkpoint": ("every", "keep_every", "margin_seconds"),
+    "log": ("every",),
 }
 
 

@@ -95,6 +95,8 @@ class RunLog:
 
         MFU = FLOPs per token (GPT.flops_per_token) * tokens/s / peak FLOP/s of all GPUs together (hardware.py).
         """
+        if not self.every:
+            return
         self.seconds.append(seconds)
         if step % self.every and step != self.max_steps:
             return
