@@ -91,6 +91,12 @@ def test_the_best_validation_loss_is_kept(tmp_path: Path) -> None:
         background.log.write(step, "val", loss=loss)
     background.finish()
     assert [checkpoint.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)] == [2, 4]
+    background = start(tmp_path, model, optimizer, keep=1)
+    background.save(5, META)
+    background.report(wait=True)
+    background.log.write(5, "val", loss=1.0)  # after its save, as in the last step of a run
+    background.finish()
+    assert [checkpoint.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)] == [5]
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_is_no_failed_save(

@@ -78,7 +78,7 @@ class Saver:
             self.log.event(step, "checkpoint", pause_seconds=round(pause, 4), write_seconds=round(seconds, 3))
 
     def finish(self) -> None:
-        """Wait for the last write.
+        """Wait for the last write, and remove what the run's last validation losses have made superfluous.
 
         Raises:
             UserError: it failed.
@@ -90,6 +90,7 @@ class Saver:
                 f"the last checkpoint of {self.run_dir} could not be written: make room on the disk, and start again; "
                 "it goes on from the checkpoint before it"
             )
+        checkpoint.prune(self.run_dir, self.config.keep, self.config.keep_every, self.log.val_losses)
 
     def _pin(self) -> None:
         """Pin memory for weights and moments, which takes longer than the loop may wait. PyTorch keeps it for saves."""
