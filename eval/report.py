@@ -10,6 +10,7 @@ from pathlib import Path
 
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -43,8 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     model = args.model or str(newest_run())
     output = args.output.absolute()
     there = next(path for path in (output, *output.parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"--output {args.output}: {there} is a file; name a folder")
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        wrong = "cannot be written to" if there.is_dir() else "is a file"
+        raise UserError(f"--output {args.output}: {there} {wrong}; name another folder")
     shards = find_shards(args.shards) if args.shards else []
     run = next((path for path in (Path(model), *Path(model).parents[:2]) if (path / METRICS).is_file()), None)
     metrics = read_metrics(run) if run else []
@@ -61,13 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     rows = table(found)
     cells = [["", loaded.name, *SIZES, "published by"], *map(in_words, rows)]
     text = render(cells, found)
+    print(text)
     args.output.mkdir(parents=True, exist_ok=True)
     settings = {
         name: {key: value for key, value in scores.items() if key != "examples"} for name, scores in found.items()
     }
     write_json(args.output / "report.json", {"model": loaded.name, "step": loaded.step, "sets": settings, "rows": rows})
     write_whole(args.output / "report.txt", text)
-    print(text)
     plot_report(f"{loaded.name} beside OpenAI's GPT-2", cells, metrics, args.output / "report.png")
     print(f"{args.output}/report.txt report.json report.png")
 

@@ -76,6 +76,14 @@ def test_mistakes_are_one_line_and_leave_nothing(data, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_measured(data, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", GPT2Tokenizer().describe())
+    monkeypatch.setattr(report.os, "access", lambda path, _mode: path != tmp_path)
+    monkeypatch.setattr(report, "measures", None)
+    with pytest.raises(UserError, match="cannot be written to; name another folder"):
+        report.main([f"--model={run}", f"--data={data}", f"--output={tmp_path / 'new' / 'report'}"])
+
+
 def test_a_damaged_set_costs_only_its_own_rows_and_bad_shards_are_said_first(data, tmp_path, capsys):
     run, output = make_run(tmp_path / "run", GPT2Tokenizer().describe()), tmp_path / "report"
     (data / "hellaswag_val.jsonl").write_text("{")
