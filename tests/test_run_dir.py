@@ -44,6 +44,9 @@ def test_the_configuration_is_kept_and_done_marks_the_end(tmp_path: Path) -> Non
     assert not run.is_done  # train.max_steps is 18865: somebody has raised it
     run.finish(18865)
     assert run.is_done
+    for text in ("", "by hand\n"):
+        (tmp_path / "a" / "DONE").write_text(text)
+        assert run.is_done
     run.begin(config(tmp_path / "a"))
     assert not (tmp_path / "a" / "DONE").exists()
 
@@ -71,7 +74,7 @@ def test_fresh_goes_on_with_what_the_same_torchrun_began_and_refuses_others(tmp_
         if name == "own":
             RunDir(config(tmp_path / name, fresh=True), world)._lock.close()
         (tmp_path / name / used).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name / used).touch()
+        (tmp_path / name / used).write_text("{}\n")
     RunDir(config(tmp_path / "own", fresh=True), world)
     for _ in range(2):  # torchrun starts what was refused again, too
         with pytest.raises(UserError, match="holds a run already"):
@@ -81,8 +84,10 @@ def test_fresh_goes_on_with_what_the_same_torchrun_began_and_refuses_others(tmp_
 @pytest.mark.parametrize("used", USED)
 def test_fresh_refuses_a_used_directory(tmp_path: Path, used: str) -> None:
     RunDir(config(tmp_path / "new", fresh=True), MAIN)
+    (tmp_path / "new" / "metrics.jsonl").touch()  # a start that ended before its first step
+    RunDir(config(tmp_path / "new", fresh=True), MAIN)
     (tmp_path / "old" / used).parent.mkdir(parents=True)
-    (tmp_path / "old" / used).touch()
+    (tmp_path / "old" / used).write_text("{}\n")
     with pytest.raises(UserError, match="holds a run already"):
         RunDir(config(tmp_path / "old", fresh=True), MAIN)
 
@@ -102,6 +107,8 @@ def test_the_heartbeat_tells_the_last_step_once_a_second(tmp_path: Path, monkeyp
     now += 0.6
     run.beat(6)
     assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 6
+    run.beat(7, last=True)
+    assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 7
 
 
 def test_damaged_checkpoints_get_another_name(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def ready(
 def complete(t: Training) -> bool:
     """Train to the end, with everything saved; whether the run was stopped before. Alone from here on."""
     stopped = run_steps(t) and not t.monitor.finished
+    t.run.beat(t.step, last=True)
     distributed.stop()
     if t.saver:
         t.saver.finish()

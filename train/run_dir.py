@@ -13,6 +13,7 @@ from prepare.cli import UserError, write_whole
 from train.checkpoint import clear_leftovers, latest, set_aside
 from train.config import Config, save_config
 from train.distributed import World
+from train.run_log import METRICS
 
 DONE, CONFIG, HEARTBEAT = "DONE", "config.yaml", "heartbeat.json"
 BEAT_SECONDS = 1.0
@@ -27,7 +28,8 @@ class RunDir:
 
     def __init__(self, config: Config, world: World) -> None:
         self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps
-        used, began = latest(self.path) or (self.path / "metrics.jsonl").exists(), f"began {self.path}"
+        metrics, began = self.path / METRICS, f"began {self.path}"
+        used = latest(self.path) or (metrics.exists() and metrics.stat().st_size > 0)
         if config.run.fresh and used and not world.noted(began):  # what it began itself, torchrun may start again
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
         self.is_main = world.is_main
@@ -60,7 +62,10 @@ class RunDir:
     def is_done(self) -> bool:
         """Whether the run has finished train.max_steps; raised later, it goes on."""
         done = self.path / DONE
-        return done.exists() and int(done.read_text()) >= self.max_steps
+        if not done.exists():
+            return False
+        step = done.read_text(errors="replace").strip()
+        return not step.isdecimal() or int(step) >= self.max_steps  # one that somebody has made says no step
 
     def begin(self, config: Config, damaged: Sequence[Path] = ()) -> None:
         """Write down the configuration that this process trains with; from here on the run is not done. The damaged
@@ -70,10 +75,11 @@ class RunDir:
             (self.path / DONE).unlink(missing_ok=True)
             save_config(config, self.path / CONFIG)
 
-    def beat(self, step: int) -> None:
-        """Say in heartbeat.json, once a second at the most, that `step` steps were finished now, and by whom."""
+    def beat(self, step: int, last: bool = False) -> None:
+        """Say in heartbeat.json, once a second at the most but for the `last`, that `step` steps were finished now, and
+        by whom."""
         now = time.monotonic()
-        if not self.is_main or now - self.last_beat < BEAT_SECONDS:
+        if not self.is_main or (now - self.last_beat < BEAT_SECONDS and not last):
             return
         self.last_beat = now
         facts = {"step": step, "time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
