@@ -7,7 +7,7 @@ without one the label stands first. Labels are text: 1 in JSON is "1". Bytes tha
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()
         if path.suffix == ".parquet":
             records = _parquet(path)
         elif path.suffix == ".csv":
-            records = _csv(path)
+            records = _csv(path, columns)
         elif path.suffix == ".jsonl":
             records = _jsonl(path)
         else:
@@ -99,6 +99,7 @@ def _tabs(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[st
         return
     names = lines[0][1].split("\t") if lines else []
     if {columns["text"], columns["label"]} <= set(names):
+        _check_names(f"{path}:{lines[0][0]}", names, columns)
         lines = lines[1:]
     else:
         names = [columns["label"], columns["text"]]
@@ -112,10 +113,30 @@ def _tabs(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[st
         yield f"{path}:{number}", dict(zip(names, fields, strict=True))
 
 
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig", errors="replace"), newline=""))
-    for record in reader:
-        yield f"{path}:{reader.line_num}", {name: value for name, value in record.items() if name is not None}
+def _check_names(place: str, names: Sequence[str], columns: Mapping[str, str]) -> None:
+    """UserError if a column that is wanted is there twice."""
+    if twice := [name for name in columns.values() if names.count(name) > 1]:
+        raise UserError(f"{place} names {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own")
+
+
+def _csv(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    remedy = "put texts with commas, quotes or line breaks into quotes, and double the quotes inside them"
+    names, place = [], f"{path}:1"  # where a row begins, which may have several lines
+    try:
+        for fields in reader:
+            if fields and not names:
+                names = fields
+                _check_names(place, names, columns)
+            elif fields:
+                if len(fields) != len(names):
+                    found = f"{len(fields)} columns, but the header has {len(names)}"
+                    raise UserError(f"{place} has {found} ({','.join(fields)[:40]!r}): {remedy}")
+                yield place, dict(zip(names, fields, strict=True))
+            place = f"{path}:{reader.line_num + 1}"
+    except csv.Error as failure:
+        raise UserError(f"{place} is no CSV ({failure}): {remedy}") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

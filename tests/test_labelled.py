@@ -43,6 +43,12 @@ def test_empty_texts_are_counted_and_left_out(tmp_path: Path) -> None:
     assert read_labelled(path, "text", "label") == ([("ham", "one"), ("spam", "two")], 2)
 
 
+def test_a_csv_may_hold_unnamed_columns_blank_lines_and_long_texts(tmp_path: Path) -> None:
+    path, long = tmp_path / "texts.csv", "word " * 100_000
+    path.write_text(f'label,text,,\r\n\r\nham,"one, two\n",,\r\nspam,{long},,\r\n')
+    assert read_labelled(path, "text", "label") == ([("ham", "one, two\n"), ("spam", long)], 0)
+
+
 def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
     path = tmp_path / "lines.txt"
     path.write_text("one\n\ntwo words\n")
@@ -61,6 +67,12 @@ def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
         ("a", "ham\thi\nno tab here\n", ["a:2", "1 of 2 columns", "label<TAB>text"]),
         ("a", "ham\thi\n\tho\n", ["a:2", "the label is empty"]),
         ("a", "\n", ["holds no text"]),
+        ("a.csv", "text,label\nhi,ham\nhi, there,ham\n", ["a.csv:3 has 3 columns", "header has 2", "into quotes"]),
+        ("a.csv", "label,text\nham,hi\nspam\n", ["a.csv:3 has 1 columns", "header has 2"]),
+        ("a.csv", 'text,label\nhi,ham\n"ho,ham\nhi,ham\nho,spam\n', ["a.csv:3 is no CSV", "into quotes"]),
+        ("a.csv", 'text,label\n"one\ntwo",ham\n"ho"ho,ham\n', ["a.csv:4 is no CSV", "double the quotes"]),
+        ("a.csv", "text,label,text\nhi,ham,ho\n", ["a.csv:1 names 2 columns 'text'"]),
+        ("a.tsv", "text\tlabel\ttext\nhi\tham\tho\n", ["a.tsv:1 names 2 columns 'text'"]),
         ("a.parquet", "PAR0", ["no parquet file"]),
     ],
 )
