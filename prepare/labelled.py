@@ -1,12 +1,14 @@
 """Texts with labels out of a file: .csv with column names, .jsonl, .parquet, and lines of label<TAB>text.
 
 Lines with tabs are taken as they are, without quotes; a first line that holds both column names is a header, and
-without one the label stands first. Labels are text: 1 in JSON is "1". Bytes that are no UTF-8 become U+FFFD.
+without one the label stands first. Labels are text: 1 in JSON is "1". Bytes that are no UTF-8 become U+FFFD, as lone
+surrogates in JSON do. null and NaN are empty.
 """
 
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,13 +75,27 @@ def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()
                     f"{place}: there is no column {' and no column '.join(missing)}, but {there}: name them with "
                     "data.text and data.label"
                 )
-            yield place, _text(record.get(columns.get("label", ""))), _text(record[columns["text"]])
+            label, text = record.get(columns.get("label", "")), record[columns["text"]]
+            yield place, _text(label, place), _text(text, place)
     except OSError as failure:
         raise UserError(f"{path} cannot be read ({failure.strerror or failure}): name a file that is there") from None
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
+def _text(value: object, place: str) -> str:
+    """A value as text: null and NaN are empty, and lone surrogates (as JSON's escapes can produce) become U+FFFD.
+
+    Raises:
+        UserError: it is a list, an object, infinite, or otherwise no text.
+    """
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if value is None or value != value:
+        return ""
+    if isinstance(value, int | float) and abs(value) != math.inf:
+        return str(value)
+    raise UserError(f"{place}: {str(value)[:40]!r} is no text: write texts and labels as texts or numbers")
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
