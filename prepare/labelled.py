@@ -1,8 +1,8 @@
 """Texts with labels out of a file: .csv with column names, .jsonl, .parquet, and lines of label<TAB>text.
 
-Lines with tabs are taken as they are, without quotes; a first line that holds both column names is a header, and
-without one the label stands first. Labels are text: 1 in JSON is "1". Bytes that are no UTF-8 become U+FFFD, as lone
-surrogates in JSON do. null and NaN are empty.
+Lines with tabs are taken as they are, without quotes; a first line that names the column of the labels and that of the
+texts, or that of the texts behind another, is a header, and without one the label stands first. Labels are text: 1 in
+JSON is "1". Bytes that are no UTF-8 become U+FFFD, as lone surrogates in JSON do. null and NaN are empty.
 """
 
 import csv
@@ -43,18 +43,21 @@ def read_labelled(path: Path, text: str, label: str) -> tuple[list[tuple[str, st
 def read_texts(path: Path, text: str, label: str) -> tuple[list[str], list[str] | None]:
     """The texts of a file to be classified, and their labels where it has them.
 
-    Other than in read_labelled, the label may be missing: lines without a tab are texts. An empty text is an error.
+    Other than in read_labelled, the label may be missing: lines without a tab are texts. An empty text is an error, and
+    so is a file without texts.
     """
     columns = {"text": text, "label": label}
     if path.suffix not in (".csv", ".jsonl", ".parquet"):
         lines = _lines(path)
         columns = columns if lines and "\t" in lines[0][1] else {"text": text}
     rows = list(_rows(path, columns, optional=("label",)))
+    if not rows:
+        raise UserError(f"{path} holds no text: give a file with a text in each line")
     for place, _, words in rows:
         if not words.strip():
             raise UserError(f"{place}: the text is empty: remove it")
     labels = [name.strip() for _, name, _ in rows]
-    return [words for *_, words in rows], labels if rows and all(labels) else None
+    return [words for *_, words in rows], labels if all(labels) else None
 
 
 def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
@@ -114,7 +117,7 @@ def _tabs(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[st
         yield from ((f"{path}:{number}", {columns["text"]: line}) for number, line in lines)
         return
     names = lines[0][1].split("\t") if lines else []
-    if {columns["text"], columns["label"]} <= set(names):
+    if columns["text"] in (names if columns["label"] in names else names[1:]):
         _check_names(f"{path}:{lines[0][0]}", names, columns)
         lines = lines[1:]
     else:

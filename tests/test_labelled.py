@@ -66,6 +66,23 @@ def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
     assert read_texts(path, "text", "label") == (["one", "two words"], None)
 
 
+def test_a_header_of_tabs_may_name_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "lines.tsv"
+    path.write_text("id\ttext\n1\tone\n2\ttwo\twords\n")
+    assert read_texts(path, "text", "label") == (["one", "two\twords"], None)
+    with pytest.raises(UserError, match=r"lines\.tsv:2: there is no column label, but id, text"):
+        read_labelled(path, "text", "label")
+    path.write_text("text\tabout texts\nother\ttext\n")  # no header: a label like the column's name
+    assert read_texts(path, "text", "label") == (["about texts", "text"], ["text", "other"])
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.csv", ""), ("a.csv", "text,label\n"), ("a.tsv", ""), ("a.jsonl", "\n")])
+def test_a_file_without_texts_is_an_error(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} holds no text"):
+        read_texts(tmp_path / name, "text", "label")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
