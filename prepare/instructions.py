@@ -63,7 +63,8 @@ def read_instructions(path: Path) -> tuple[list[list[Message]], int]:
     conversations = [_conversation(f"{path}, {place}", entry) for place, entry in _entries(path)]
     whole = [messages for messages in conversations if all(content.strip() for _, content in messages)]
     if conversations and not whole:
-        raise UserError(f"{path}: every example ({len(conversations):,}) has an empty instruction or answer: fill them in")
+        count = len(conversations)
+        raise UserError(f"{path}: every example ({count:,}) has an empty instruction or answer: fill them in")
     if not whole:
         raise UserError(f"{path} holds no example: give a list of {{instruction, input, output}} or {{messages}}")
     return whole, len(conversations) - len(whole)
@@ -139,8 +140,16 @@ def encode(
 
     Returns:
         tokens, whether each is learnt, and "", "prompt" or "answer".
+
+    Raises:
+        UserError: nothing stands before the first answer.
     """
     tokens, learnt = _tokens(messages, tokenizer, template)
+    if learnt[0]:
+        raise UserError(
+            f"template.assistant is empty, and nothing else stands before the answer {messages[0][1][:40]!r}: give "
+            "it a text, or that conversation a question"
+        )
     answer = len(learnt) - learnt[::-1].index(False)  # where the last answer begins
     start = min(max(0, len(tokens) - most), answer - len(tokenizer.encode(template.assistant)))
     end = start + most

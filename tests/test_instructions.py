@@ -88,6 +88,15 @@ def test_too_long_a_prompt_loses_its_beginning_and_too_long_an_answer_its_end() 
     assert TOKENIZER.decode(tokens) == "### Response:\nan answer of"
 
 
+def test_an_answer_with_nothing_before_it_is_refused() -> None:
+    bare, messages = Template(assistant=""), [("assistant", "Hello!"), ("user", "Hi"), ("assistant", "Bye.")]
+    for begun in (messages, messages[:1]):
+        assert learnt_part(*encode(begun, TOKENIZER, TEMPLATE, 1000)[:2]).startswith("Hello!")
+        with pytest.raises(UserError, match=r"template\.assistant is empty, and nothing .* the answer 'Hello!'"):
+            encode(begun, TOKENIZER, bare, 1000)
+    assert learnt_part(*encode(messages[1:], TOKENIZER, bare, 1000)[:2]) == "Bye.<|endoftext|>"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
