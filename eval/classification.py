@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.curves import STYLE, plt, save
+from eval.curves import STYLE, plain, plt, save
 from eval.scoring import evaluating
 from prepare.tokenizer import Tokenizer
 from train.classifier import Classifier
@@ -109,13 +109,14 @@ def plot_report(tally: Tally, labels: Sequence[str], path: Path) -> None:
     metrics = tally.metrics()
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+        names = [plain(label) for label in labels]
         share = tally.confusion / np.maximum(tally.confusion.sum(1, keepdims=True), 1)
         left.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(tally.confusion):
             color = "white" if share[row, column] > 0.5 else "#333333"
             left.text(column, row, f"{count:.0f}", ha="center", va="center", color=color)
-        left.set_xticks(range(len(labels)), labels, rotation=0 if len(labels) < 5 else 90)
-        left.set_yticks(range(len(labels)), labels)
+        left.set_xticks(range(len(names)), names, rotation=0 if len(names) < 5 else 90)
+        left.set_yticks(range(len(names)), names)
         title = f"accuracy {metrics['accuracy']:.2%}, macro F1 {metrics['macro_f1']:.3f}"
         left.set(xlabel="predicted", ylabel="true", title=title)
         known = tally.bins[:, 0] > 0

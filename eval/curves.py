@@ -1,5 +1,6 @@
 """metrics.jsonl as a picture: loss, learning rate, throughput and a score, of one run or several."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -117,10 +118,10 @@ def plot_report(title: str, cells: Sequence[Sequence[str]], metrics: Sequence[di
         figure.set_layout_engine("constrained")
         panel = panels[0, 0]
         panel.axis("off")
-        panel.set_title(_plain(title))
+        panel.set_title(plain(title))
         lengths = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
         drawn = panel.table(
-            [[_plain(cell) for cell in row] for row in cells],
+            [[plain(cell) for cell in row] for row in cells],
             colWidths=[length / sum(lengths) for length in lengths],
             bbox=(0, 0, 1, 1),  # of the panel
             edges="horizontal",
@@ -150,9 +151,11 @@ def save(figure: Figure, output: Path) -> Path:
     """
     unfinished = output.with_name(f".{output.stem}.tmp{output.suffix}")
     try:
-        figure.savefig(unfinished, dpi=150)
-    except ValueError:  # an unknown suffix, or none
-        raise UserError(f"{output}: pictures are .png, .pdf, .svg or .jpg; choose another name") from None
+        if output.suffix.removeprefix(".").lower() not in figure.canvas.get_supported_filetypes():
+            raise UserError(f"{output}: pictures are .png, .pdf, .svg or .jpg; choose another name")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # it is drawn as a box
+            figure.savefig(unfinished, dpi=150)
     finally:
         plt.close(figure)
     unfinished.replace(output)
@@ -162,10 +165,10 @@ def save(figure: Figure, output: Path) -> Path:
 def _label(run: Path | str, all_runs: Sequence[Path | str]) -> str:
     """The run's name, or its path where names alone would not tell runs apart."""
     name = Path(run).resolve().name
-    return _plain(name if [Path(other).resolve().name for other in all_runs].count(name) == 1 else str(run))
+    return plain(name if [Path(other).resolve().name for other in all_runs].count(name) == 1 else str(run))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that matplotlib shows as it is, where two dollar signs would begin and end a formula."""
     return text.replace("$", r"\$")
 

@@ -1,7 +1,7 @@
 """Instructions with answers, and conversations: read, written out by a template, and turned into tokens and targets.
 
-    {"instruction": ..., "input": ..., "output": ...}        Alpaca's entries (input may be empty or missing)
-    {"messages": [{"role": "user", "content": ...}, ...]}    roles system, user and assistant
+    {"instruction": ..., "input": ..., "output": ...}        Alpaca's entries (input may be empty, null or missing)
+    {"messages": [{"role": "user", "content": ...}, ...]}    roles system, user and assistant (system may be empty)
 
 Alpaca's format: Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca.
 """
@@ -62,6 +62,9 @@ def read_instructions(path: Path) -> tuple[list[list[Message]], int]:
     """
     conversations = [_conversation(f"{path}, {place}", entry) for place, entry in _entries(path)]
     whole = [messages for messages in conversations if all(content.strip() for _, content in messages)]
+    if conversations and not whole:
+        count = len(conversations)
+        raise UserError(f"{path}: every example ({count:,}) has an empty instruction or answer: fill them in")
     if not whole:
         raise UserError(f"{path} holds no example: give a list of {{instruction, input, output}} or {{messages}}")
     return whole, len(conversations) - len(whole)
@@ -103,9 +106,11 @@ def _conversation(place: str, entry: Any) -> list[Message]:
     if missing := {"instruction", "output"} - entry.keys():
         there = ", ".join(entry) or "nothing"
         raise UserError(f"{place} has no {' and no '.join(sorted(missing))}, but {there}: write them, or messages")
-    if odd := [key for key in ("instruction", "input", "output") if not isinstance(entry.get(key, ""), str)]:
-        raise UserError(f"{place}: {odd[0]} is {str(entry[odd[0]])[:40]!r}, not a text: write it in quotes")
-    return [*question(entry["instruction"], entry.get("input", "")), ("assistant", entry["output"])]
+    about = "" if entry.get("input") is None else entry["input"]
+    texts = {"instruction": entry["instruction"], "input": about, "output": entry["output"]}
+    if odd := [key for key, value in texts.items() if not isinstance(value, str)]:
+        raise UserError(f"{place}: {odd[0]} is {str(texts[odd[0]])[:40]!r}, not a text: write it in quotes")
+    return [*question(texts["instruction"], about), ("assistant", texts["output"])]
 
 
 def _messages(place: str, found: Any) -> list[Message]:
@@ -117,6 +122,7 @@ def _messages(place: str, found: Any) -> list[Message]:
     for role, content in messages:
         if role not in roles or not isinstance(content, str):
             raise UserError(f"{place}: a message of role {role!r}: roles are {', '.join(roles)}, contents are texts")
+    messages = [(role, content) for role, content in messages if role != "system" or content.strip()]
     answers = [number for number, (role, _) in enumerate(messages) if role == "assistant"]
     if not answers:
         raise UserError(f"{place} has no message of the assistant: there is nothing to learn; remove it")
@@ -134,8 +140,16 @@ def encode(
 
     Returns:
         tokens, whether each is learnt, and "", "prompt" or "answer".
+
+    Raises:
+        UserError: nothing stands before the first answer.
     """
     tokens, learnt = _tokens(messages, tokenizer, template)
+    if learnt[0]:
+        raise UserError(
+            f"template.assistant is empty, and nothing else stands before the answer {messages[0][1][:40]!r}: give "
+            "it a text, or that conversation a question"
+        )
     answer = len(learnt) - learnt[::-1].index(False)  # where the last answer begins
     start = min(max(0, len(tokens) - most), answer - len(tokenizer.encode(template.assistant)))
     end = start + most

@@ -1,13 +1,15 @@
 """Texts with labels out of a file: .csv with column names, .jsonl, .parquet, and lines of label<TAB>text.
 
-Lines with tabs are taken as they are, without quotes; a first line that holds both column names is a header, and
-without one the label stands first. Labels are text: 1 in JSON is "1". Bytes that are no UTF-8 become U+FFFD.
+Lines with tabs are taken as they are, without quotes; a first line that names the column of the labels and that of the
+texts, or that of the texts behind another, is a header, and without one the label stands first. Labels are text: 1 in
+JSON is "1". Bytes that are no UTF-8 become U+FFFD, as lone surrogates in JSON do. null and NaN are empty.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +43,21 @@ def read_labelled(path: Path, text: str, label: str) -> tuple[list[tuple[str, st
 def read_texts(path: Path, text: str, label: str) -> tuple[list[str], list[str] | None]:
     """The texts of a file to be classified, and their labels where it has them.
 
-    Other than in read_labelled, the label may be missing: lines without a tab are texts. An empty text is an error.
+    Other than in read_labelled, the label may be missing: lines without a tab are texts. An empty text is an error, and
+    so is a file without texts.
     """
     columns = {"text": text, "label": label}
     if path.suffix not in (".csv", ".jsonl", ".parquet"):
         lines = _lines(path)
         columns = columns if lines and "\t" in lines[0][1] else {"text": text}
     rows = list(_rows(path, columns, optional=("label",)))
+    if not rows:
+        raise UserError(f"{path} holds no text: give a file with a text in each line")
     for place, _, words in rows:
         if not words.strip():
             raise UserError(f"{place}: the text is empty: remove it")
     labels = [name.strip() for _, name, _ in rows]
-    return [words for *_, words in rows], labels if rows and all(labels) else None
+    return [words for *_, words in rows], labels if all(labels) else None
 
 
 def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
@@ -61,7 +66,7 @@ def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()
         if path.suffix == ".parquet":
             records = _parquet(path)
         elif path.suffix == ".csv":
-            records = _csv(path)
+            records = _csv(path, columns)
         elif path.suffix == ".jsonl":
             records = _jsonl(path)
         else:
@@ -73,13 +78,27 @@ def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()
                     f"{place}: there is no column {' and no column '.join(missing)}, but {there}: name them with "
                     "data.text and data.label"
                 )
-            yield place, _text(record.get(columns.get("label", ""))), _text(record[columns["text"]])
+            label, text = record.get(columns.get("label", "")), record[columns["text"]]
+            yield place, _text(label, place), _text(text, place)
     except OSError as failure:
         raise UserError(f"{path} cannot be read ({failure.strerror or failure}): name a file that is there") from None
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
+def _text(value: object, place: str) -> str:
+    """A value as text: null and NaN are empty, and lone surrogates (as JSON's escapes can produce) become U+FFFD.
+
+    Raises:
+        UserError: it is a list, an object, infinite, or otherwise no text.
+    """
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if value is None or value != value:
+        return ""
+    if isinstance(value, int | float) and abs(value) != math.inf:
+        return str(value)
+    raise UserError(f"{place}: {str(value)[:40]!r} is no text: write texts and labels as texts or numbers")
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -98,7 +117,8 @@ def _tabs(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[st
         yield from ((f"{path}:{number}", {columns["text"]: line}) for number, line in lines)
         return
     names = lines[0][1].split("\t") if lines else []
-    if {columns["text"], columns["label"]} <= set(names):
+    if columns["text"] in (names if columns["label"] in names else names[1:]):
+        _check_names(f"{path}:{lines[0][0]}", names, columns)
         lines = lines[1:]
     else:
         names = [columns["label"], columns["text"]]
@@ -112,10 +132,30 @@ def _tabs(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[st
         yield f"{path}:{number}", dict(zip(names, fields, strict=True))
 
 
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig", errors="replace"), newline=""))
-    for record in reader:
-        yield f"{path}:{reader.line_num}", {name: value for name, value in record.items() if name is not None}
+def _check_names(place: str, names: Sequence[str], columns: Mapping[str, str]) -> None:
+    """UserError if a column that is wanted is there twice."""
+    if twice := [name for name in columns.values() if names.count(name) > 1]:
+        raise UserError(f"{place} names {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own")
+
+
+def _csv(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    remedy = "put texts with commas, quotes or line breaks into quotes, and double the quotes inside them"
+    names, place = [], f"{path}:1"  # where a row begins, which may have several lines
+    try:
+        for fields in reader:
+            if fields and not names:
+                names = fields
+                _check_names(place, names, columns)
+            elif fields:
+                if len(fields) != len(names):
+                    found = f"{len(fields)} columns, but the header has {len(names)}"
+                    raise UserError(f"{place} has {found} ({','.join(fields)[:40]!r}): {remedy}")
+                yield place, dict(zip(names, fields, strict=True))
+            place = f"{path}:{reader.line_num + 1}"
+    except csv.Error as failure:
+        raise UserError(f"{place} is no CSV ({failure}): {remedy}") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -188,6 +188,16 @@ def test_other_data_is_refused_with_what_differs_unless_allowed(tmp_path: Path) 
         assert len(resumed.changes) == 1
 
 
+def test_fine_tuning_goes_on_with_the_model_that_it_began_with(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save_checkpoint(tmp_path / "told", 5, model, optimizer, **FACTS, **PLACE, init="a" * 64)
+    save_checkpoint(tmp_path / "older", 5, model, optimizer, **FACTS, **PLACE)
+    for run in ("told", "older"):
+        assert checkpoint.resume(tmp_path / run, *trained(), {**FACTS, "init": "a" * 64}).step == 5
+    with pytest.raises(UserError, match=r"began with another model: init aaaaaaaa \(now bbbbbbbb\); set --init back"):
+        checkpoint.resume(tmp_path / "told", *trained(), {**FACTS, "init": "b" * 64})
+
+
 def test_changed_settings_are_taken_and_told(tmp_path: Path) -> None:
     save(tmp_path, 5)
     changed = {**FACTS, "settings": {**FACTS["settings"], "optim.max_lr": 5e-4, "train.max_steps": 40}}

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.cbook import is_math_text
 
+from eval import classification
 from eval.classification import BINS, Tally, class_probabilities, classify, labelled, plot_report
 from prepare.tokenizer import GPT2Tokenizer
 from train.classifier import Classifier
@@ -66,6 +69,19 @@ def test_texts_together_are_classified_as_each_alone() -> None:
     assert (len(tokens), targets) == (12, [IGNORED] * 11 + [2])
     (_, truth), *_ = class_probabilities(model, [(torch.tensor([tokens]), torch.tensor([targets]))])
     assert truth.tolist() == [2]
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tally, labels, figures = Tally(3), ["$10_^$", "$50k-$100k", "\u826f\u3044"], []
+    tally.add(*answers())
+    plot_report(tally, labels, tmp_path / "report.png")
+    monkeypatch.setattr(classification, "save", lambda figure, _: figures.append(figure))
+    plot_report(tally, labels, tmp_path / "report.png")
+    ticks = figures[0].axes[0].get_xticklabels()
+    assert [tick.get_text().replace(r"\$", "$") for tick in ticks] == labels
+    assert not any(is_math_text(tick.get_text()) for tick in ticks)
+    plt.close(figures[0])
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:

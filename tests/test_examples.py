@@ -42,9 +42,13 @@ def test_files_give_back_what_was_saved(tmp_path: Path) -> None:
     again = Examples.load(tmp_path / "a.npz")
     for name in ("tokens", "targets", "offsets"):
         assert np.array_equal(getattr(again, name), getattr(examples, name))
-    (tmp_path / "a.npz").write_bytes(b"PK half")
-    with pytest.raises(UserError, match="is damaged"):
-        Examples.load(tmp_path / "a.npz")
+    whole = (tmp_path / "a.npz").read_bytes()
+    places = (300, whole.rindex(b"PK\1\2") + 8)  # in an array, and among the flags of the zip
+    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in places]
+    for damaged in (b"PK half", b"", whole[:500], whole[:-1], *flipped):
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            Examples.load(tmp_path / "a.npz")
 
 
 def test_an_epoch_reads_each_example_once_and_micro_batches_hold_like_lengths() -> None:
@@ -150,3 +154,8 @@ def test_data_is_prepared_once_for_each_identity(tmp_path: Path) -> None:
     other, _ = prepare_once(tmp_path / "data", {"file": "b"}, make, MAIN)
     assert len(made) == 2
     assert fingerprint(other)["sha256"] != fingerprint(parts)["sha256"]
+    whole = (tmp_path / "data" / "data.json").read_text()
+    for number, damaged in enumerate(("", whole[: len(whole) // 2], "{}", "[1]", "\ufffd"), 3):
+        (tmp_path / "data" / "data.json").write_text(damaged)
+        prepare_once(tmp_path / "data", {"file": "b"}, make, MAIN)
+        assert len(made) == number

@@ -1,6 +1,7 @@
 """A classifier end to end, on lines of the real SMS collection: trained, killed, shared out, asked and exported."""
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,10 +15,10 @@ from transformers import AutoModelForSequenceClassification
 from eval import classify as ask
 from eval.classification import classify
 from prepare.cli import UserError
-from prepare.tokenizer import CharTokenizer
+from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.conftest import one_line_error, run_command
 from tests.finetuning import base_model, finetune, words
-from tests.tiny import rows
+from tests.tiny import rows, save_checkpoint
 from train import finetune_classify
 from train.checkpoint import load_model
 from train.distributed import World
@@ -179,6 +180,25 @@ def signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_run_goes_on_with_the_model_that_it_began_with(
+    reference: Path, init: Path, data: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(reference, tmp_path / "run"))
+    (run / "DONE").unlink()
+    before = (run / "config.yaml").read_text()
+    model = load_model(str(init)).model
+    with torch.no_grad():
+        model.ln_f.weight[3] += 1e-6
+    save_checkpoint(tmp_path / "other", 3, model, tokenizer=GPT2Tokenizer().describe())
+    with pytest.raises(UserError, match=r"began with another model: init .*; set --init back"):
+        finetune_classify.finetune(load_classify_config(words(tmp_path / "other", data, run), ""), ALONE)
+    assert (run / "config.yaml").read_text() == before
+    moved = shutil.copytree(init, tmp_path / "moved")
+    finetune_classify.finetune(load_classify_config(words(moved, data, run), ""), ALONE)
+    assert (run / "DONE").exists()
 
 
 @pytest.mark.usefixtures("signals")

@@ -47,6 +47,13 @@ def test_empty_answers_are_counted_and_left_out(tmp_path: Path) -> None:
     assert (len(whole), empty) == (2, 1)
 
 
+def test_an_empty_system_message_or_input_is_as_none(tmp_path: Path) -> None:
+    blank = {"messages": [{"role": "system", "content": " "}, *TALK["messages"][1:]]}
+    bare = {"messages": TALK["messages"][1:]}
+    (first, second, red), empty = read_instructions(write(tmp_path, [blank, bare, {**ALPACA[0], "input": None}]))
+    assert (first, red, empty) == (second, [("user", "Name a colour."), ("assistant", "Red.")], 0)
+
+
 def learnt_part(tokens: list[int], learnt: list[bool]) -> str:
     return TOKENIZER.decode([token for token, counts in zip(tokens, learnt, strict=True) if counts])
 
@@ -81,6 +88,15 @@ def test_too_long_a_prompt_loses_its_beginning_and_too_long_an_answer_its_end() 
     assert TOKENIZER.decode(tokens) == "### Response:\nan answer of"
 
 
+def test_an_answer_with_nothing_before_it_is_refused() -> None:
+    bare, messages = Template(assistant=""), [("assistant", "Hello!"), ("user", "Hi"), ("assistant", "Bye.")]
+    for begun in (messages, messages[:1]):
+        assert learnt_part(*encode(begun, TOKENIZER, TEMPLATE, 1000)[:2]).startswith("Hello!")
+        with pytest.raises(UserError, match=r"template\.assistant is empty, and nothing .* the answer 'Hello!'"):
+            encode(begun, TOKENIZER, bare, 1000)
+    assert learnt_part(*encode(messages[1:], TOKENIZER, bare, 1000)[:2]) == "Bye.<|endoftext|>"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -94,6 +110,7 @@ def test_too_long_a_prompt_loses_its_beginning_and_too_long_an_answer_its_end() 
         ("a.json", '[{"messages": [{"role": "bot", "content": "a"}]}]', ["entry 1", "role 'bot'"]),
         ("a.json", '[{"messages": ["a"]}]', ["entry 1: messages are objects"]),
         ("a.json", "[]", ["holds no example"]),
+        ("a.json", '[{"instruction": "a", "output": ""}]', ["every example (1) has an empty instruction or answer"]),
         ("a.json", "[" * 100_000, ["from line 1 on", "nested too deeply"]),
         ("a.json", "[" + "1" * 5000 + "]", ["from line 1 on", "cannot be read", "integer"]),
         ("a.json", "[1]", ["entry 1 is no object"]),

@@ -43,10 +43,44 @@ def test_empty_texts_are_counted_and_left_out(tmp_path: Path) -> None:
     assert read_labelled(path, "text", "label") == ([("ham", "one"), ("spam", "two")], 2)
 
 
+def test_a_csv_may_hold_unnamed_columns_blank_lines_and_long_texts(tmp_path: Path) -> None:
+    path, long = tmp_path / "texts.csv", "word " * 100_000
+    path.write_text(f'label,text,,\r\n\r\nham,"one, two\n",,\r\nspam,{long},,\r\n')
+    assert read_labelled(path, "text", "label") == ([("ham", "one, two\n"), ("spam", long)], 0)
+
+
+def test_values_that_are_no_texts_become_what_they_say(tmp_path: Path) -> None:
+    table, lines = tmp_path / "a.parquet", tmp_path / "a.jsonl"
+    texts = [b"one", "né".encode(), b"\xff", None]
+    pq.write_table(pa.table({"label": [0.0, 1.0, 0.0, 1.0], "text": pa.array(texts, pa.binary())}), table)
+    assert read_labelled(table, "text", "label") == ([("0.0", "one"), ("1.0", "né"), ("0.0", "\ufffd")], 1)
+    records = [{"label": 1, "text": "\ud83d"}, {"label": True, "text": 2.5}, {"label": "a\ud83d", "text": "\U0001f600"}]
+    lines.write_text("".join(json.dumps({"text": None, **record}) + "\n" for record in [*records, {"label": "b"}]))
+    expected = [("1", "\ufffd"), ("True", "2.5"), ("a\ufffd", "\U0001f600")]
+    assert read_labelled(lines, "text", "label") == (expected, 1)
+
+
 def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
     path = tmp_path / "lines.txt"
     path.write_text("one\n\ntwo words\n")
     assert read_texts(path, "text", "label") == (["one", "two words"], None)
+
+
+def test_a_header_of_tabs_may_name_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "lines.tsv"
+    path.write_text("id\ttext\n1\tone\n2\ttwo\twords\n")
+    assert read_texts(path, "text", "label") == (["one", "two\twords"], None)
+    with pytest.raises(UserError, match=r"lines\.tsv:2: there is no column label, but id, text"):
+        read_labelled(path, "text", "label")
+    path.write_text("text\tabout texts\nother\ttext\n")  # no header: a label like the column's name
+    assert read_texts(path, "text", "label") == (["about texts", "text"], ["text", "other"])
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.csv", ""), ("a.csv", "text,label\n"), ("a.tsv", ""), ("a.jsonl", "\n")])
+def test_a_file_without_texts_is_an_error(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} holds no text"):
+        read_texts(tmp_path / name, "text", "label")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +95,16 @@ def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
         ("a", "ham\thi\nno tab here\n", ["a:2", "1 of 2 columns", "label<TAB>text"]),
         ("a", "ham\thi\n\tho\n", ["a:2", "the label is empty"]),
         ("a", "\n", ["holds no text"]),
+        ("a.jsonl", '{"text": {"a": 1}, "label": "ham"}\n', ["a.jsonl:1", "is no text"]),
+        ("a.jsonl", '{"text": "hi", "label": ["ham"]}\n', ["a.jsonl:1", "['ham']", "is no text"]),
+        ("a.jsonl", '{"text": "hi", "label": 1e999}\n', ["a.jsonl:1", "'inf' is no text"]),
+        ("a.jsonl", '{"text": "hi", "label": NaN}\n', ["a.jsonl:1", "the label is empty"]),
+        ("a.csv", "text,label\nhi,ham\nhi, there,ham\n", ["a.csv:3 has 3 columns", "header has 2", "into quotes"]),
+        ("a.csv", "label,text\nham,hi\nspam\n", ["a.csv:3 has 1 columns", "header has 2"]),
+        ("a.csv", 'text,label\nhi,ham\n"ho,ham\nhi,ham\nho,spam\n', ["a.csv:3 is no CSV", "into quotes"]),
+        ("a.csv", 'text,label\n"one\ntwo",ham\n"ho"ho,ham\n', ["a.csv:4 is no CSV", "double the quotes"]),
+        ("a.csv", "text,label,text\nhi,ham,ho\n", ["a.csv:1 names 2 columns 'text'"]),
+        ("a.tsv", "text\tlabel\ttext\nhi\tham\tho\n", ["a.tsv:1 names 2 columns 'text'"]),
         ("a.parquet", "PAR0", ["no parquet file"]),
     ],
 )

@@ -255,17 +255,24 @@ def resume(
     Args:
         facts: what the run is now: `data`, `batches` and `tokenizer` must be what they were, unless `allow_change`,
             which begins a new epoch (None: a run of this kind cannot); `settings` (by their keys in the configuration)
-            are taken as they are now.
+            are taken as they are now; `init`, in fine-tuning, is the checksum of the model to begin with.
 
     Raises:
-        UserError: every checkpoint is damaged, or the newest is of a model of another shape, or of other data.
+        UserError: every checkpoint is damaged, or the newest is of a model of another shape, or of other data, or
+            of a run that began with another model.
     """
     checkpoint, meta, damaged = newest_whole(run_dir)
     if checkpoint is None:
         return Resumed()
+    meta = {"init": facts.get("init"), **meta}  # older checkpoints do not say
     if missing := {*facts, "began", "position", "grad_norms"} - meta.keys():
         lacking = ", ".join(sorted(missing))
         raise UserError(f"{checkpoint} lacks {lacking}: nobody trained it with this program; choose another --run.dir")
+    if different := _differences("init", meta["init"], facts.get("init")):
+        raise UserError(
+            f"{checkpoint} began with another model: {different[0]}; set --init back, or start another run "
+            "with --run.dir"
+        )
     shape = {key: value for key, value in asdict(model.config).items() if key != "dropout"}
     if different := _differences("model", meta["model"], shape):
         raise UserError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Examples:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls(arrays["tokens"], arrays["targets"], arrays["offsets"])
-        except (OSError, ValueError, KeyError, EOFError) as failure:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile) as failure:
             raise UserError(f"{path} is damaged ({failure}): remove {path.parent}, and it is made again") from None
 
     def save(self, path: Path) -> None:
@@ -204,7 +205,7 @@ def prepare_once(
     """The parts of a run's data and what is to be known of them, from the files beside the run; rank 0 makes them, once
     for each identity (the file, and the options that decide what becomes of it)."""
     file = folder / DESCRIPTION
-    if world.is_main and not (file.is_file() and json.loads(file.read_bytes())["identity"] == identity):
+    if world.is_main and _described(file).get("identity") != identity:
         parts, facts = make()
         folder.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
@@ -214,6 +215,15 @@ def prepare_once(
     world.sum([0.0])  # nobody reads before it is written
     facts = json.loads(file.read_bytes())
     return {name: Examples.load(folder / f"{name}.npz") for name in PARTS}, facts
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """What a description says; nothing where there is none, or a damaged one."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def fingerprint(parts: dict[str, Examples]) -> dict[str, int | str]:

@@ -1,5 +1,6 @@
 """What both kinds of fine-tuning share: the model to begin with, what of it moves, and the parts of the run."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,14 @@ def identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> dict[
     return {"file": path.name, "sha256": digest, **shares, **cut, **options}
 
 
+def weights_sha256(model: GPT) -> str:
+    """What tells a model from any other, wherever it lies: a sha256 over its weights."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+    return digest.hexdigest()
+
+
 def freeze(model: GPT, tune: TuneConfig) -> None:
     """Let only the last tune.blocks layers move, with what follows them; 0: what is no part of a GPT; all: everything.
     With tune.lora_rank these layers get updates of that rank, and those move in their place.
@@ -80,6 +89,7 @@ def assemble(
     world: World,
     run: RunDir,
     stop: StopRequest,
+    base: LoadedModel,
     raw: GPT,
     parts: dict[str, Examples],
     shares: np.ndarray,
@@ -89,8 +99,9 @@ def assemble(
     """The run with all of its parts, new or as its newest checkpoint left it, and said what it is.
 
     Args:
+        base: the model to begin with; a run goes on with no other.
         shares: see ExampleLoader.
-        facts: what a checkpoint says of the model besides; `tokenizer` at least.
+        facts: what a checkpoint says of the model besides.
 
     Raises:
         UserError: there is nothing to train on, or the run cannot be gone on with.
@@ -104,6 +115,8 @@ def assemble(
     weights = {"data__class_weights": data.class_weights} if isinstance(config, ClassifyConfig) else {}
     moving = {"blocks": config.tune.blocks, "lora_rank": config.tune.lora_rank}
     facts = facts | {
+        "tokenizer": base.tokenizer.describe(),
+        "init": weights_sha256(base.model),
         "data": fingerprint(parts),
         "batches": {"examples": data.batch_examples, "seed": config.train.seed, **moving},
         "settings": changeable(config, tune__dropout=config.tune.dropout, **weights),

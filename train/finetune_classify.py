@@ -71,10 +71,9 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     raw.to(world.device)
 
     # The run, and its end.
-    facts = {"tokenizer": base.tokenizer.describe(), "labels": labels}
     shares = weights[targets(parts["train"])]
     training = assemble(
-        config, world, run, stop, raw, parts, shares, facts,
+        config, world, run, stop, base, raw, parts, shares, {"labels": labels},
         lambda model, context, log: ClassifyMonitor(config, model, parts["val"], context, world, log, stop),
     )  # fmt: skip
     stopped = complete(training)

@@ -67,13 +67,12 @@ def finetune(config: InstructConfig, world: World) -> None:
     raw.to(world.device)
 
     # The run, and its end. Each example counts as much as it has tokens to learn.
-    template, tokenizer = config.template.describe(), base.tokenizer
-    facts = {"tokenizer": tokenizer.describe(), "template": template, "converses": about["converses"]}
+    facts = {"template": config.template.describe(), "converses": about["converses"]}
     shares = parts["train"].counted.astype(float)
     training = assemble(
-        config, world, run, stop, raw, parts, shares, facts,
+        config, world, run, stop, base, raw, parts, shares, facts,
         lambda model, context, log: InstructMonitor(
-            config, model, parts["val"], tokenizer, context, world, log, stop
+            config, model, parts["val"], base.tokenizer, context, world, log, stop
         ),
     )  # fmt: skip
     stopped = complete(training)
