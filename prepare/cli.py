@@ -61,6 +61,11 @@ class ArgumentError(UserError):
     """A UserError about the command line or the configuration: exit status 2 instead of 1."""
 
 
+def first_line(failure: BaseException) -> str:
+    """What an exception says, in one line; libraries say more, or nothing at all."""
+    return (str(failure).splitlines() or [type(failure).__name__])[0]
+
+
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of an option that has one."""
 

@@ -43,8 +43,9 @@ def published(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     for name in options.sets:
         mirror = {"hellaswag": options.hellaswag_url, "lambada": options.lambada_url}.get(name)
+        unit = {"hellaswag": "tasks", "lambada": "passages"}.get(name, "lines")
         path = KNOWN[name].fetch(options.out, *([mirror] if mirror else []))
-        print(f"{path}: {len(path.read_bytes().splitlines()):,} {'tasks' if mirror else 'lines'}")
+        print(f"{path}: {len(path.read_bytes().splitlines()):,} {unit}")
 
 
 def known(name: str) -> str:

@@ -43,8 +43,8 @@ def read_labelled(path: Path, text: str, label: str) -> tuple[list[tuple[str, st
 def read_texts(path: Path, text: str, label: str) -> tuple[list[str], list[str] | None]:
     """The texts of a file to be classified, and their labels where it has them.
 
-    Other than in read_labelled, the label may be missing: lines without a tab are texts. An empty text is an error, and
-    so is a file without texts.
+    Other than in read_labelled, the label may be missing: where the first line has no tab, every line is a text. An
+    empty text is an error, and so is a file without texts.
     """
     columns = {"text": text, "label": label}
     if path.suffix not in (".csv", ".jsonl", ".parquet"):
@@ -75,8 +75,8 @@ def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()
             if missing := [name for kind, name in columns.items() if name not in record and kind not in optional]:
                 there = ", ".join(map(str, record)) or "nothing"
                 raise UserError(
-                    f"{place}: there is no column {' and no column '.join(missing)}, but {there}: name them with "
-                    "data.text and data.label"
+                    f"{place}: there is no column {' and no column '.join(missing)}, but {there}: name them "
+                    "(data.text and data.label, or --text-column and --label-column)"
                 )
             label, text = record.get(columns.get("label", "")), record[columns["text"]]
             yield place, _text(label, place), _text(text, place)

@@ -14,8 +14,7 @@ import json
 import random
 import re
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -124,9 +123,9 @@ class GPT2Tokenizer:
         """The ids of `text`, without an end-of-text token."""
         return self._encode(text).tolist()
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
-        """The ids of each text, 1-D uint16, without end-of-text tokens; tiktoken's threads run side by side."""
-        return _map(self._encode, texts, threads)
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, 1-D uint16, without end-of-text tokens."""
+        return [self._encode(text) for text in texts]
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """The bytes of any sequence of ids; the end-of-text token gives b"<|endoftext|>"."""
@@ -172,9 +171,9 @@ class CharTokenizer:
         """The ids of `text`; UserError naming a character that is not in the vocabulary."""
         return self._encode(text).tolist()
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, 1-D uint16."""
-        return _map(self._encode, texts, threads)
+        return [self._encode(text) for text in texts]
 
     def encode_texts(self, texts: "pa.LargeStringArray") -> Encoded:
         """The documents of an Arrow array without nulls."""
@@ -276,12 +275,3 @@ def _checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray
     if len(outside):
         raise UserError(f"token {outside[0]} is outside this vocabulary of {vocab_size:,}: data and tokenizer differ")
     return ids
-
-
-def _map(encode: Callable[[str], np.ndarray], texts: Sequence[str], threads: int) -> list[np.ndarray]:
-    if threads <= 1 or len(texts) <= 1:
-        return [encode(text) for text in texts]
-    stride = -(-len(texts) // (4 * threads))  # slices, since a thread's turn costs more than a short text
-    slices = [texts[start : start + stride] for start in range(0, len(texts), stride)]
-    with ThreadPoolExecutor(threads) as pool:
-        return [ids for part in pool.map(lambda some: [encode(text) for text in some], slices) for ids in part]

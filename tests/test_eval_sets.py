@@ -27,7 +27,7 @@ def test_lambada_is_downloaded_once_and_checked(tmp_path: Path, real_data: Path)
         for _ in range(2):
             result = run_command("python", SCRIPT, *options, **hub.environment(tmp_path))
             assert result.returncode == 0, result.stderr
-            assert "lambada_test.jsonl: 5,153 tasks" in result.stdout
+            assert "lambada_test.jsonl: 5,153 passages" in result.stdout
         assert hub.ranges("lambada") == [None, None, "bytes=9999-"]
     assert (tmp_path / "out/lambada_test.jsonl").read_bytes() == (real_data / "lambada_test.jsonl").read_bytes()
 

@@ -72,7 +72,7 @@ def test_same_as_tiktokens_own_construction(gpt2, monkeypatch):
     assert gpt2._encoding._pat_str == reference._pat_str
     assert gpt2._encoding._special_tokens == reference._special_tokens
     texts = HOSTILE + random_strings(3000, seed=2)
-    for text, ids in zip(texts, gpt2.encode_batch(texts, threads=3), strict=True):
+    for text, ids in zip(texts, gpt2.encode_batch(texts), strict=True):
         assert ids.dtype == np.uint16
         assert ids.tolist() == gpt2.encode(text) == reference.encode_ordinary(text), ascii(text)
         assert gpt2.decode(ids) == text
@@ -148,7 +148,7 @@ def test_characters():
     assert char.encode(text) == [sorted(set(text)).index(character) for character in text]
     assert char.decode(char.encode(text)) == text
     assert char.decode_bytes(char.encode(text)) == text.encode()
-    batch = char.encode_batch([text, "", "😀"], threads=2)
+    batch = char.encode_batch([text, "", "😀"])
     assert [ids.dtype for ids in batch] == [np.uint16] * 3
     assert [ids.tolist() for ids in batch] == [char.encode(text), [], [char.vocab_size - 1]]
     assert char.eot is None

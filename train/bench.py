@@ -37,7 +37,7 @@ from prepare.shards import find_shards, write_shard
 from train import distributed
 from train.config import Config, LogConfig, load_config, sequences_per_rank
 from train.distributed import World
-from train.hardware import autocast, fitting_micro_batch, peak_flops, prepare_device
+from train.hardware import autocast, computes_in, fitting_micro_batch, peak_flops, prepare_device
 from train.loader import Loader, WindowOrder, Windows
 from train.model import GPT
 from train.optim import build_optimizer, gather_moments, learning_rate
@@ -146,7 +146,7 @@ class Program:
         return {
             "name": self.name,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "precision": "bf16" if getattr(self.context, "_enabled", False) else "fp32",
+            "precision": computes_in(self.context),
             "memory": torch.cuda.max_memory_allocated() if cuda else memory,
             "micro_batches": self.loader.per_rank // self.loader.micro_batch_size,
             "micro_batch_size": self.loader.micro_batch_size,
@@ -240,7 +240,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="train_bench_") as folder:
         if options.compare:
             return compare(config, options, words)
-        world = distributed.start(config.train.device)
+        world = distributed.start(config.train.device, config.train.timeout_seconds)
         program = Program(config, world, Path(folder), options.peer)
         if options.turns:
             return answer(program)

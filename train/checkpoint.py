@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prepare.cli import RUNS, UserError, to_disk
+from prepare.cli import RUNS, UserError, first_line, to_disk
 from prepare.instructions import Template
 from prepare.shards import file_sha256
 from prepare.tokenizer import GPT2_VOCAB_SIZE, CharTokenizer, GPT2Tokenizer, load_tokenizer
@@ -333,7 +333,7 @@ def _brief(value: object) -> str:
 
 
 def _damaged(path: Path, failure: Exception) -> UserError:
-    reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+    reason = first_line(failure)
     if isinstance(failure, OSError) and failure.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
         return UserError(f"{path} cannot be read ({reason}): see to the file's permissions and its disk")
     return Damaged(f"{path} is damaged ({reason})")

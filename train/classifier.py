@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.config import ModelConfig
-from train.model import GPT, IGNORED, KVCache
+from train.model import GPT, IGNORED
 
 
 class Classifier(GPT):
@@ -30,7 +30,7 @@ class Classifier(GPT):
         nn.init.normal_(self.score.weight, std=0.02)
         self.register_buffer("label_weights", torch.tensor(label_weights or [1.0] * labels), persistent=False)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """The labels' logits at every position, as if the text ended there; with targets, the mean loss instead.
 
         Args:
@@ -40,7 +40,7 @@ class Classifier(GPT):
         Returns:
             (B, T, L) float32 logits, or the weighted mean cross-entropy in nats, a float32 scalar.
         """
-        hidden = self.hidden(idx, cache)  # (B, T, C)
+        hidden = self.hidden(idx)  # (B, T, C)
         with torch.autocast(hidden.device.type, enabled=False):  # few numbers, and probabilities come of them
             logits = self.score(hidden.float())  # (B, T, L)
         if targets is None:

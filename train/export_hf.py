@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors.torch import save_file
 
-from prepare.cli import Parser, UserError, named, named_path, run_script
+from prepare.cli import Parser, UserError, first_line, named, named_path, run_script
 from prepare.shards import write_json
 from prepare.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
 from train.checkpoint import load_model
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         "Write a run or checkpoint as a Hugging Face directory.",
         "python train/export_hf.py --model runs/gpt2_124m --output gpt2_124m_hf",
     )
-    parser.add_argument("--model", type=named, metavar="X", help="a run or checkpoint; when not given, the newest run")
+    parser.add_argument("--model", type=named, metavar="X", help="as everywhere; when not given, the newest run")
     parser.add_argument("--output", metavar="DIR", type=named_path, required=True, help="a folder that is not there")
     parser.add_argument("--push", metavar="REPO", help="upload it to this model repository: me/my-gpt2")
     arguments = parser.parse_args(argv)
@@ -68,7 +68,7 @@ def push(folder: Path, repo: str) -> str:
         name = api.create_repo(repo, exist_ok=True).repo_id
         return str(api.upload_folder(folder_path=folder, repo_id=name, commit_message="GPT-2 weights").repo_url)
     except (HTTPError, HFValidationError, ValueError, OSError) as failure:
-        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        reason = first_line(failure)
         raise UserError(
             f"--push {repo}: the hub did not take it ({reason}); log in (`hf auth login`, or HF_TOKEN with write "
             f"access), then: hf upload {repo} {folder}"

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prepare.cli import UserError
+from prepare.cli import UserError, first_line
 from prepare.tokenizer import EOT, GPT2_VOCAB_SIZE, gpt2_vocabulary_files
 from train.config import ModelConfig
 from train.model import GPT
@@ -158,7 +158,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there") from None
     except DAMAGED as failure:
-        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        reason = first_line(failure)
         raise UserError(f"{folder}: damaged weights ({reason}); download them again") from None
 
 

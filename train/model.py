@@ -45,17 +45,10 @@ class Linear(nn.Linear):
 class KVCache:
     """Keys and values of the positions seen so far, in buffers allocated once: for each layer (B, H, length, D)."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch_size: int,
-        length: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, config: ModelConfig, batch_size: int, length: int, device: torch.device | str = "cpu") -> None:
         shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.keys = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
         self.filled = 0  # positions held by every layer
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,18 +148,17 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 parameter.zero_()  # LayerNorm weights stay at 1
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits of the next token at every position; with targets, the mean loss instead.
 
         Args:
             idx: (B, T) int64 token ids.
             targets: (B, T) int64 ids of the tokens that follow; IGNORED (-1) does not count.
-            cache: keys and values of earlier positions; idx continues them, and they grow by T.
 
         Returns:
             (B, T, V) logits, or the mean cross-entropy in nats, a float32 scalar.
         """
-        x = self.hidden(idx, cache)  # (B, T, C)
+        x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.logits(x)
         return linear_cross_entropy(x.flatten(0, 1), self.wte.weight, targets.flatten(), IGNORED)  # (B*T, C), (B*T,)
@@ -181,6 +173,7 @@ class GPT(nn.Module):
         """The last layer's normalized states, (B, T, C); `logits` turns any of them into scores.
 
         Args:
+            cache: keys and values of earlier positions; idx continues them, and they grow by T.
             positions: (B, T) int64, each below block_size, where they are not the ones that follow the cache's.
             mask: (B, 1, T, S) float32, 0 where a new position sees one of the S (the cache's and the new ones) and
                 -inf where it does not; without it each sees all up to itself.

@@ -7,7 +7,6 @@ Model, AdamW's settings and precision are the program's own.
 import ast
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -38,9 +37,9 @@ class Peer:
             own["betas"] = optim.betas
         self.model: nn.Module = model
         self.optimizer = model.configure_optimizers(**own)
-        self.context: AbstractContextManager = torch.autocast(device.type, dtype=torch.bfloat16)
+        self.context = torch.autocast(device.type, dtype=torch.bfloat16)
         if self.name == "nanoGPT" and device.type == "cpu":
-            self.context = nullcontext()  # its train.py: float32 there
+            self.context = torch.autocast("cpu", enabled=False)  # its train.py: float32 there
         torch.set_float32_matmul_precision("high")  # both allow TF32
 
     def step(

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from prepare.cli import UserError
+from prepare.cli import UserError, first_line
 from train import checkpoint
 from train.config import CheckpointConfig
 from train.model import GPT
@@ -65,7 +65,7 @@ class Saver:
             seconds = write.result()
         except (OSError, RuntimeError, SafetensorError) as failure:
             # torch and safetensors have words of their own for a full disk
-            reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+            reason = first_line(failure)
             self.failures += 1
             self.log.event(
                 step,

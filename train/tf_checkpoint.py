@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prepare.cli import UserError
+from prepare.cli import UserError, first_line
 
 MAGIC = 0xDB4775248B80FB57  # ends a LevelDB table
 FOOTER = 48  # bytes: two handles, zeros, the magic number
@@ -59,7 +59,7 @@ def read_bundle(bundle: Path, begin: str) -> dict[str, Tensor]:
     except (FileNotFoundError, IsADirectoryError) as missing:
         raise UserError(f"{missing.filename} is missing, or no file: copy or download the checkpoint again") from None
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as failure:
-        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        reason = first_line(failure)
         raise UserError(f"{index}: a damaged TensorFlow checkpoint ({reason}); copy or download it again") from None
     return tensors
 
