@@ -8,11 +8,9 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 import numpy as np
 
 from eval.classification import Tally, classify
-from prepare.cli import ArgumentError, Parser, UserError, positive, run_script
+from eval.model_option import opened
+from prepare.cli import ArgumentError, Parser, UserError, named, named_path, positive, run_script
 from prepare.labelled import read_texts
-from train import distributed
-from train.checkpoint import load_model
-from train.hardware import prepare_device
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,11 +18,11 @@ def main(argv: list[str] | None = None) -> None:
         "Ask a classifier for the label of texts: a line of label, probability and text for each.",
         'python eval/classify.py --model runs/finetune_classify --text "You have won a prize, call now"',
     )
-    parser.add_argument("--model", metavar="X", required=True, help="a classifier's run or checkpoint")
+    parser.add_argument("--model", type=named, metavar="X", required=True, help="a classifier's run or checkpoint")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", metavar="T", help="what to classify")
-    source.add_argument("--file", type=Path, help="texts: a line each, label<TAB>text, .csv, .jsonl or .parquet")
+    source.add_argument("--file", type=named_path, help="texts: a line each, label<TAB>text, .csv, .jsonl or .parquet")
     parser.add_argument("--text-column", default="text", help="of the file")
     parser.add_argument("--label-column", default="label", help="of the file; where it is there, the scores follow")
     parser.add_argument("--batch-size", type=positive, default=32, help="texts at a time")
@@ -32,16 +30,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.text is not None and not args.text.strip():
         raise ArgumentError("--text is empty: give the text to be classified")
 
-    device = distributed.start(args.device).device
-    prepare_device(device)
-    loaded = load_model(args.model, device, classifier=True)
-    names = list(loaded.labels)
     texts, truth = [args.text], None
     if args.file:
         texts, truth = read_texts(args.file, args.text_column, args.label_column)
-    if unknown := sorted(set(truth or ()) - set(names)):
-        raise UserError(f"{args.file} has the label {unknown[0]!r}, but {loaded.name} knows {', '.join(names)}")
-    probabilities, cut = classify(loaded.model, loaded.tokenizer, texts, device, args.batch_size)
+    with opened(args.model, args.device, classifier=True) as (loaded, world):
+        names = list(loaded.labels)
+        if unknown := sorted(set(truth or ()) - set(names)):
+            raise UserError(f"{args.file} has the label {unknown[0]!r}, but {loaded.name} knows {', '.join(names)}")
+        probabilities, cut = classify(loaded.model, loaded.tokenizer, texts, world.device, args.batch_size)
     for text, row in zip(texts, probabilities, strict=True):
         print(f"{names[row.argmax()]}\t{row.max():.4f}\t{' '.join(text.split())}")
     if cut:

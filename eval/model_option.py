@@ -47,19 +47,19 @@ def output_file(text: str) -> Path:
 
 
 @contextmanager
-def opened(spec: str | None, device: str) -> Iterator[tuple[LoadedModel, World]]:
+def opened(spec: str | None, device: str, classifier: bool = False) -> Iterator[tuple[LoadedModel, World]]:
     """What `--model` and `--device` name, and the processes that share the work: torchrun's, or this one alone.
 
     Matrix products are exact float32 from here on, also on GPUs that could take TF32 for them.
 
     Raises:
-        UserError: there is no such model or device.
+        UserError: there is no such model or device, or it is a classifier where none is wanted, or the other way round.
     """
     try:
         world = distributed.start(device)
         prepare_device(world.device)
         torch.set_float32_matmul_precision("highest")
-        yield load_model(spec, world.device), world
+        yield load_model(spec, world.device, classifier=classifier), world
     finally:
         distributed.stop()
 

@@ -12,9 +12,8 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 
 import argparse
 import json
-import os
 
-from prepare.cli import DATA, ArgumentError, Parser, named_path, positive, run_script
+from prepare.cli import DATA, ArgumentError, Parser, named_path, positive, run_script, write_whole
 from prepare.continuation import make_tasks
 from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.shards import find_shards
@@ -68,15 +67,10 @@ def continuation(arguments: list[str]) -> None:
     parser.add_argument("--tasks", type=positive, default=200, metavar="N", help="how many tasks")
     parser.add_argument("--seed", type=int, default=1, help="which of the possible tasks")
     options = parser.parse_args(arguments)
-    tasks = make_tasks(find_shards(options.shards), options.tasks, options.seed)
     if options.out.is_dir() or not options.out.absolute().parent.is_dir():
         raise ArgumentError(f"--out {options.out} is a folder, or not in one that exists: name a file in a folder")
-    temporary = options.out.with_name(options.out.name + ".tmp")
-    with temporary.open("w", encoding="ascii") as file:
-        file.writelines(json.dumps(task) + "\n" for task in tasks)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(options.out)
+    tasks = make_tasks(find_shards(options.shards), options.tasks, options.seed)
+    write_whole(options.out, "".join(json.dumps(task) + "\n" for task in tasks))
     print(f"{options.out}: {len(tasks)} tasks out of held-out text (HellaSwag's format, not HellaSwag)")
 
 

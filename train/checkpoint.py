@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -87,9 +87,7 @@ def prune(run_dir: Path, keep: int, keep_every: int, val_losses: Mapping[int, fl
     the lowest of the validation losses (by step) that are known."""
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
     kept = set(list(checkpoints)[-keep:]) | {step for step in checkpoints if keep_every and step % keep_every == 0}
-    measured = checkpoints.keys() & val_losses.keys()
-    if measured:
-        kept.add(min(measured, key=lambda step: (val_losses[step], step)))
+    kept.add(_best(checkpoints, val_losses))
     for step in checkpoints.keys() - kept:
         _remove(checkpoints[step])
 
@@ -102,15 +100,20 @@ def go_back(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
         UserError: one of them stays where it is.
     """
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
-    measured = checkpoints.keys() & val_losses.keys()
-    if not measured:
+    best = _best(checkpoints, val_losses)
+    if best is None:
         return None
-    best = min(measured, key=lambda step: (val_losses[step], step))
     for step in [step for step in reversed(checkpoints) if step > best]:
         _remove(checkpoints[step])
     if (newest := latest(run_dir)) != checkpoints[best]:
         raise UserError(f"{newest} would be taken for the best checkpoint, that of step {best}: remove it yourself")
     return checkpoints[best]
+
+
+def _best(steps: Iterable[int], val_losses: Mapping[int, float]) -> int | None:
+    """The step with the lowest loss, the first of equals; None where none is known."""
+    measured = [step for step in steps if step in val_losses]
+    return min(measured, key=lambda step: (val_losses[step], step), default=None)
 
 
 def _remove(checkpoint: Path) -> None:
