@@ -64,6 +64,14 @@ def test_each_epoch_holds_every_window_once(paths: list[Path], shuffle: bool) ->
         assert epochs[0] == epochs[1] == sorted(everything)
 
 
+def test_shards_of_one_length_have_orders_of_their_own() -> None:
+    order = WindowOrder([50, 50], seed=3, shuffle=True)
+    places = [order.locate(number) for number in range(100)]
+    one, other = ([window for shard, window in places if shard == which] for which in (0, 1))
+    assert sorted(one) == sorted(other)
+    assert one != other
+
+
 def test_targets_are_the_next_tokens_and_no_boundary_target_is_lost(paths: list[Path]) -> None:
     windows = Windows(paths[:1], T, VOCAB)
     x, y = windows.read([(0, window) for window in range(windows.counts[0])])
@@ -112,9 +120,9 @@ def test_shuffling_mixes_and_straight_reading_does_not(paths: list[Path]) -> Non
 def test_prefetch_hands_on_what_goes_wrong_and_ends_its_thread(paths: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad_train_000009.bin"
     tokens = markov_tokens(200, seed=1)
-    tokens[150] = VOCAB + 5
+    tokens[150] = VOCAB  # the first that is none
     write_shard(bad, tokens)
-    with pytest.raises(UserError, match=r"bad_train_000009.bin holds token 69, but model.vocab_size is 64"):
+    with pytest.raises(UserError, match=r"bad_train_000009.bin holds token 64, but model.vocab_size is 64"):
         list(loader([bad], 2, 2).prefetch(0, 10))
     steps = loader(paths, 8, 8).prefetch(0, 10_000)
     next(steps)
@@ -146,7 +154,7 @@ def test_nanogpts_and_build_nanogpts_files_are_read_too(tmp_path: Path) -> None:
 
 def test_validation_windows_are_the_same_set_for_every_world_and_batch_size(tmp_path: Path) -> None:
     paths = [*sorted(write_shards(tmp_path).glob("*_val_*.bin")), *sorted(tmp_path.glob("*_train_*.bin"))]
-    tokens = 100 * T
+    tokens = 100 * T + T - 1  # what is left over of the limit is no window
     windows = Windows(paths, T, VOCAB)
     reference = torch.cat([x for x, _ in validation_batches(windows, tokens, 100)])
     for world, batch in [(1, 7), (2, 8), (3, 16), (4, 100)]:
