@@ -1,6 +1,7 @@
 """The model against transformers' GPT-2: same weights, same logits, same gradients."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ SHAPES = [
 ]
 
 
-def pair(config: ModelConfig, seed: int) -> tuple[GPT2LMHeadModel, GPT]:
+def pair(config: ModelConfig, seed: int, dropout: float = 0.0) -> tuple[GPT2LMHeadModel, GPT]:
     """A transformers GPT-2 with random weights of some size, and ours with the same weights."""
     torch.manual_seed(seed)
     theirs = GPT2LMHeadModel(
@@ -30,15 +31,15 @@ def pair(config: ModelConfig, seed: int) -> tuple[GPT2LMHeadModel, GPT]:
             vocab_size=config.vocab_size,
             bos_token_id=None,
             eos_token_id=None,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
         )
     )
     with torch.no_grad():
         for parameter in theirs.parameters():  # biases and norms too, away from their initial 0 and 1
             parameter.add_(0.05 * torch.randn_like(parameter))
-    ours = GPT(config)
+    ours = GPT(replace(config, dropout=dropout))
     from_hf(ours, theirs.state_dict(), "test")
     return theirs, ours
 
@@ -81,6 +82,12 @@ def test_parameter_counts_are_openais() -> None:
     for (n_layer, n_head, n_embd), count in shapes.items():
         with torch.device("meta"):
             assert GPT(ModelConfig(n_layer, n_head, n_embd)).num_parameters() == count
+
+
+def test_flops_of_a_token_are_counted_as_palm_does() -> None:
+    # 6 x 123,653,376, the parameters without 1,024 positions of 768, and 12 x 12 layers x 768 x 1,024
+    with torch.device("meta"):
+        assert GPT(ModelConfig()).flops_per_token() == 741_920_256 + 113_246_208
 
 
 def test_initialization_is_openais() -> None:
@@ -146,6 +153,16 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.allclose(first, second)
     model.eval()
     assert torch.equal(model(idx), model(idx))
+
+
+def test_dropout_acts_where_transformers_has_it() -> None:
+    """From one seed the same masks, in the order in which they are drawn: none too few, none elsewhere."""
+    theirs, ours = pair(SHAPES[1], seed=4, dropout=0.3)
+    idx = torch.randint(97, (2, 16))
+    torch.manual_seed(0)
+    expected = theirs.train()(idx).logits
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours(idx), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_without_biases() -> None:

@@ -47,9 +47,9 @@ def test_train_rows_carry_what_is_promised(tmp_path: Path, capsys: pytest.Captur
 
 def test_mfu_divides_by_the_peak_of_all_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_log, "peak_flops", lambda _device: 1e6)
-    log = open_log(tmp_path, world=World(0, 1, torch.device("cpu")))
+    log = open_log(tmp_path, world=World(0, 4, torch.device("cpu")))
     log.train_row(1, loss=1.0, lr=1.0, grad_norm=1.0, seconds=2.0)
-    assert rows(tmp_path)[0]["mfu"] == pytest.approx(600 * (1000 / 2.0) / 1e6)
+    assert rows(tmp_path)[0]["mfu"] == pytest.approx(600 * (1000 / 2.0) / 4e6)
 
 
 def test_peaks_are_found_by_the_devices_name(monkeypatch: pytest.MonkeyPatch) -> None:
