@@ -84,6 +84,27 @@ def test_files_are_as_promised(tmp_path: Path) -> None:
     torch.load(folder / "train_state.pt", weights_only=True)
 
 
+def test_a_checkpoint_appears_when_all_of_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files and their folder, before the rename; then the folders around it, which have its name."""
+    synced, fsync, rename = [], os.fsync, Path.rename
+
+    def record(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).relative_to(tmp_path).as_posix())
+        fsync(handle)
+
+    def appear(path: Path, final: Path) -> Path:
+        synced.append(f"to {final.name}")
+        return rename(path, final)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(Path, "rename", appear)
+    save(tmp_path, 5)
+    unfinished = "checkpoints/.step_00000005.tmp"
+    files = {f"{unfinished}/{name}" for name in ("model.safetensors", "train_state.pt", "meta.json")}
+    assert set(synced[:3]) == files
+    assert synced[3:] == [unfinished, "to step_00000005", "checkpoints", "."]
+
+
 def test_the_latest_every_mth_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20, 25):
         save(tmp_path, step)
@@ -161,7 +182,7 @@ def test_going_back_is_refused_while_a_later_checkpoint_stays(
         with pytest.raises(UserError, match=r"step_00000010 would be taken for the best .* of step 5: remove it"):
             checkpoint.go_back(tmp_path, {5: 1.0, 10: 2.0})
     assert "could not be removed" in capsys.readouterr().err
-    assert checkpoint.go_back(tmp_path, {5: 1.0, 10: 2.0}).name == "step_00000005"
+    assert checkpoint.go_back(tmp_path, {5: 1.0, 10: 1.0}).name == "step_00000005"  # as good: the one that prune keeps
     assert names(tmp_path) == ["step_00000005"]
 
 

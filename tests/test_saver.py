@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,53 @@ def test_the_loop_goes_on_while_a_thread_writes_and_two_writes_never_overlap(
     state = torch.load(tmp_path / "checkpoints" / "step_00000002" / "train_state.pt", weights_only=True)
     assert {key for values in state["optimizer"].values() for key in values} == {"step", "exp_avg", "exp_avg_sq"}
     assert state["optimizer"][0]["step"] == 2
+
+
+def test_a_checkpoint_is_written_when_the_rows_before_it_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = build()
+    background = start(tmp_path, model, optimizer)
+    done, metrics, fsync, write = [], tmp_path / "metrics.jsonl", os.fsync, checkpoint.write
+
+    def record(handle: int) -> None:
+        if os.path.sameopenfile(handle, background.log.file.handle):
+            done.append(("rows on disk", metrics.read_text().count("\n")))
+        fsync(handle)
+
+    def begin(*arguments: object) -> Path:
+        done.append(("checkpoint", arguments[1]))
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(saver.checkpoint, "write", begin)
+    for step in (1, 2):
+        background.log.write(step, "val", loss=1.0)
+        background.save(step, META)
+        background.report(wait=True)  # which adds a row
+    background.finish()
+    assert done == [("rows on disk", 1), ("checkpoint", 1), ("rows on disk", 3), ("checkpoint", 2)]
+
+
+def test_a_save_takes_as_long_as_the_loop_waits_and_the_thread_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+
+    def spend(seconds: float, result: object) -> object:
+        nonlocal now
+        now += seconds
+        return result
+
+    model, optimizer = build()
+    background = start(tmp_path, model, optimizer)
+    monkeypatch.setattr(saver, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(background, "_snapshot", lambda: spend(2.0, ({}, {})))
+    monkeypatch.setattr(saver.checkpoint, "write", lambda *_: spend(5.0, None))
+    background.save(1, META)
+    background.finish()
+    assert background.slowest == 2.0 + 5.0
+    assert [(row["pause_seconds"], row["write_seconds"]) for row in rows(tmp_path)] == [(2.0, 5.0)]
 
 
 def test_the_best_validation_loss_is_kept(tmp_path: Path) -> None:
