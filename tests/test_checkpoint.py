@@ -89,7 +89,7 @@ def test_a_checkpoint_appears_when_all_of_it_is_on_disk(tmp_path: Path, monkeypa
     synced, fsync, rename = [], os.fsync, Path.rename
 
     def record(handle: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).relative_to(tmp_path).as_posix())
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().relative_to(tmp_path).as_posix())
         fsync(handle)
 
     def appear(path: Path, final: Path) -> Path:

@@ -171,11 +171,13 @@ def test_a_broken_source_keeps_the_finished_ones_and_its_own_shards(tmp_path):
 
 @dataclass
 class Counted(Source):
-    """One batch for each document, and a note of where reading began; dies once, before a chosen batch."""
+    """Batches of so many documents, every third a null, and a note of where reading began; dies once, before a chosen
+    document."""
 
     name: str
     documents: list[str]
     die: int | None = None
+    together: int = 1
     started: list[int] = field(default_factory=list)
 
     def identity(self) -> dict:
@@ -183,11 +185,12 @@ class Counted(Source):
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         self.started.append(start)
-        for number in range(start, len(self.documents)):
-            if number == self.die:
+        for number in range(start, len(self.documents), self.together):
+            some = range(number, min(number + self.together, len(self.documents)))
+            if self.die in some:
                 self.die = None
                 raise KeyboardInterrupt
-            yield batch_of([None, self.documents[number]][number % 3 > 0 :][:1], number / len(self.documents))
+            yield batch_of([self.documents[i] if i % 3 else None for i in some], number / len(self.documents))
 
 
 @pytest.mark.parametrize("die", [1, 29, 30, 59])
@@ -209,6 +212,21 @@ def test_goes_on_after_the_last_finished_shard(tmp_path, die, shard_tokens, monk
     assert [(tmp_path / "out" / shard["file"]).stat().st_mtime_ns for shard in record["shards"]] == times
     if die == 59 and shard_tokens < 999:
         assert record["rows"] > 30
+
+
+def test_a_shard_that_ended_with_a_document_is_gone_on_after_with_the_next(tmp_path, monkeypatch):
+    """Both in one batch, which is read again: documents of 2 tokens, shards of 4, first a batch of 10."""
+    monkeypatch.setattr("prepare.pipeline.BACKLOG", 0)
+    documents = ["a"] * 32
+    whole = run_job(job([], sources=[Counted("a", documents, together=8)], shard_tokens=4), tmp_path / "one")
+    dying = job([], sources=[Counted("a", documents, die=24, together=8)], shard_tokens=4)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(dying, tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / ".progress" / "000.part.json").read_bytes())
+    assert saved["rows"] == 0
+    assert {shard["tokens"] for shard in saved["shards"]} == {4}
+    assert run_job(dying, tmp_path / "out") == whole
+    assert [shard["documents"] for shard in whole["shards"]] == [2] * 10 + [1]
 
 
 def test_another_file_in_the_place_of_a_half_finished_one_begins_anew(tmp_path):

@@ -172,11 +172,11 @@ def test_plain_request_encodes_context_and_endings_by_themselves():
 
 def test_lm_eval_request_divides_by_characters_and_leaves_no_space_at_the_contexts_end():
     tokenizer = GPT2Tokenizer()
-    task = _task(ctx_a="A roof [step]", ctx_b="", endings=["[step] Sit.", "Stand up.", "c", "d"])
+    task = _task(ctx_a="A roof [step]", ctx_b="", endings=["[step] Sit.", "Stand up.", "naïve", "座"])
     request = hellaswag_request(task, tokenizer, "lm-eval")
     assert tokenizer.decode(request.context) == "Roof shingle removal: A roof"
     assert [tokenizer.decode(ending) for ending in request.continuations][:2] == ["   Sit.", "  Stand up."]
-    assert request.lengths == [len(" Sit."), len("Stand up."), 1, 1]
+    assert request.lengths == [len(" Sit."), len("Stand up."), 5, 1]  # of 6 and 3 bytes
 
 
 def test_an_ending_that_cleaning_empties_is_refused():
