@@ -57,6 +57,23 @@ def test_those_who_were_killed_while_they_met_are_not_waited_for() -> None:
     assert len(start_all(store, 3, late=0)) == 3
 
 
+@pytest.mark.parametrize(("asked", "threads"), [("1", [3]), ("2", []), (None, [])])
+def test_processes_on_cpus_share_the_cores_out_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, threads: list[int]
+) -> None:
+    """7 cores for 2 processes. OMP_NUM_THREADS 1 is what torchrun sets where nobody else has."""
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    taken = []
+    monkeypatch.setattr("train.distributed.available_cores", lambda: 7)
+    monkeypatch.setattr("torch.set_num_threads", taken.append)
+    start("cpu")
+    assert taken == threads
+
+
 def test_a_store_that_nobody_keeps_is_a_mistake_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 1, started by hand, without rank 0. 2 s."""
     variables = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}

@@ -89,6 +89,8 @@ def test_out_of_memory_is_recognised() -> None:
         ("NVIDIA GeForce RTX 5090", 209.5e12),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 5090 SUPER", None),
         ("Tesla T4", None),
     ],
 )

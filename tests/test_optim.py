@@ -18,6 +18,7 @@ def test_warmup_is_linear_and_the_last_step_reaches_min_lr() -> None:
     rates = [learning_rate(step, optim, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([6e-4 * (step + 1) / 10 for step in range(10)])
     assert rates[-1] == pytest.approx(6e-5)
+    assert [learning_rate(step, optim, 100) for step in (100, 150)] == pytest.approx([6e-5, 6e-5])  # it stays there
     assert all(later < earlier for earlier, later in pairwise(rates[9:]))
 
 
@@ -112,6 +113,7 @@ assert saved[0].keys() == theirs.keys()
 assert all(torch.equal(saved[0][i][key], theirs[i][key]) for i in theirs for key in theirs[i])
 resumed.load_state_dict(sharded.state_dict())
 load_moments(optimizers[2], saved[0])
+assert not optimizers[2].state  # no second copy of the moments
 step(plain, optimizers[0], 5), step(resumed, optimizers[2], 5)
 same(plain, resumed)
 dist.destroy_process_group()
