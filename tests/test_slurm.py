@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import string
 import sys
@@ -301,6 +302,43 @@ def test_a_mistaken_argument_fails_the_job_before_it_starts_anything(slurm: Slur
     log = log_of("train", job, work).splitlines()
     assert [line.partition(":")[0] for line in log] == ["error"], log
     assert not (work / "never").exists()
+
+
+@pytest.fixture(scope="module")
+def mistaken(slurm: SlurmCluster, work: Path) -> dict[str, tuple[set[str], str]]:
+    """Jobs that end before they do anything, by the name of what is mistaken: their states and logs."""
+    clone = work / "a clone"
+    shutil.copytree(ROOT / "slurm", clone / "slurm")
+    shutil.copy(EVAL, clone / "slurm" / "my_eval.sbatch")
+    shutil.copy(EVAL, work / "lone.sbatch")
+    (clone / "eval").symlink_to(ROOT / "eval")
+    other = work / "other"
+    other.mkdir()
+    cases = {
+        "dot": (clone, "--chdir", work, "./slurm/eval.sbatch", "none"),
+        "inside": (clone / "slurm", "--chdir", work, "eval.sbatch", "none"),
+        "up": (other, "--chdir", work, f"../{clone.name}/slurm/my_eval.sbatch", "none", "/a/slurm/b.sbatch"),
+        "lone": (work, "lone.sbatch", "none"),
+    }
+    log = "--output=mistaken-%A.log"
+    jobs = {name: slurm.sbatch(log, *words, cwd=cwd, **NODES_USE) for name, (cwd, *words) in cases.items()}
+    return {name: (slurm.wait(job), (work / f"mistaken-{job}.log").read_text()) for name, job in jobs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        *((path, "error: no script eval/none.py: name one of classify generate") for path in ("dot", "inside", "up")),
+        ("lone", "error: no slurm/site.sh in {work}: submit the job from the repository's folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_repository_is_found_however_the_script_is_named(
+    name: str, line: str, mistaken: dict[str, tuple[set[str], str]], work: Path
+):
+    states, log = mistaken[name]
+    assert states == {"FAILED"}
+    assert set(log.splitlines()) == {log.splitlines()[0]}, log
+    assert log.startswith(line.format(work=work)), log
 
 
 def write_documents(folder: Path, files: int, documents: int, words: int) -> None:
