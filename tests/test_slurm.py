@@ -319,6 +319,7 @@ def mistaken(slurm: SlurmCluster, work: Path) -> dict[str, tuple[set[str], str]]
         "inside": (clone / "slurm", "--chdir", work, "eval.sbatch", "none"),
         "up": (other, "--chdir", work, f"../{clone.name}/slurm/my_eval.sbatch", "none", "/a/slurm/b.sbatch"),
         "lone": (work, "lone.sbatch", "none"),
+        "python": (work, "--export=PYTHON=/no/such/python", EVAL),
     }
     log = "--output=mistaken-%A.log"
     jobs = {name: slurm.sbatch(log, *words, cwd=cwd, **NODES_USE) for name, (cwd, *words) in cases.items()}
@@ -330,6 +331,7 @@ def mistaken(slurm: SlurmCluster, work: Path) -> dict[str, tuple[set[str], str]]
     [
         *((path, "error: no script eval/none.py: name one of classify generate") for path in ("dot", "inside", "up")),
         ("lone", "error: no slurm/site.sh in {work}: submit the job from the repository's folder"),
+        ("python", "error: no PyTorch or no tqdm for /no/such/python: make an environment"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_repository_is_found_however_the_script_is_named(
