@@ -266,6 +266,20 @@ def test_an_interrupted_job_comes_back_and_ends_as_if_it_had_not_been(
     assert why in interrupted[name].text
 
 
+def test_the_last_task_of_an_array_which_has_the_arrays_id_comes_back_alone(slurm: SlurmCluster, work: Path):
+    job = Interrupted(slurm, work, "array", "--array=1-2%1").trained(1)
+    first, job.job = f"{job.job}_1", f"{job.job}_2"
+    (job.run / "STOP").touch()
+    job.wait_for(job.log.exists)  # named after the array, and so the second's
+    job.trained(max(losses(job.run)) + EVERY)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.job)
+    job.requeued().ended()
+    assert (job.states, job.restarts, slurm.restarts(first)) == ({"COMPLETED"}, 1, 0), job.text
+    assert "the time limit is near; asking the run to save and stop" in job.text
+    assert "stopped by SIGUSR1; it goes into the queue again" in job.text
+    assert "the run is complete" in job.text
+
+
 def test_a_stop_file_ends_the_job_and_any_number_of_nodes_goes_on(
     slurm: SlurmCluster, work: Path, interrupted: dict[str, Interrupted]
 ):
