@@ -76,7 +76,9 @@ def losses(run: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def finished(slurm: SlurmCluster, work: Path) -> Path:
     """A run that a job of two nodes has trained; its log is beside it."""
-    job = slurm.sbatch("--nodes=2", TRAIN, "--config", "toy.yaml", "--run.dir", "two", cwd=work, **NODES_USE)
+    # habits that are wrong here, and do no harm: a task for each process, and no environment but what is named
+    habits = ("--ntasks-per-node=2", "--export=" + ",".join(f"{name}={value}" for name, value in NODES_USE.items()))
+    job = slurm.sbatch("--nodes=2", *habits, TRAIN, "--config", "toy.yaml", "--run.dir", "two", cwd=work)
     assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
     (work / "two.log").write_text(log_of("train", job, work))
     return work / "two"
