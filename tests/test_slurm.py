@@ -282,6 +282,15 @@ def test_the_last_task_of_an_array_which_has_the_arrays_id_comes_back_alone(slur
     assert "the run is complete" in job.text
 
 
+def test_a_job_that_cannot_be_requeued_and_is_not_finished_has_failed(slurm: SlurmCluster, work: Path):
+    job = Interrupted(slurm, work, "once", "--no-requeue").trained(1)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.job)
+    job.ended()
+    assert (job.states, job.restarts) == ({"FAILED"}, 0), job.text
+    assert "stopped by SIGUSR1; it goes into the queue again" in job.text
+    assert "not requeued: submit it again" in job.text
+
+
 def test_a_stop_file_ends_the_job_and_any_number_of_nodes_goes_on(
     slurm: SlurmCluster, work: Path, interrupted: dict[str, Interrupted]
 ):
