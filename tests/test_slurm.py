@@ -291,6 +291,15 @@ def test_a_job_that_cannot_be_requeued_and_is_not_finished_has_failed(slurm: Slu
     assert "not requeued: submit it again" in job.text
 
 
+def test_help_is_printed_and_nothing_trained(slurm: SlurmCluster, work: Path):
+    before = {path for path in work.iterdir() if path.is_dir()}
+    job = slurm.sbatch(TRAIN, "--help", cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
+    alone = run_command("python", ROOT / "train/train_gpt2.py", "--help", cwd=work)
+    assert log_of("train", job, work) == alone.stdout
+    assert {path for path in work.iterdir() if path.is_dir()} == before
+
+
 def test_a_stop_file_ends_the_job_and_any_number_of_nodes_goes_on(
     slurm: SlurmCluster, work: Path, interrupted: dict[str, Interrupted]
 ):
