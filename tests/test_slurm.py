@@ -367,7 +367,7 @@ def mistaken(slurm: SlurmCluster, work: Path) -> dict[str, tuple[set[str], str]]
         *((path, "error: no script eval/none.py: name one of classify generate") for path in ("dot", "inside", "up")),
         ("lone", "error: no slurm/site.sh in {work}: submit the job from the repository's folder"),
         ("python", "error: no PyTorch or no tqdm for /no/such/python: make an environment"),
-        ("list", "error: this --array is a list with gaps, whose tasks would not be all of the input: sbatch --array=1-3"),
+        ("list", "error: this --array is a list with gaps, which would leave out input: sbatch --array=1-3"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_repository_is_found_however_the_script_is_named(
