@@ -25,7 +25,8 @@ if [ -n "${repository:-}" ]; then # from here on: in a job, whose script has fou
     # The environment that make built, or the one that was active when the job was submitted.
     python=${PYTHON:-$repository/.venv/bin/python}
     [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
-    "$python" -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ("torch", "tqdm"))))' 2> /dev/null || {
+    finds='from importlib.util import find_spec; raise SystemExit(not (find_spec("torch") and find_spec("tqdm")))'
+    "$python" -c "$finds" 2> /dev/null || {
         echo "error: no PyTorch or no tqdm for $python: make an environment (make quickstart) in $repository," \
             "or name its Python: PYTHON=/path/to/python sbatch ..." >&2
         return 1
