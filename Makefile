@@ -14,6 +14,7 @@ PYTHON :=
 PYTEST :=
 python := $(VENV)/bin/python
 ready := $(VENV)/requirements.txt
+unfinished := $(VENV)/made_by_make_and_unfinished
 
 help:
 	@echo "make quickstart   text, shards, a small model trained by two processes, its scores and text: five minutes on a CPU"
@@ -25,19 +26,28 @@ help:
 	@echo "make gpu-bench    the training benchmark's whole table on one GPU, in some minutes"
 	@echo "make clean        remove the environment, caches and the quickstart's data and run; other data and runs stay"
 
-# The copy of requirements.txt says which requirements are whole; `incomplete` marks an install that was interrupted.
+# The copy of requirements.txt says which requirements are whole. An environment that is there is used as it is; only a
+# folder that make itself made, and marked until its packages are whole, is ever removed. One make at a time, by a lock.
 $(ready): requirements.txt
-	@for candidate in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11) none; do \
-	    $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && break; \
-	done; \
-	[ $$candidate != none ] || { echo "error: no Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python3"; exit 1; }; \
-	$$candidate -c 'import ensurepip, venv' 2> /dev/null || { \
-	    echo "error: $$candidate cannot make environments: apt-get install python3-venv, or name another: make PYTHON=..."; exit 1; }; \
+	@exec 9< $<; if command -v flock > /dev/null; then flock 9; fi; \
+	if [ $@ -nt $< ]; then exit; fi; \
+	if [ -e $(unfinished) ]; then rm -rf $(VENV); fi; \
+	if [ -n "$$(ls -A $(VENV) 2> /dev/null)" ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
+	    echo "error: $(VENV) holds something, but no Python environment: name another folder, VENV=/path/to/environment"; exit 1; \
+	fi; \
+	candidate=$(python); \
+	if ! $(python) -m pip --version > /dev/null 2>&1; then \
+	    for candidate in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11) none; do \
+	        $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && break; \
+	    done; \
+	    [ $$candidate != none ] || { echo "error: no Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python3"; exit 1; }; \
+	    $$candidate -c 'import ensurepip, venv' 2> /dev/null || { \
+	        echo "error: $$candidate cannot make environments: apt-get install python3-venv, or name another: make PYTHON=..."; exit 1; }; \
+	fi; \
 	echo "== Environment: $(VENV) from $$($$candidate --version), packages of requirements.txt (a minute or two, once)"; \
-	if [ -e $(VENV)/incomplete ]; then rm -rf $(VENV); fi; \
-	mkdir -p $(VENV) && touch $(VENV)/incomplete && $$candidate -m venv $(VENV) \
-	    && $(python) -m pip install --quiet --disable-pip-version-check -r requirements.txt \
-	    && cp requirements.txt $@ && rm $(VENV)/incomplete
+	if [ ! -e $(VENV) ]; then mkdir -p $(VENV) && touch $(unfinished); fi; \
+	if [ $$candidate != $(python) ]; then $$candidate -m venv $(VENV); fi; \
+	$(python) -m pip install --quiet --disable-pip-version-check -r $< && cp $< $@ && rm -f $(unfinished)
 
 run := runs/quickstart
 held_out := 'data/shakespeare_bpe/*_val_*.bin'
@@ -137,6 +147,7 @@ gpu-1558m:
 	    --data.batch_tokens 32768
 
 clean:
-	rm -rf $(VENV) .gpu-packages gpu_trace.json .pytest_cache .ruff_cache
+	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+	rm -rf .gpu-packages gpu_trace.json .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf data/shakespeare_bpe $(continuation) $(run)

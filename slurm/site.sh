@@ -13,7 +13,7 @@
 # A training job takes whole nodes, with all their GPUs. For one GPU of a shared node:
 #     sbatch --oversubscribe --mem=64G --gpus-per-node=1 --cpus-per-gpu=8 slurm/train.sbatch
 
-if [ -n "${SLURM_JOB_ID:-}" ]; then # from here on: on the nodes of a job
+if [ -n "${repository:-}" ]; then # from here on: in a job, whose script has found the repository
 
     # module load cuda
     # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0   # the network between the nodes, where the default is wrong
@@ -24,5 +24,11 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then # from here on: on the nodes of a job
 
     # The environment that make built, or the one that was active when the job was submitted.
     python=${PYTHON:-$repository/.venv/bin/python}
-    command -v "$python" > /dev/null || python=python3
+    [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
+    finds='from importlib.util import find_spec; raise SystemExit(not (find_spec("torch") and find_spec("tqdm")))'
+    "$python" -c "$finds" 2> /dev/null || {
+        echo "error: no PyTorch or no tqdm for $python: make an environment (make quickstart) in $repository," \
+            "or name its Python: PYTHON=/path/to/python sbatch ..." >&2
+        return 1
+    }
 fi

@@ -97,6 +97,20 @@ def test_no_module_takes_the_name_of_the_standard_library_or_of_a_dependency():
     assert not own & taken
 
 
+def test_every_package_that_is_imported_is_listed_in_the_requirements():
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    listed = {plain(match[0]) for line in lines if (match := re.match(r"[\w.-]+", line))}
+    files = [*MODULES, *(ROOT / "tests").glob("*.py")]
+    tops = {module.split(".")[0] for path in files for module in _imports(path)}
+    owners = importlib.metadata.packages_distributions()
+    missing = {top for top in tops & set(owners) - {*LAYERS, "tests"} if listed.isdisjoint(map(plain, owners[top]))}
+    assert {"yaml", "torch"} <= tops & set(owners)
+    assert not missing
+
+
 @pytest.mark.timeout(300)
 def test_help_of_every_script_opens_with_a_sentence_and_a_command_from_any_folder(tmp_path):
     def ask(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import string
 import sys
@@ -75,7 +76,9 @@ def losses(run: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def finished(slurm: SlurmCluster, work: Path) -> Path:
     """A run that a job of two nodes has trained; its log is beside it."""
-    job = slurm.sbatch("--nodes=2", TRAIN, "--config", "toy.yaml", "--run.dir", "two", cwd=work, **NODES_USE)
+    # habits that are wrong here, and do no harm: a task for each process, and no environment but what is named
+    habits = ("--ntasks-per-node=2", "--export=" + ",".join(f"{name}={value}" for name, value in NODES_USE.items()))
+    job = slurm.sbatch("--nodes=2", *habits, TRAIN, "--config", "toy.yaml", "--run.dir", "two", cwd=work)
     assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
     (work / "two.log").write_text(log_of("train", job, work))
     return work / "two"
@@ -265,6 +268,38 @@ def test_an_interrupted_job_comes_back_and_ends_as_if_it_had_not_been(
     assert why in interrupted[name].text
 
 
+def test_the_last_task_of_an_array_which_has_the_arrays_id_comes_back_alone(slurm: SlurmCluster, work: Path):
+    job = Interrupted(slurm, work, "array", "--array=1-2%1").trained(1)
+    first, job.job = f"{job.job}_1", f"{job.job}_2"
+    (job.run / "STOP").touch()
+    job.wait_for(job.log.exists)  # named after the array, and so the second's
+    job.trained(max(losses(job.run)) + EVERY)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.job)
+    job.requeued().ended()
+    assert (job.states, job.restarts, slurm.restarts(first)) == ({"COMPLETED"}, 1, 0), job.text
+    assert "the time limit is near; asking the run to save and stop" in job.text
+    assert "stopped by SIGUSR1; it goes into the queue again" in job.text
+    assert "the run is complete" in job.text
+
+
+def test_a_job_that_cannot_be_requeued_and_is_not_finished_has_failed(slurm: SlurmCluster, work: Path):
+    job = Interrupted(slurm, work, "once", "--no-requeue").trained(1)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.job)
+    job.ended()
+    assert (job.states, job.restarts) == ({"FAILED"}, 0), job.text
+    assert "stopped by SIGUSR1; it goes into the queue again" in job.text
+    assert "not requeued: submit it again" in job.text
+
+
+def test_help_is_printed_and_nothing_trained(slurm: SlurmCluster, work: Path):
+    before = {path for path in work.iterdir() if path.is_dir()}
+    job = slurm.sbatch(TRAIN, "--help", cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
+    alone = run_command("python", ROOT / "train/train_gpt2.py", "--help", cwd=work)
+    assert log_of("train", job, work) == alone.stdout
+    assert {path for path in work.iterdir() if path.is_dir()} == before
+
+
 def test_a_stop_file_ends_the_job_and_any_number_of_nodes_goes_on(
     slurm: SlurmCluster, work: Path, interrupted: dict[str, Interrupted]
 ):
@@ -301,6 +336,47 @@ def test_a_mistaken_argument_fails_the_job_before_it_starts_anything(slurm: Slur
     log = log_of("train", job, work).splitlines()
     assert [line.partition(":")[0] for line in log] == ["error"], log
     assert not (work / "never").exists()
+
+
+@pytest.fixture(scope="module")
+def mistaken(slurm: SlurmCluster, work: Path) -> dict[str, tuple[set[str], str]]:
+    """Jobs that end before they do anything, by the name of what is mistaken: their states and logs."""
+    clone = work / "a clone"
+    shutil.copytree(ROOT / "slurm", clone / "slurm")
+    shutil.copy(EVAL, clone / "slurm" / "my_eval.sbatch")
+    shutil.copy(EVAL, work / "lone.sbatch")
+    (clone / "eval").symlink_to(ROOT / "eval")
+    other = work / "other"
+    other.mkdir()
+    cases = {
+        "dot": (clone, "--chdir", work, "./slurm/eval.sbatch", "none"),
+        "inside": (clone / "slurm", "--chdir", work, "eval.sbatch", "none"),
+        "up": (other, "--chdir", work, f"../{clone.name}/slurm/my_eval.sbatch", "none", "/a/slurm/b.sbatch"),
+        "lone": (work, "lone.sbatch", "none"),
+        "python": (work, "--export=PYTHON=/no/such/python", EVAL),
+        "list": (work, "--array=1,2,5", PREPARE),
+    }
+    log = "--output=mistaken-%A.log"
+    jobs = {name: slurm.sbatch(log, *words, cwd=cwd, **NODES_USE) for name, (cwd, *words) in cases.items()}
+    return {name: (slurm.wait(job), (work / f"mistaken-{job}.log").read_text()) for name, job in jobs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        *((path, "error: no script eval/none.py: name one of classify generate") for path in ("dot", "inside", "up")),
+        ("lone", "error: no slurm/site.sh in {work}: submit the job from the repository's folder"),
+        ("python", "error: no PyTorch or no tqdm for /no/such/python: make an environment"),
+        ("list", "error: this --array is a list with gaps, which would leave out input: sbatch --array=1-3"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_repository_is_found_however_the_script_is_named(
+    name: str, line: str, mistaken: dict[str, tuple[set[str], str]], work: Path
+):
+    states, log = mistaken[name]
+    assert states == {"FAILED"}
+    assert set(log.splitlines()) == {log.splitlines()[0]}, log
+    assert log.startswith(line.format(work=work)), log
 
 
 def write_documents(folder: Path, files: int, documents: int, words: int) -> None:
