@@ -5,7 +5,6 @@ FFF.json for one that is finished. The manifest takes their place when all are.
 """
 
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -21,6 +20,7 @@ from prepare.shards import (
     TOKEN,
     build_manifest,
     read_manifest,
+    read_object,
     shard_number,
     write_json,
     write_manifest,
@@ -209,21 +209,16 @@ class Folder:
 
 def _read_plan(path: Path) -> dict:
     """The plan of a folder in the making. UserError if it is damaged."""
-    try:
-        plan = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as failure:
-        folder = path.parent.parent
-        raise UserError(f"{path} is damaged ({failure}): delete {folder} and run its preparation again") from failure
+    plan = read_object(path)
+    if not plan:
+        raise UserError(f"{path} is damaged: delete {path.parent.parent} and run its preparation again")
     return plan
 
 
 def _read_record(path: Path) -> dict | None:
     """What is remembered of a source; None when there is nothing, or what there is is damaged: it is made again."""
-    try:
-        record = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and {"input", "shards"} <= record.keys() else None
+    record = read_object(path)
+    return record if {"input", "shards"} <= record.keys() else None
 
 
 @contextmanager

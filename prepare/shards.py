@@ -295,6 +295,15 @@ def write_json(path: Path, value: object, indent: int | None = 1) -> None:
     write_whole(path, json.dumps(value, indent=indent) + "\n")
 
 
+def read_object(path: Path) -> dict:
+    """The JSON object in a file; an empty one where there is no file, or it is damaged, or holds something else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_manifest(folder: Path, manifest: dict) -> None:
     """Write a folder's manifest, last of all its files."""
     write_json(folder / MANIFEST, manifest)

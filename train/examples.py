@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from prepare.cli import UserError
-from prepare.shards import write_json
+from prepare.shards import read_object, write_json
 from train.distributed import World
 from train.loader import Began, permutation, read_ahead
 from train.model import IGNORED
@@ -205,7 +205,7 @@ def prepare_once(
     """The parts of a run's data and what is to be known of them, from the files beside the run; rank 0 makes them, once
     for each identity (the file, and the options that decide what becomes of it)."""
     file = folder / DESCRIPTION
-    if world.is_main and _described(file).get("identity") != identity:
+    if world.is_main and read_object(file).get("identity") != identity:
         parts, facts = make()
         folder.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
@@ -215,15 +215,6 @@ def prepare_once(
     world.sum([0.0])  # nobody reads before it is written
     facts = json.loads(file.read_bytes())
     return {name: Examples.load(folder / f"{name}.npz") for name in PARTS}, facts
-
-
-def _described(file: Path) -> dict[str, Any]:
-    """What a description says; nothing where there is none, or a damaged one."""
-    try:
-        found = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def fingerprint(parts: dict[str, Examples]) -> dict[str, int | str]:
