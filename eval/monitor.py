@@ -15,7 +15,7 @@ from eval.sampling import generate
 from eval.scoring import choice_counts, score_requests, sum_loss
 from eval.tasks import Request, hellaswag_request, load_hellaswag
 from prepare.cli import ROOT, UserError
-from prepare.tokenizer import load_tokenizer
+from prepare.tokenizer import tokenizer_of
 from train.config import Config
 from train.distributed import World
 from train.loader import Windows, validation_batches
@@ -113,11 +113,11 @@ class Monitor(Measurements):
         measures = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
         super().__init__(intervals, measures, config.train.max_steps, world, log, stop)
         self.seed = config.train.seed
-        self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = tokenizer_of(tokenizer, config.model.vocab_size)
         if self.eval.every:
             self.windows = Windows(val_paths, config.model.block_size, config.model.vocab_size)
-        if self.tokenizer.vocab_size > config.model.vocab_size:
-            for kind in (kind for kind in ("hellaswag", "sample") if self.intervals[kind]):
+        for kind in ("hellaswag", "sample"):
+            if self.tokenizer is None and self.intervals[kind]:
                 self._leave_out(kind, "the data has no manifest.json, which would say what its ids mean")
         if self.intervals["hellaswag"]:
             self.requests = self._load_requests()

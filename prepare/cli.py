@@ -66,6 +66,12 @@ def first_line(failure: BaseException) -> str:
     return (str(failure).splitlines() or [type(failure).__name__])[0]
 
 
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate (JSON's escapes and strange file names have them), which no UTF-8
+    can hold; as tiktoken has it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of an option that has one."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.cli import UserError
+from prepare.cli import UserError, well_formed
 
 csv.field_size_limit(2**31 - 1)
 
@@ -93,7 +93,7 @@ def _text(value: object, place: str) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return well_formed(value)
     if value is None or value != value:
         return ""
     if isinstance(value, int | float) and abs(value) != math.inf:

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.cli import UserError
+from prepare.cli import UserError, well_formed
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 BATCH_BYTES = 4 << 20  # enough that calling the engine costs little, little enough to keep many in memory
@@ -142,7 +142,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | Remote]:
     for path in paths:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"--input {path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
-        if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        if well_formed(str(path)) != str(path):
             raise UserError(f"--input {str(path)!a}: the name is no UTF-8: rename it")
     return paths
 
@@ -257,9 +257,7 @@ def batch_of(values: Sequence[object], done: float) -> Batch:
     try:
         array = pa.array(texts, pa.large_string())
     except UnicodeEncodeError:
-        array = pa.array(
-            [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts], pa.large_string()
-        )
+        array = pa.array(map(well_formed, texts), pa.large_string())
     return Batch(array, done, np.array(rows, np.int64), len(values))
 
 

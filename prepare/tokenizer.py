@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tiktoken
 
-from prepare.cli import UserError
+from prepare.cli import UserError, well_formed
 from prepare.shards import begin_documents, join_documents
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class GPT2Tokenizer:
             # the same as encode_ordinary (no special token is allowed), without building a list of Python integers
             ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # lone surrogates
-            return self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+            return self._encode(well_formed(text))
         except ValueError:  # backtracking limit
             runs = [run for run in _LONG_SPACE.finditer(text) if run.end() < len(text)]
             if not runs:
@@ -227,6 +227,12 @@ def load_tokenizer(description: dict | None) -> Tokenizer:
     if size != tokenizer.vocab_size:
         raise UserError(f"the {name} vocabulary has {tokenizer.vocab_size:,} tokens, not {size}: prepare it again")
     return tokenizer
+
+
+def tokenizer_of(description: dict | None, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of a model with so many ids, by what the manifest of its data said. Where there was none it is
+    GPT-2's; or None, where that has more ids than the model, and nobody knows what they mean."""
+    return None if description is None and vocab_size < GPT2_VOCAB_SIZE else load_tokenizer(description)
 
 
 def gpt2_vocabulary_files() -> tuple[Path, Path]:

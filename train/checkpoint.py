@@ -28,7 +28,7 @@ from torch import Tensor
 from prepare.cli import RUNS, UserError, first_line, to_disk
 from prepare.instructions import Template
 from prepare.shards import file_sha256
-from prepare.tokenizer import GPT2_VOCAB_SIZE, CharTokenizer, GPT2Tokenizer, load_tokenizer
+from prepare.tokenizer import CharTokenizer, GPT2Tokenizer, load_tokenizer, tokenizer_of
 from train.classifier import Classifier
 from train.config import ModelConfig
 from train.hf_weights import HUB_NAME, download_hf, is_hf_folder, load_hf
@@ -398,8 +398,7 @@ def load_model(
         model.load_state_dict(merged(_read_weights(path / WEIGHTS)))
         name = f"{path.resolve().parents[1].name} at step {meta['step']}"
         template = Template(**meta["template"]) if "template" in meta else None
-        known = meta["tokenizer"] is not None or shape.vocab_size >= GPT2_VOCAB_SIZE
-        tokenizer, converses = load_tokenizer(meta["tokenizer"]) if known else None, meta.get("converses", False)
+        tokenizer, converses = tokenizer_of(meta["tokenizer"], shape.vocab_size), meta.get("converses", False)
         loaded = LoadedModel(model, tokenizer, name, meta["step"], labels, template, converses)
     elif is_hf_folder(path):
         loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name, None)
