@@ -210,8 +210,9 @@ class ShardWriter:
         if self._stream is None:
             return
         stream, path, tokens, documents = self._stream, self._path, self._tokens, self._documents
-        stream.seek(0)
-        stream.write(_header(tokens))
+        with naming(_temporary(path)):
+            stream.seek(0)
+            stream.write(_header(tokens))
         self._stream = None
         self._part += 1
         self._tokens = self._documents = 0
@@ -233,7 +234,7 @@ class ShardWriter:
 
 def write_shard(path: Path, tokens: np.ndarray, documents: int = 1) -> dict:
     """Write one whole shard (1-D tokens below 65,536) and return its record for the manifest."""
-    with _temporary(path).open("wb") as stream:
+    with naming(_temporary(path)), _temporary(path).open("wb") as stream:
         stream.write(_header(len(tokens)))
         stream.write(np.ascontiguousarray(tokens, dtype=TOKEN).data)
         return _publish(stream, path, len(tokens), documents)
