@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from train.config import ModelConfig
 from train.hf_weights import from_hf, to_hf
-from train.model import GPT, KVCache
+from train.model import GPT, WORTH_ONEDNN, KVCache, linear
 
 SHAPES = [
     ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=11),
@@ -42,6 +42,22 @@ def pair(config: ModelConfig, seed: int, dropout: float = 0.0) -> tuple[GPT2LMHe
     ours = GPT(replace(config, dropout=dropout))
     from_hf(ours, theirs.state_dict(), "test")
     return theirs, ours
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_large_product_equals_float64s(gelu: bool, bias: bool, gradients: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(shape, generator=generator) for shape in ((2, 130, 256), (320, 256)))
+    b = torch.randn(320, generator=generator) if bias else None
+    assert x.numel() * len(weight) > WORTH_ONEDNN
+    with torch.set_grad_enabled(gradients):
+        found = linear(x, weight, b, gelu)  # (2, 130, 320)
+    expected = x.double() @ weight.double().T + (0 if b is None else b.double())
+    if gelu:
+        expected = expected / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (expected + 0.044715 * expected**3)))
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config.n_layer}x{config.n_embd}v{config.vocab_size}")

@@ -83,6 +83,13 @@ def test_greedy_means_every_token_is_the_first_choice(pair):
     assert [score.greedy for score in scores[0]] == [True, False, True]
 
 
+def test_of_tokens_that_are_equally_likely_the_first_is_greedy():
+    model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=11))
+    torch.nn.init.zeros_(model.wte.weight)  # every logit is 0
+    [scores] = score_requests(model, [Request([1], [[0], [0, 0], [0, 5], [10]], [1] * 4, 0)], CPU).values()
+    assert [score.greedy for score in scores] == [True, True, False, False]
+
+
 def test_sum_loss_is_transformers_mean_times_tokens(pair):
     theirs, ours = pair
     generator = torch.Generator().manual_seed(1)

@@ -25,8 +25,9 @@ class LowRankLinear(Linear):
         self.lora_a = nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
         self.lora_b = nn.Parameter(torch.zeros(outputs, rank))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + F.linear(F.linear(x, self.lora_a), self.lora_b)
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        y = super().forward(x) + F.linear(F.linear(x, self.lora_a), self.lora_b)
+        return F.gelu(y, approximate="tanh") if gelu else y
 
 
 def add_updates(block: nn.Module, rank: int) -> None:
