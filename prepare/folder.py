@@ -134,6 +134,8 @@ class Folder:
         """Remove what an interrupted run left of these sources, but (`keep`) the shards that `begun` knows."""
         kept = set()
         for number in numbers:
+            for kind in (".json.tmp", ".part.json.tmp"):  # of a full disk
+                (self.progress / f"{number:03d}{kind}").unlink(missing_ok=True)
             record = self.begun(number) if keep else None
             if record is None:
                 self._marker(number, ".part").unlink(missing_ok=True)

@@ -12,7 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,8 @@ def run_job(
                 folder.abandon(keep=not isinstance(mistake, TooManyParts))  # the next run has larger shards
             raise
         except OSError:  # a full disk: what has no final name makes room
-            folder.clean(todo)
+            done = folder.finished()
+            folder.clean([number for number in todo if number not in done])
             raise
     if manifest is None:
         print(f"{out}: task {index}/{count} is done; the last task to finish writes the manifest")
@@ -168,6 +170,7 @@ class _Run:
                 for position, number in enumerate(todo):
                     while waiting and not fetches.ready(position):
                         waiting.popleft()()
+                    self.disk.wait(fetches.futures[position])  # it may wait for room that a source on its way makes
                     try:
                         fetches.result(position)
                     except UserError as failure:
@@ -318,10 +321,12 @@ class _Output:
 
 
 class _Disk:
-    """A thread that brings shards to disk, one after the other, while the next are made."""
+    """A thread that brings shards to disk, one after the other, while the next are made; none after one that failed,
+    which a record of those behind it would leave out."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.failed = False
         self.thread = ThreadPoolExecutor(1)
         self.waiting: deque[Future[None]] = deque()
 
@@ -331,17 +336,24 @@ class _Disk:
             self.waiting.popleft().result()
         self.waiting.append(self.thread.submit(self._timed, work))
 
-    def wait(self) -> None:
-        while self.waiting:
-            self.waiting.popleft().result()
+    def wait(self, other: Future[None] | None = None) -> None:
+        """Until all of it is on disk, or `other` is done. What a piece of work raised is raised here."""
+        while self.waiting and not (other and other.done()):
+            wait_for([self.waiting[0], *([other] if other else [])], return_when=FIRST_COMPLETED)
+            if self.waiting[0].done():
+                self.waiting.popleft().result()
 
     def close(self) -> None:
         """Drop what has not been begun."""
         self.thread.shutdown(wait=True, cancel_futures=True)
 
     def _timed(self, work: Callable[[], None]) -> None:
+        if self.failed:
+            return
         start = time.thread_time()
+        self.failed = True
         work()
+        self.failed = False
         self.seconds += time.thread_time() - start
 
 

@@ -1,6 +1,7 @@
 """The pipeline: the same bytes whatever the workers, tasks and interruptions; one process to a folder."""
 
 import argparse
+import errno
 import json
 import os
 import random
@@ -167,6 +168,53 @@ def test_a_broken_source_keeps_the_finished_ones_and_its_own_shards(tmp_path):
     assert log[-1] == "release c"
     assert {path: path.stat().st_mtime_ns for path in left} == left
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("tokens", [700, 3000, 10**6])
+@pytest.mark.parametrize("which", [0, 1, 3])
+def test_a_shard_that_cannot_be_brought_to_disk_is_made_again_and_finished_files_stay(
+    corpus, tmp_path, monkeypatch, tokens, which
+):
+    out, real, order = tmp_path / "out", os.fsync, iter(range(1000))
+
+    def slow_and_full_once(file: int) -> None:
+        if str(Path(f"/proc/self/fd/{file}").readlink()).endswith(".bin.tmp"):
+            time.sleep(0.02)  # others are waiting behind it
+            if next(order) == which:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(file)
+
+    run_job(job(corpus, shard_tokens=tokens), tmp_path / "one")
+    monkeypatch.setattr(sources, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(os, "fsync", slow_and_full_once)
+    with pytest.raises(OSError, match="No space left"):
+        run_job(job(corpus, shard_tokens=tokens), out, 2)
+    finished = [path for path in (out / ".progress").glob("*.json") if path.stem.isdecimal()]
+    kept = [shard["file"] for path in finished for shard in json.loads(path.read_text())["shards"]]
+    assert all((out / name).is_file() for name in kept)
+    assert tokens < 10**6 or len(kept) == which  # a shard a file
+    assert not list(out.rglob("*.tmp"))
+    run_job(job(corpus, shard_tokens=tokens), out, 2)
+    assert contents(out) == contents(tmp_path / "one")
+
+
+def test_what_waits_for_room_does_not_wait_for_a_disk_that_failed(tmp_path, monkeypatch):
+    several = [Failing(name, 3) for name in "abcd"]
+    for source in several:
+        source.takes_room = True
+    monkeypatch.setattr("prepare.folder.Folder.finish", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run_job(job([], sources=several), tmp_path / "out", keep_files=1)
+        except OSError as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert [failure.strerror for failure in failures] == ["full"]
 
 
 @dataclass
