@@ -1,6 +1,7 @@
 """What every script shares: its parser, its one-line errors, its progress line, the repository's root."""
 
 import argparse
+import atexit
 import errno
 import io
 import os
@@ -120,6 +121,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     try:
         main()
         sys.stdout.flush()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _leave()
     except UserError as mistake:
         _fail(str(mistake), 2 if isinstance(mistake, ArgumentError) else 1)
     except KeyboardInterrupt:
@@ -134,6 +137,15 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         where = f" ({failure.filename})" if failure.filename else ""
         _fail(f"{failure.strerror}{where}: free space or choose another folder, then run the same command again", 1)
     raise SystemExit(0)
+
+
+def _leave() -> NoReturn:
+    """End one of torchrun's processes, with status 0, without Python's finalization: a thread of the process group that
+    wants the GIL then, to free a tensor, is ended inside C++, which aborts the whole process after all its work."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def _fail(message: str, status: int) -> NoReturn:

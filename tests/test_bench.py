@@ -154,6 +154,44 @@ def test_a_peer_learns_with_its_own_lines(checkout: Path) -> None:
     assert losses[-1] < losses[0] - 1
 
 
+def test_without_a_limit_a_peer_s_gradient_is_not_clipped(checkout: Path) -> None:
+    torch.manual_seed(0)
+    peer = Peer(checkout, ModelConfig(1, 1, 16, 8, 50), OptimConfig(weight_decay=0.0), torch.device("cpu"))
+    x, before = torch.randint(50, (4, 8)), peer.model.lm_head.weight.clone()
+    peer.step([(x, x)], 1e-3, 0.0, lambda _: None)
+    assert (peer.model.lm_head.weight - before).abs().max().item() == pytest.approx(1e-3, rel=0.01)  # AdamW's first step
+
+
+def test_peers_train_with_the_micro_batches_that_ours_found_and_their_losses_are_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    started: dict[str, list[str]] = {}
+
+    class Remote:
+        def __init__(self, name: str, words: list[str]) -> None:
+            self.name, started[name] = name, words
+
+        def facts(self) -> dict[str, object]:
+            facts = {"parameters": 10, "precision": "fp32", "memory": 1, "micro_batches": 2, "micro_batch_size": 6}
+            return {"name": self.name, "peer": "--peer" in started[self.name], **facts}
+
+        def run(self, steps: int) -> list[dict[str, float]]:
+            return [{"seconds": 1.0, "loss": 5.0, **dict.fromkeys(bench.PHASES, 0.1)}] * steps
+
+        def close(self) -> None:
+            pass
+
+    words = settings(tmp_path, tmp_path / "run", data__micro_batch_size="auto")
+    options, words = bench.own_options().parse_known_args([*words, "--compare", "theirs", "train.seed=2"])
+    monkeypatch.setattr(bench, "Remote", Remote)
+    bench.compare(load_config(words, ""), options, words)
+    assert started["theirs"] == [*words, "--data.micro_batch_size", "6", "--peer", "theirs"]
+    assert started["train.seed=2"] == [*words, "--train.seed", "2"]
+    out = capsys.readouterr().out
+    assert "train.seed=2: losses differ by at most 0.0e+00" in out
+    assert "theirs: losses" not in out
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     words = settings(write_shards(tmp_path / "data"), tmp_path / "run")
     result = run_command("python", SCRIPT, *words, "--compare", tmp_path, OMP_NUM_THREADS="1")

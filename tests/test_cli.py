@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -99,6 +100,21 @@ def test_run_script_ends_with_status_0() -> None:
         run_script(lambda: None)
     assert end.value.code == 0
     assert issubclass(ArgumentError, UserError)
+
+
+def test_one_of_several_processes_ends_without_python_s_finalization() -> None:
+    code = """import atexit, os, sys
+from prepare.cli import run_script
+class Aborts:
+    def __del__(self, abort=os.abort): abort()
+def main():
+    sys.kept = Aborts()  # until the very end
+    atexit.register(lambda: print("exit function"))
+    print("worked")
+run_script(main)"""
+    result = run_command("python", "-c", code, WORLD_SIZE="2")
+    assert (result.returncode, result.stdout) == (0, "worked\nexit function\n")
+    assert run_command("python", "-c", code, WORLD_SIZE="1").returncode == -signal.SIGABRT
 
 
 def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture) -> None:

@@ -101,7 +101,6 @@ class Program:
             self.model, self.context = self.peer.model, self.peer.context
             if config.train.compile:
                 self.peer.model = torch.compile(self.model)
-            micro = 1 if micro == "auto" else micro
         else:
             prepare_device(world.device, config.train.attention)
             self.peer, self.name = None, "ours"
@@ -145,6 +144,7 @@ class Program:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return {
             "name": self.name,
+            "peer": self.peer is not None,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "precision": computes_in(self.context),
             "memory": torch.cuda.max_memory_allocated() if cuda else memory,
@@ -258,14 +258,11 @@ def main() -> None:
 
 def compare(config: Config, options: argparse.Namespace, words: list[str]) -> None:
     """Run ours and the others in turn, and print their table."""
-    others = []
-    for what in options.compare:
-        if "=" in what:
-            others.append(Remote(what, [*words, *as_words(what)]))
-        else:
-            others.append(Remote(what, [*words, "--peer", what]))
-    programs = [Remote("ours", words), *others]
+    programs = [Remote("ours", words)]
     try:
+        same = ["--data.micro_batch_size", str(programs[0].facts()["micro_batch_size"])]  # where it is auto, too
+        for what in options.compare:
+            programs.append(Remote(what, [*words, *(as_words(what) if "=" in what else [*same, "--peer", what])]))
         samples = measure(programs, options.steps, options.warmup)
         facts = [program.facts() for program in samples]
         report(config, distributed.start(config.train.device), facts, [*samples.values()], options.warmup)
@@ -329,7 +326,7 @@ def report(config: Config, world: World, facts: list[dict], samples: list[list[d
         words += "; no MFU, since this device's peak is not known"
     world.say(words)
     for fact, steps in list(zip(facts, samples, strict=True))[1:]:
-        if fact["parameters"] == first["parameters"]:
+        if fact["parameters"] == first["parameters"] and not fact["peer"]:  # whose weights begin as they like
             worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(steps, samples[0], strict=True))
             world.say(f"{fact['name']}: losses differ by at most {worst:.1e} from ours in {len(steps)} steps")
 

@@ -58,7 +58,7 @@ class Peer:
             mark("backward")
             loss.backward()
         mark("optimizer")
-        nn.utils.clip_grad_norm_(self.model.parameters(), grad_clip)
+        nn.utils.clip_grad_norm_(self.model.parameters(), grad_clip or float("inf"))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
