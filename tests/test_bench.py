@@ -159,7 +159,8 @@ def test_without_a_limit_a_peer_s_gradient_is_not_clipped(checkout: Path) -> Non
     peer = Peer(checkout, ModelConfig(1, 1, 16, 8, 50), OptimConfig(weight_decay=0.0), torch.device("cpu"))
     x, before = torch.randint(50, (4, 8)), peer.model.lm_head.weight.clone()
     peer.step([(x, x)], 1e-3, 0.0, lambda _: None)
-    assert (peer.model.lm_head.weight - before).abs().max().item() == pytest.approx(1e-3, rel=0.01)  # AdamW's first step
+    # the first step of AdamW moves each weight by the learning rate
+    assert (peer.model.lm_head.weight - before).abs().max().item() == pytest.approx(1e-3, rel=0.01)
 
 
 def test_peers_train_with_the_micro_batches_that_ours_found_and_their_losses_are_their_own(

@@ -215,8 +215,8 @@ def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
 def test_other_data_begins_a_new_epoch_where_the_run_stands() -> None:
     """After 10 steps of 8 windows, 80 windows of an epoch of 50 are read: epoch 1 is under way, and 2 begins."""
     counts, began = [7, 4], Began(step=10, window=80, epoch=2)
-    order = WindowOrder(counts, 5, True, began.window, began.epoch)
-    loader = Loader(SimpleNamespace(block_size=T), order, 4, 2, 1, 2, began=began)
+    order = WindowOrder(counts, 5, True, began)
+    loader = Loader(SimpleNamespace(block_size=T), order, 4, 2, 1, 2)
     assert loader.first_window(10) == 80 + 4
     assert loader.epoch_of(10) == 2.0
     assert [loader.tokens_read(step) for step in (10, 11)] == [80 * T, 88 * T]

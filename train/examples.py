@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 from prepare.cli import UserError
 from prepare.shards import read_object, write_json
 from train.distributed import World
-from train.loader import Began, permutation, read_ahead
+from train.loader import START, permutation, read_ahead
 from train.model import IGNORED
 from train.step import dropout_seeds
 
@@ -108,7 +108,7 @@ class ExampleLoader:
     world_size: int
     seed: int
     pin: bool = False
-    began: Began = field(default_factory=Began)
+    began = START  # its data is that which the run began with
 
     def numbers(self, step: int) -> list[np.ndarray]:
         """The rows of all micro-batches of a step, (micro_batch_size,) int64 each."""

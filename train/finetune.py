@@ -17,7 +17,7 @@ from train.distributed import World
 from train.examples import ExampleLoader, Examples, fingerprint
 from train.finetune_config import ClassifyConfig, FinetuneConfig, TuneConfig
 from train.hardware import autocast, computes_in
-from train.job import changeable, ready
+from train.job import changeable
 from train.loop import Measures, Training
 from train.lora import add_updates
 from train.model import GPT
@@ -143,7 +143,7 @@ def assemble(
         f"{data.batch_examples} are {loader.epoch_of(steps):.2f} epochs"
         + (f"\ngoing on from step {resumed.step:,}" if resumed.step else "")
     )
-    return ready(config, world, run, stop, log, raw, model, optimizer, context, loader, facts, monitor, resumed)
+    return Training(config, world, run, stop, log, raw, model, optimizer, context, loader, facts, monitor, resumed)
 
 
 def best_model(t: Training, classifier: bool) -> LoadedModel:

@@ -1,25 +1,16 @@
-"""What every training script does before its loop and behind it."""
+"""What every training script does before its loop and after it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import nn
-
 from prepare.cli import UserError
 from train import distributed
-from train.checkpoint import Resumed
 from train.distributed import World
-from train.grad_norms import GradNorms
 from train.hardware import is_out_of_memory
-from train.loop import Measures, Reads, Training, run_steps
-from train.model import GPT
+from train.loop import Training, run_steps
 from train.run_dir import RunDir
-from train.run_log import CHANGED, RunLog
-from train.saver import Saver
-from train.stopping import StopRequest
 
 
 @contextmanager
@@ -62,30 +53,6 @@ def changeable(config: Any, **others: object) -> dict[str, object]:
     optim = {f"optim.{key}": value for key, value in asdict(config.optim).items()}
     rest = {key.replace("__", "."): value for key, value in others.items()}
     return {**optim, "optim.betas": list(config.optim.betas), "train.max_steps": config.train.max_steps, **rest}
-
-
-def ready(
-    config: Any,
-    world: World,
-    run: RunDir,
-    stop: StopRequest,
-    log: RunLog,
-    raw: GPT,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    context: torch.autocast,
-    loader: Reads,
-    facts: dict[str, Any],
-    monitor: Measures,
-    resumed: Resumed,
-) -> Training:
-    """The run with all of its parts, where it goes on; what is different from before is written down."""
-    if resumed.changes:
-        log.event(resumed.step, CHANGED + ", ".join(resumed.changes))
-    norms = GradNorms(config.optim.spike_window, config.optim.spike_zscore, resumed.grad_norms)
-    saver = Saver(run.path, raw, optimizer, config.checkpoint, log) if world.is_main else None
-    whole = (config, world, run, stop, log, raw, model, optimizer, context, loader, norms, facts, monitor, saver)
-    return Training(*whole, resumed.step, resumed.skipped)
 
 
 def complete(t: Training) -> bool:

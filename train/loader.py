@@ -13,7 +13,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -48,22 +48,21 @@ class Began:
     epoch: int = 0  # that began with it
 
 
+START = Began()
+
+
 class WindowOrder:
     """Where each global window lies: windows shuffled within their shard, and shards shuffled, anew in each epoch."""
 
-    def __init__(
-        self, windows_per_shard: Sequence[int], seed: int, shuffle: bool, first_window: int = 0, first_epoch: int = 0
-    ) -> None:
-        """`first_epoch` begins with the global window number `first_window`."""
+    def __init__(self, windows_per_shard: Sequence[int], seed: int, shuffle: bool, began: Began = START) -> None:
         self.counts = np.asarray(windows_per_shard, dtype=np.int64)  # (shards,)
         self.per_epoch = int(self.counts.sum())
-        self.seed, self.shuffle = seed, shuffle
-        self.first_window, self.first_epoch = first_window, first_epoch
+        self.seed, self.shuffle, self.began = seed, shuffle, began
 
     def locate(self, number: int) -> tuple[int, int]:
         """Global window number -> (shard index, window index in that shard)."""
-        epoch, place = divmod(number - self.first_window, self.per_epoch)
-        epoch += self.first_epoch
+        epoch, place = divmod(number - self.began.window, self.per_epoch)
+        epoch += self.began.epoch
         shards, ends = self._epoch(epoch)
         turn = int(np.searchsorted(ends, place, side="right"))  # the shard whose turn it is
         shard, count = int(shards[turn]), int(self.counts[shards[turn]])
@@ -126,14 +125,18 @@ class Loader:
     rank: int
     world_size: int
     pin: bool = False  # in memory that a GPU copies from while it computes
-    began: Began = field(default_factory=Began)
+
+    @property
+    def began(self) -> Began:
+        """Where the data begins that is read in this order."""
+        return self.order.began
 
     def first_window(self, step: int, rank: int | None = None) -> int:
         """The number of the first window that a rank (this one) reads in a step."""
         rank = self.rank if rank is None else rank
         return self.began.window + ((step - self.began.step) * self.world_size + rank) * self.per_rank
 
-    def micro_batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
+    def micro_batches(self, step: int) -> MicroBatches:
         """The inputs and targets of one step, int64 (micro_batch_size, block_size) each, in order."""
         first = self.first_window(step)
         starts = range(first, first + self.per_rank, self.micro_batch_size)
@@ -165,7 +168,7 @@ class Loader:
         micro_batches = self.per_rank // self.micro_batch_size
         return [1 / micro_batches] * micro_batches
 
-    def prefetch(self, first: int, last: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def prefetch(self, first: int, last: int) -> Iterator[MicroBatches]:
         """The micro-batches of steps first ... last - 1, read ahead."""
         return read_ahead(self.micro_batches, first, last)
 

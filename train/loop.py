@@ -14,6 +14,7 @@ from torch import nn
 
 from prepare.cli import UserError
 from train import faults
+from train.checkpoint import Resumed
 from train.config import Config
 from train.distributed import World
 from train.grad_norms import GradNorms
@@ -22,7 +23,7 @@ from train.model import GPT
 from train.optim import gather_moments, learning_rate
 from train.replicas import check_replicas
 from train.run_dir import RunDir
-from train.run_log import RunLog
+from train.run_log import CHANGED, RunLog
 from train.saver import Saver
 from train.step import train_step
 from train.stopping import StopRequest
@@ -60,7 +61,7 @@ class Measures(Protocol):
 
 @dataclass
 class Training:
-    """A run with all of its parts, at `step` finished steps."""
+    """A run with all of its parts, where `resumed` says that it goes on."""
 
     config: Config  # or one of fine-tuning's: the sections optim, train and checkpoint
     world: World
@@ -72,12 +73,20 @@ class Training:
     optimizer: torch.optim.Optimizer
     context: torch.autocast
     loader: Reads
-    norms: GradNorms
     facts: dict[str, Any]  # what the run must agree with when it is resumed
     monitor: Measures
-    saver: Saver | None  # of rank 0
-    step: int
-    skipped: int  # steps in a row up to this one whose loss or gradient was not finite
+    resumed: Resumed
+
+    def __post_init__(self) -> None:
+        """At the step that it goes on from; what is different from before is written down."""
+        config, resumed = self.config, self.resumed
+        self.step = resumed.step  # finished steps
+        self.skipped = resumed.skipped  # steps in a row up to this one whose loss or gradient was not finite
+        self.norms = GradNorms(config.optim.spike_window, config.optim.spike_zscore, resumed.grad_norms)
+        main = self.world.is_main
+        self.saver = Saver(self.run.path, self.raw, self.optimizer, config.checkpoint, self.log) if main else None
+        if resumed.changes:
+            self.log.event(resumed.step, CHANGED + ", ".join(resumed.changes))
 
 
 def run_steps(t: Training) -> bool:
@@ -107,17 +116,9 @@ def run_steps(t: Training) -> bool:
         world.arrived(t.step + 1)
         lr, seeds, limit = learning_rate(t.step, config.optim, last), t.loader.seeds(t.step), t.norms.limit()
         skip_above = limit if config.optim.skip_spikes else math.inf
-        loss, grad_norm = train_step(
-            t.model,
-            t.optimizer,
-            micro_batches,
-            t.context,
-            lr,
-            config.optim.grad_clip,
-            seeds,
-            skip_above,
-            weights=t.loader.weights(t.step),
-        )
+        weights, clip = t.loader.weights(t.step), config.optim.grad_clip
+        parts = (t.model, t.optimizer, micro_batches, t.context)
+        loss, grad_norm = train_step(*parts, lr, clip, seeds, skip_above, weights=weights)
         # One collective averages the loss and lets all ranks decide together whether to go on.
         sums = world.sum([loss.item(), t.stop.requested(), t.saver is not None and t.saver.gave_up])
         loss, grad_norm, t.step, t.stop.agreed = sums[0] / world.size, grad_norm.item(), t.step + 1, sums[1] > 0
@@ -127,8 +128,9 @@ def run_steps(t: Training) -> bool:
         t.run.beat(t.step)
         t.skipped = 0 if math.isfinite(grad_norm) else t.skipped + 1
         judge(t, grad_norm, limit, saves_failed=sums[2] > 0)
-        if t.loader.epoch_of(t.step) // 1 > t.loader.epoch_of(t.step - 1) // 1 and t.step < last:
-            log.event(t.step, "all the data was read; the next epoch begins", epoch=int(t.loader.epoch_of(t.step)) + 1)
+        epoch = int(t.loader.epoch_of(t.step))
+        if epoch > int(t.loader.epoch_of(t.step - 1)) and t.step < last:
+            log.event(t.step, "all the data was read; the next epoch begins", epoch=epoch + 1)
 
     if t.step > saved:  # the stop was asked for in the middle of a measurement
         save(t)

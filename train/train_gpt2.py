@@ -18,8 +18,9 @@ from train import checkpoint, distributed
 from train.config import Config, load_config, sequences_per_rank
 from train.distributed import World
 from train.hardware import autocast, computes_in, fitting_micro_batch, prepare_device
-from train.job import changeable, close, complete, explained, open_run, ready
+from train.job import changeable, close, complete, explained, open_run
 from train.loader import Loader, WindowOrder, Windows, common_tokenizer, fingerprint
+from train.loop import Training
 from train.model import GPT
 from train.optim import build_optimizer
 from train.run_log import RunLog
@@ -70,10 +71,8 @@ def train(config: Config, world: World) -> None:
     model = wrap(raw, config.train, world)
 
     # The data: which windows there are, and the order in which they are read.
-    began, seed = resumed.began, config.train.seed
-    order = WindowOrder(windows.counts, seed, config.data.shuffle, began.window, began.epoch)
-    pin = world.device.type == "cuda"
-    loader = Loader(windows, order, per_rank, micro, world.rank, world.size, pin, began)
+    order = WindowOrder(windows.counts, config.train.seed, config.data.shuffle, resumed.began)
+    loader = Loader(windows, order, per_rank, micro, world.rank, world.size, pin=world.device.type == "cuda")
 
     log = RunLog(run.path, config, resumed.step, raw.flops_per_token(), world, loader.tokens_read)
     context = autocast(world.device, config.train.precision)
@@ -88,7 +87,7 @@ def train(config: Config, world: World) -> None:
 
     # The run, and its end.
     parts = (config, world, run, stop, log, raw, model, optimizer, context, loader, facts, monitor)
-    training = ready(*parts, resumed)
+    training = Training(*parts, resumed)
     stopped = complete(training)
     if world.is_main:
         from eval.curves import plot_runs  # matplotlib, which no other process has to wait for, nor the first step
