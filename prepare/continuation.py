@@ -39,7 +39,7 @@ class Passage:
 def make_tasks(shards: Sequence[Path], count: int, seed: int) -> list[dict]:
     """`count` tasks with HellaSwag's fields, the same ones for the same shards, count and seed.
 
-    UserError if the shards hold too little text for so many.
+    UserError if the shards hold too little text for so many, or text that repeats itself too often.
     """
     passages = [passage for document in _documents(shards) for passage in find_passages(document)]
     random.Random(seed).shuffle(passages)
@@ -55,6 +55,11 @@ def _task(index: int, passages: list[Passage], choice: random.Random) -> dict:
     true = passages[index]
     others = {p.ending for p in choice.sample(passages, CANDIDATES)} - {true.ending}
     wrong = sorted(others, key=lambda ending: (abs(len(ending) - len(true.ending)), ending))[:3]
+    if len(wrong) < 3:
+        raise UserError(
+            f"the text repeats itself: of {CANDIDATES} endings, {len(wrong)} are others than {true.ending[:60]!r}, and "
+            "a task needs 3: give other shards"
+        )
     label = choice.randrange(4)
     endings = [*wrong[:label], true.ending, *wrong[label:]]
     return {

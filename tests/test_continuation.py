@@ -61,6 +61,19 @@ def test_tasks_out_of_long_lines(tmp_path: Path) -> None:
         assert len(true) == 14
 
 
+def test_a_refrain_is_no_wrong_ending_of_its_own(tmp_path: Path) -> None:
+    lines = [" ".join(f"w{line if line % 5 else 0}x{word}" for word in range(14)) for line in range(200)]
+    tasks = make_tasks([shard_of(tmp_path / "data", ["\n".join(lines)], GPT2Tokenizer())], 100, 0)
+    assert sum(task["endings"][task["label"]].startswith("w0x4 ") for task in tasks) > 3
+    assert all(len(set(task["endings"])) == 4 for task in tasks)
+
+
+def test_text_that_repeats_itself_is_refused(tmp_path: Path) -> None:
+    document = "one two three four five six seven " * 100
+    with pytest.raises(UserError, match="repeats itself: of 30 endings, 0 are others than 'five six"):
+        make_tasks([shard_of(tmp_path / "data", [document], GPT2Tokenizer())], 20, 0)
+
+
 def test_a_literal_end_of_text_is_text(tmp_path: Path) -> None:
     document = " ".join(f"<|endoftext|> v{number}" for number in range(300))
     shard = shard_of(tmp_path / "data", [document], GPT2Tokenizer())

@@ -7,6 +7,7 @@ import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from eval import curves
 from eval.curves import plot_runs, read_metrics, series, smooth, tokens_a_step
@@ -108,6 +109,28 @@ def test_tokens_and_steps_are_different_axes(tmp_path):
     tokens = _picture(plot_runs([run], tmp_path / "tokens.png"))
     steps = _picture(plot_runs([run], tmp_path / "steps.png", over="steps"))
     assert not np.array_equal(tokens, steps)
+
+
+def test_a_spike_of_one_step_may_leave_the_picture(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(curves, "save", lambda figure, output: figures.append(figure) or output)
+    rows = [{"step": step, "kind": "train", "loss": 900.0 if step == 150 else 3.0} for step in range(1, 301)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot_runs([tmp_path], tmp_path / "out.png")
+    assert 100 < figures[0].axes[0].get_ylim()[1] < 500  # the smoothed line's 3 + 897 / 7 are in it
+    plt.close(figures[0])
+
+
+def test_a_picture_that_fails_leaves_the_one_before_it(tmp_path, monkeypatch):
+    def broken(_figure, path, **_options):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    (tmp_path / "out.png").write_bytes(b"whole")
+    monkeypatch.setattr(Figure, "savefig", broken)
+    with pytest.raises(OSError, match="no space left"):
+        curves.save(plt.figure(), tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes() == b"whole"
 
 
 @pytest.mark.filterwarnings("error")

@@ -122,6 +122,16 @@ def test_retry_after_is_waited_for(hub: LoopbackHub, tmp_path: Path, monkeypatch
     assert [wait for wait in waited if wait] == [7, download.WAITS[1], 56]
 
 
+def test_a_hub_that_would_answer_more_is_not_waited_for(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(download.time, "sleep", waited.append)
+    hub.faults.append(Fault("plain", status=503, rate_limit='"api";r=5;t=55'))
+    fetch_url(f"{hub.endpoint}/plain.txt", tmp_path / "plain.txt", sha256=SHA256)
+    assert [wait for wait in waited if wait] == [download.WAITS[0]]
+
+
 def test_a_killed_download_goes_on_where_it_stopped(hub: LoopbackHub, tmp_path: Path) -> None:
     path = "sample/10BT/000_00000.parquet"
     hub.faults.append(Fault("000_00000.parquet", delay=0.01))
@@ -147,6 +157,20 @@ def test_a_part_of_another_file_is_thrown_away(hub: LoopbackHub, tmp_path: Path)
         fetch_url(f"{hub.endpoint}/plain.txt", tmp_path / "plain.txt", sha256=SHA256)
         assert (tmp_path / "plain.txt").read_bytes() == BODY
         (tmp_path / "plain.txt").unlink()
+
+
+def test_a_part_is_thrown_away_where_no_hash_can_tell_whose_it_is(hub: LoopbackHub, tmp_path: Path) -> None:
+    (tmp_path / "plain.txt.part").write_bytes(b"another file's beginning")
+    fetch_url(f"{hub.endpoint}/plain.txt", tmp_path / "plain.txt")
+    assert (tmp_path / "plain.txt").read_bytes() == BODY
+
+
+def test_the_rest_of_a_part_may_break_off_too(hub: LoopbackHub, tmp_path: Path) -> None:
+    have = len(BODY) * 3 // 4
+    (tmp_path / "plain.txt.part").write_bytes(BODY[:have])
+    hub.faults.append(Fault("plain", drop_after=1000))
+    fetch_url(f"{hub.endpoint}/plain.txt", tmp_path / "plain.txt", sha256=SHA256)
+    assert hub.ranges("plain") == [f"bytes={have}-", f"bytes={have + 1000}-"]
 
 
 def test_wrong_content_never_gets_the_name(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -164,3 +164,13 @@ def test_a_difference_is_noticed(monkeypatch):
     for _ in range(150):
         fast.encode_texts(batch)
     assert 0.5 < (sum(checked) - 100_000) * 2000 / (150 * batch.nbytes) < 1.5
+
+
+def test_a_sample_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first 100 kB are enough for two documents of 50 kB; 20 such documents earn 500 bytes more."""
+    tokenizer, checked = GPT2Tokenizer("gigatoken"), []
+    encode = tokenizer._encode
+    monkeypatch.setattr(tokenizer, "_encode", lambda text: checked.append(text) or encode(text))
+    for _ in range(20):
+        tokenizer.encode_texts(strings(["word " * 10_000]))
+    assert len(checked) == 2

@@ -11,7 +11,7 @@ from prepare.cli import UserError
 from tests.tiny import VOCAB
 from train.config import ModelConfig
 from train.distributed import World
-from train.examples import ExampleLoader, Examples, bucketed, divide, fingerprint, prepare_once
+from train.examples import PARTS, ExampleLoader, Examples, bucketed, divide, fingerprint, prepare_once
 from train.hardware import autocast
 from train.model import GPT, IGNORED
 from train.step import train_step
@@ -137,6 +137,12 @@ def hash_of(text: str) -> bool:
     return int(text.split()[1]) % 6 == 0
 
 
+def test_copies_with_different_labels_stay_together() -> None:
+    texts, labels = [f"text {number // 2}" for number in range(200)], ["one", "other"] * 100
+    parts = [{texts[number] for number in part} for part in divide(texts, labels, [0.3, 0.3], seed=1)]
+    assert sum(map(len, parts)) == len(set(texts))
+
+
 def test_data_is_prepared_once_for_each_identity(tmp_path: Path) -> None:
     made = []
 
@@ -159,3 +165,28 @@ def test_data_is_prepared_once_for_each_identity(tmp_path: Path) -> None:
         (tmp_path / "data" / "data.json").write_text(damaged)
         prepare_once(tmp_path / "data", {"file": "b"}, make, MAIN)
         assert len(made) == number
+
+
+def test_data_that_was_half_replaced_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(name: str, seed: int) -> str:
+        parts = {part: some(seed=seed) for part in PARTS}
+        found, _ = prepare_once(tmp_path, {"file": name}, lambda: (parts, {}), MAIN)
+        return fingerprint(found)["sha256"]
+
+    def full(part: Examples, path: Path) -> None:
+        if path.stem == "val":
+            raise OSError("no space left")
+        save(part, path)
+
+    before, save = prepare("a", seed=1), Examples.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Examples, "save", full)
+        with pytest.raises(OSError, match="no space"):
+            prepare("b", seed=2)
+    assert prepare("a", seed=1) == before
+
+
+def test_the_fingerprint_changes_with_every_part() -> None:
+    parts = dict.fromkeys(PARTS, some(seed=1))
+    changed = [parts | {name: some(seed=2)} for name in PARTS]
+    assert len({fingerprint(each)["sha256"] for each in (parts, *changed)}) == 4

@@ -16,7 +16,8 @@ from prepare.tokenizer import gpt2_vocabulary_files
 from tests.loopback_hub import LoopbackHub
 from train.checkpoint import load_model
 from train.config import ModelConfig
-from train.hf_weights import load_hf
+from train.hf_weights import hf_config, load_hf, to_hf
+from train.model import GPT
 
 
 @pytest.fixture
@@ -38,6 +39,15 @@ def same_logits(folder: Path) -> None:
 def test_a_directory_of_transformers_gives_its_logits(folder: Path) -> None:
     same_logits(folder)
     assert load_hf(folder).config == ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50257)
+
+
+def test_a_model_without_biases_can_be_opened_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=99, bias=False))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(model.config)))
+    save_file(to_hf(model), tmp_path / "model.safetensors", {"format": "pt"})
+    idx = torch.randint(99, (2, 16))
+    torch.testing.assert_close(load_hf(tmp_path)(idx), model(idx))
 
 
 def test_sharded_safetensors(folder: Path) -> None:

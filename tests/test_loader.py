@@ -72,6 +72,14 @@ def test_shards_of_one_length_have_orders_of_their_own() -> None:
     assert one != other
 
 
+def test_the_order_of_windows_is_fixed_for_good() -> None:
+    """A run that is resumed by a later version reads on in the same order: two epochs, the shards in both orders."""
+    order = WindowOrder([3, 4], seed=1, shuffle=True)
+    first = [(0, 1), (0, 2), (0, 0), (1, 2), (1, 0), (1, 1), (1, 3)]
+    second = [(1, 1), (1, 0), (1, 3), (1, 2), (0, 0), (0, 2), (0, 1)]
+    assert [order.locate(number) for number in range(14)] == first + second
+
+
 def test_targets_are_the_next_tokens_and_no_boundary_target_is_lost(paths: list[Path]) -> None:
     windows = Windows(paths[:1], T, VOCAB)
     x, y = windows.read([(0, window) for window in range(windows.counts[0])])
@@ -180,6 +188,18 @@ def test_fingerprint_changes_with_the_data_and_not_with_its_folder(tmp_path: Pat
     assert (facts["shards"], facts["tokens"]) == (3, 14_001)
     write_shard(there[0], markov_tokens(5999, seed=1))
     assert facts != fingerprint(Windows(there, T, VOCAB))
+
+
+def test_fingerprint_changes_with_the_checksums_of_the_manifest(tmp_path: Path) -> None:
+    """Shards of the same names and lengths hold other tokens."""
+    facts = []
+    for first in (1, 2):
+        folder = tmp_path / str(first)
+        folder.mkdir()
+        record = write_shard(folder / "x_train_000001.bin", np.arange(first, first + 100))
+        write_manifest(folder, build_manifest("x", None, [], GPT2Tokenizer().describe(), {}, [record]))
+        facts.append(fingerprint(Windows([folder / "x_train_000001.bin"], T, VOCAB)))
+    assert facts[0]["sha256"] != facts[1]["sha256"]
 
 
 def test_one_vocabulary_for_all_shards_and_the_model(tmp_path: Path) -> None:

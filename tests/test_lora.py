@@ -29,6 +29,8 @@ def test_updates_begin_as_nothing_and_merge_into_a_plain_model() -> None:
     assert added == {f"h.1.{stem}.lora_a": (4, inputs) for stem, (_, inputs) in stems.items()} | {
         f"h.1.{stem}.lora_b": (outputs, 4) for stem, (outputs, _) in stems.items()
     }
+    for stem, (_, inputs) in stems.items():
+        assert tensors[f"h.1.{stem}.lora_a"].std().item() == pytest.approx(inputs**-0.5, rel=0.3)
     with torch.no_grad():
         for name in added:
             model.get_parameter(name).normal_(std=0.2)

@@ -150,7 +150,17 @@ def test_choices_follow_the_distribution():
     assert frequencies[[0, 3]].sum() == 0
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-30}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 1e-30},
+        {"top_k": 1},
+        {"top_p": 1e-6},
+        {"top_p": 1e-50},  # 0 in float32
+        {"min_p": 1.0},
+    ],
+)
 def test_the_coldest_settings_take_the_likeliest(options):
     logits = torch.randn(50, 80, generator=torch.Generator().manual_seed(2))
     assert torch.equal(choose(logits, **options), logits.argmax(-1))
@@ -245,6 +255,12 @@ def test_nothing_of_a_stop_string_is_shown(stops, expected):
     tokenizer = CharTokenizer("one\ntwo END three")  # a character a token: stop strings come in pieces
     ids = tokenizer.encode("one\ntwo END three")
     assert "".join(_pieces(tokenizer, ids, stops)) == expected
+
+
+def test_of_two_stop_strings_in_one_token_the_earlier_ends_the_text():
+    tokenizer = GPT2Tokenizer()
+    (token,) = tokenizer.encode("hello")
+    assert _pieces(tokenizer, [token], ["lo", "e"]) == ["h"]
 
 
 def test_generation_ends_when_every_row_has():

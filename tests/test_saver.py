@@ -131,20 +131,15 @@ def test_a_save_takes_as_long_as_the_loop_waits_and_the_thread_writes(
     assert [(row["pause_seconds"], row["write_seconds"]) for row in rows(tmp_path)] == [(2.0, 5.0)]
 
 
-def test_the_best_validation_loss_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("last", "kept"), [((4, float("nan")), [2, 4]), ((5, 1.0), [5])])
+def test_the_best_validation_loss_is_kept(tmp_path: Path, last: tuple[int, float], kept: list[int]) -> None:
     model, optimizer = build()
     background = start(tmp_path, model, optimizer, keep=1)
-    for step, loss in ((1, 3.0), (2, 2.0), (3, 4.0), (4, float("nan"))):
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 4.0), last):
         background.save(step, META)
-        background.log.write(step, "val", loss=loss)
+        background.log.write(step, "val", loss=loss)  # after its save, as in the last step of a run
     background.finish()
-    assert [checkpoint.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)] == [2, 4]
-    background = start(tmp_path, model, optimizer, keep=1)
-    background.save(5, META)
-    background.report(wait=True)
-    background.log.write(5, "val", loss=1.0)  # after its save, as in the last step of a run
-    background.finish()
-    assert [checkpoint.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)] == [5]
+    assert [checkpoint.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)] == kept
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_is_no_failed_save(
@@ -187,6 +182,7 @@ def test_a_full_disk_is_reported_and_ends_the_run_only_after_several_failures(tm
         (small / "other").unlink()  # room again: the count begins anew
         background.save(20, META)
         background.report(wait=True)
+        assert background.failures == 0
         (small / "other").write_bytes(bytes(600_000))
         for step in (25, 30, 35):
             background.save(step, META)

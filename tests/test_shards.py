@@ -1,6 +1,7 @@
 """Token shards: the format as llm.c and modded-nanogpt read it, cutting, finding, opening, refusing."""
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -92,6 +93,14 @@ def test_writer_leaves_nothing_half_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x_val_000000.bin"]
     with ShardWriter(tmp_path / "absent", "x"):
         pass  # nothing is made before the first token
+
+
+def test_a_shard_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, named, fsync = tmp_path / "x_train_000001.bin", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: named.append(path.exists()) or fsync(handle))
+    write_shard(path, np.arange(5))
+    assert named == [False]
+    assert path.exists()
 
 
 def test_writer_bounds(tmp_path):

@@ -338,3 +338,8 @@ def test_what_a_store_s_library_raises_is_one_line(path):
     for work in (lambda: check_documents(found, "text"), lambda: list(read_documents(found, "text"))):
         with pytest.raises(UserError, match=f"refusing://bucket/{path.name}.*Could not connect.*network"):
             work()
+
+
+def test_batches_of_values_without_text_have_an_end():
+    most = sources.BATCH_BYTES // 64
+    assert [batch.read for batch in group([None] * (most + 1), lambda: 0.5)] == [most, 1]

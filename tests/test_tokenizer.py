@@ -10,7 +10,14 @@ import tiktoken
 
 from prepare import tokenizer as module
 from prepare.cli import UserError
-from prepare.tokenizer import EOT, CharTokenizer, GPT2Tokenizer, gpt2_vocabulary_files, load_tokenizer
+from prepare.tokenizer import (
+    EOT,
+    CharTokenizer,
+    GPT2Tokenizer,
+    gpt2_vocabulary_files,
+    load_tokenizer,
+    tokenizer_of,
+)
 from tests.conftest import run_command
 
 HOSTILE = [
@@ -172,6 +179,11 @@ def test_load_tokenizer_gives_back_what_was_described():
     for tokenizer in (GPT2Tokenizer(), CharTokenizer("ab")):
         with pytest.raises(UserError, match="sha256"):
             load_tokenizer(tokenizer.describe() | {"sha256": "0" * 64})
+
+
+def test_data_that_nobody_described_is_gpt2s_where_the_model_has_as_many_ids():
+    assert tokenizer_of(None, 50257).name == "gpt2"
+    assert tokenizer_of(None, 50256) is None
 
 
 def test_damaged_or_missing_vocabulary_is_named(tmp_path, monkeypatch):

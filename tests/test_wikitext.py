@@ -27,7 +27,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "wiki.test.tokens"
-    sentences = (f" The {n} @-@ th word , of {n * 7} @,@ 000 ( or so ) . \n" for n in range(8))
+    sentences = (f" The {n} @-@ th café , of {n * 7} @,@ 000 ( or so ) . \n" for n in range(8))
     path.write_text(" \n = Words = \n \n" + "".join(sentences))
     return path
 
