@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eval.tasks import Request
 from train.distributed import World
@@ -19,6 +20,8 @@ from train.model import GPT, IGNORED
 
 POSITIONS_AT_A_TIME = 1024  # 1024 x 50257 float32 logits are 206 MB
 BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 512
+# cuDNN, a GPU's first choice, makes a plan for each new shape, which is nearly each batch (torch 2.11, Hopper)
+ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 DIVERGED = "the model's logits are not finite: it has diverged, or its weights are damaged"
 
 
@@ -176,7 +179,7 @@ def _score_batch(
     seen = ((parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])).tril()[:, None]  # (rows, 1, T, T)
     mask = torch.where(seen, 0.0, -math.inf)
 
-    with autocast:
+    with autocast, sdpa_kernel(ANY_SHAPE):
         hidden = model.hidden(inputs.to(device), positions=positions.to(device), mask=mask.to(device))
     states, targets, owners = torch.tensor(sorted(wanted)).unbind(1)  # (tokens to score,) each
     states, which = states.unique_consecutive(return_inverse=True)

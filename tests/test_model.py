@@ -44,6 +44,15 @@ def pair(config: ModelConfig, seed: int, dropout: float = 0.0) -> tuple[GPT2LMHe
     return theirs, ours
 
 
+def test_one_compilation_serves_every_length() -> None:
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=90))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for length in (16, 24, 40):  # from the second on it is a symbol
+        x = torch.randint(90, (4, length))
+        torch.testing.assert_close(compiled(x, x), model(x, x))
+        compiled(x, x).backward()
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])

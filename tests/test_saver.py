@@ -45,6 +45,25 @@ def weights(run: Path, step: int) -> torch.Tensor:
     return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")["wte.weight"]
 
 
+def test_memory_is_pinned_for_what_is_saved_and_too_little_of_it_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = build()
+    saver = start(tmp_path, model, optimizer)
+    model.wte.weight.requires_grad_(False)  # it has no moments
+    pinned: list[int] = []
+    monkeypatch.setattr(torch, "empty", lambda shape, **_: pinned.append(shape.numel()))
+    saver._pin()
+    assert sum(pinned) == 3 * model.num_parameters() - 2 * model.wte.weight.numel()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(UserError, match=r"machine \(not its GPU\) has no memory for a pinned copy .* 0.0 GB"):
+        saver._pin()
+
+
 def test_the_loop_goes_on_while_a_thread_writes_and_two_writes_never_overlap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,7 @@ class Program:
         return {"seconds": time.perf_counter() - began, "loss": loss, "data": waited, **self.watch.split()}
 
     def facts(self) -> dict[str, object]:
-        """What it is, and the most memory that it has taken, in bytes."""
+        """What it is, and the most memory that it has taken from the machine or the GPU, in bytes."""
         cuda = self.world.device.type == "cuda"
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return {
@@ -147,7 +147,7 @@ class Program:
             "peer": self.peer is not None,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "precision": computes_in(self.context),
-            "memory": torch.cuda.max_memory_allocated() if cuda else memory,
+            "memory": torch.cuda.max_memory_reserved() if cuda else memory,  # with that of CUDA graphs
             "micro_batches": self.loader.per_rank // self.loader.micro_batch_size,
             "micro_batch_size": self.loader.micro_batch_size,
         }

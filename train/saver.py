@@ -14,6 +14,7 @@ from torch import Tensor
 from prepare.cli import UserError, first_line
 from train import checkpoint
 from train.config import CheckpointConfig
+from train.hardware import is_out_of_memory
 from train.model import GPT
 from train.run_log import RunLog
 
@@ -22,7 +23,8 @@ class Saver:
     """Saves one run's model and optimizer; on rank 0 only. Two writes never overlap.
 
     On a GPU the state is copied to pinned memory on a stream of its own, beside the next step's forward and backward
-    passes; its optimizer step waits for the copy, on the GPU. A copy takes as much memory as the state itself.
+    passes; its optimizer step waits for the copy, on the GPU. A copy takes as much memory as the state itself; pinned,
+    up to twice that, since PyTorch rounds each tensor up to a power of two.
     """
 
     def __init__(
@@ -93,9 +95,23 @@ class Saver:
         checkpoint.prune(self.run_dir, self.config.keep, self.config.keep_every, self.log.val_losses)
 
     def _pin(self) -> None:
-        """Pin memory for weights and moments, which takes longer than the loop may wait. PyTorch keeps it for saves."""
-        for_each = ((parameter.shape, parameter.dtype) for parameter in self.model.parameters())
-        _ = [torch.empty(shape, dtype=dtype, pin_memory=True) for shape, dtype in for_each for _ in range(3)]
+        """Pin memory for weights and moments, which takes longer than the loop may wait. PyTorch keeps it for saves.
+
+        Raises:
+            UserError: the machine has too little.
+        """
+        # a frozen parameter has no moments
+        for_each = [(parameter, 3 if parameter.requires_grad else 1) for parameter in self.model.parameters()]
+        try:
+            _ = [torch.empty(p.shape, dtype=p.dtype, pin_memory=True) for p, copies in for_each for _ in range(copies)]
+        except RuntimeError as failure:
+            if not is_out_of_memory(failure):
+                raise
+            size = sum(parameter.nbytes * copies for parameter, copies in for_each)
+            raise UserError(
+                f"the machine (not its GPU) has no memory for a pinned copy of weights and moments, {size / 1e9:.1f} GB "
+                "and up to twice that: give this job more, or take a smaller model"
+            ) from None
 
     def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if self._stream is None:
