@@ -8,6 +8,7 @@ through its HTTP client, and HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what 
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import sys
@@ -18,6 +19,15 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+ENDPOINT = os.environ.get("HF_ENDPOINT", "")
+try:  # huggingface_hub takes it apart while it is imported, before there is a run_script to report a UserError
+    urlsplit(ENDPOINT).port  # noqa: B018  it raises
+    if not ENDPOINT.isprintable():  # the \r of a file that came from Windows
+        raise ValueError("it has characters that cannot be seen")
+except ValueError as failure:
+    sys.exit(f"error: HF_ENDPOINT={ENDPOINT!r} is no address ({failure}): mend or unset it")
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session, hf_hub_url
 from huggingface_hub.errors import (
@@ -30,7 +40,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
 
-from prepare.cli import ArgumentError, Progress, UserError
+from prepare.cli import ArgumentError, Progress, UserError, first_line
 
 WAITS = (1, 2, 4, 8, 16, 30)  # seconds before each new try; a server that was never reached gets only the first two
 LONGEST_WAIT = 300  # seconds; a longer Retry-After is an error
@@ -60,9 +70,12 @@ def hub_files(repo: str, folder: str, suffix: str, revision: str = "main") -> Hu
     api = HfApi()
 
     def listing() -> HubListing:
-        commit = api.dataset_info(repo, revision=revision, timeout=TIMEOUT).sha
-        entries = api.list_repo_tree(repo, folder or None, revision=commit, repo_type="dataset")
-        return HubListing(commit, sorted(entry.path for entry in entries if entry.path.endswith(suffix)))
+        try:
+            commit = api.dataset_info(repo, revision=revision, timeout=TIMEOUT).sha
+            entries = api.list_repo_tree(repo, folder or None, revision=commit, repo_type="dataset")
+            return HubListing(commit, sorted(entry.path for entry in entries if entry.path.endswith(suffix)))
+        except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as failure:  # a login page, perhaps
+            raise ValueError(f"the answer is no hub's, {failure!r}") from failure
 
     found = _persist(listing, f"{repo} on {constants.ENDPOINT}", "fetch its files elsewhere and pass them with --input")
     if not found.files:
@@ -82,6 +95,8 @@ def fetch_hub_file(repo: str, path: str, revision: str, into: Path) -> Path:
     etag = stated.etag or ""
     sha256 = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
     git_blob = etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None
+    if sha256 is None and git_blob is None:
+        raise UserError(f"{url} comes without a hash, as from no hub: check HF_ENDPOINT, {remedy}")
     return _fetch(url, final, stated.size, sha256, git_blob, build_hf_headers(), remedy)
 
 
@@ -214,6 +229,15 @@ def _persist(ask: Callable[[], T], what: str, remedy: str, progress: Callable[[]
             raise UserError(f"{what} asks for consent: accept its terms on the hub, set HF_TOKEN, {remedy}") from None
         except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
             raise UserError(f"{what} does not exist or is private: check the name, set HF_TOKEN, {remedy}") from None
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{what} cannot be asked: HF_TOKEN, or the token that was saved, is not ASCII: mend it, {remedy}"
+            ) from None
+        except ValueError as failure:
+            reason = first_line(failure)
+            raise UserError(
+                f"{what} cannot be asked ({reason}): check the address (HF_ENDPOINT) and any HTTPS_PROXY, {remedy}"
+            ) from None
         except HTTPError as failure:
             response = getattr(failure, "response", None)
             wait = None
@@ -221,8 +245,11 @@ def _persist(ask: Callable[[], T], what: str, remedy: str, progress: Callable[[]
             if response is not None:
                 reached, wait = True, _retry_after(response.headers)
                 reason = f"{response.status_code} {response.reason_phrase}"
-                if response.status_code not in PASSING or (wait or 0) > LONGEST_WAIT:
+                if response.status_code not in PASSING:
                     raise UserError(f"{what} answered {reason}: check the address, {remedy}") from None
+                if (wait or 0) > LONGEST_WAIT:
+                    reason += f" and asks to wait {wait:.0f} s"
+                    raise UserError(f"{what} answered {reason}: run the same command after that, {remedy}") from None
             if progress() > before:
                 tries, reached, before = 0, True, progress()
             waits = WAITS if reached else WAITS[:2]

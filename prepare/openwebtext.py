@@ -18,13 +18,17 @@ import argparse
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from prepare.cli import DATA, Parser, UserError, available_cores, named, named_path, positive, run_script
 from prepare.download import fetch_hub_file, hub_files
-from prepare.folder import kept_revision
+from prepare.folder import PROGRESS, kept_revision
 from prepare.pipeline import Job, add_engine, add_shard_tokens, run_job
-from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, group, read_documents
+from prepare.sources import Batch, LocalFile, Source, arrow_batch, check_documents, find_inputs, read_documents, sized
 from prepare.tokenizer import GPT2Tokenizer
 
 REPO, FOLDER = "Skylion007/openwebtext", "plain_text"
@@ -43,15 +47,14 @@ class Corpus:
     loaded: dict | UserError | None = None
 
     def splits(self) -> dict:
-        """The datasets.DatasetDict with `train` and `test`, as train_test_split names them. UserError names a file that
-        cannot be read; the cache is removed then, for there may be another input the next time."""
+        """The datasets.DatasetDict with `train` and `test`, as train_test_split names them; `column` holds large
+        binaries. UserError names a file that cannot be read."""
         with self.lock:
             if self.loaded is None:
                 paths = self.files()
                 try:
                     self.loaded = self._load(paths)
                 except UserError as failure:
-                    shutil.rmtree(self.cache, ignore_errors=True)
                     self.loaded = failure  # of every part, without trying again
             if isinstance(self.loaded, UserError):
                 raise self.loaded
@@ -64,12 +67,18 @@ class Corpus:
             datasets.disable_progress_bars()
         for path in paths:
             check_documents(path, self.column)
+        count = sum(pq.read_metadata(path).num_rows for path in paths)
+        if count < 2:
+            raise UserError(f"the input holds {count} documents, too few to hold one out: give more")
         try:
             rows = datasets.Dataset.from_parquet(
-                [str(path) for path in paths], columns=[self.column], cache_dir=str(self.cache)
+                [str(path) for path in paths],
+                columns=[self.column],
+                cache_dir=str(self.cache),
+                # one kind for all files, which takes any bytes; else it is the first file's
+                features=datasets.Features({self.column: datasets.Value("large_binary")}),
+                batch_size=ROWS,  # else the rows of a file's first group, which may be none
             )
-            if len(rows) < 2:
-                raise UserError(f"the input holds {len(rows)} documents, too few to hold one out: give more")
             return rows.train_test_split(test_size=TEST_SIZE, seed=SEED, shuffle=True)
         except datasets.exceptions.DatasetsError as failure:
             for path in paths:  # it does not say which
@@ -99,18 +108,17 @@ class Part(Source):
         self.corpus.splits()
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        rows = self.corpus.splits()["test" if self.split == "val" else "train"]
+        rows = self.corpus.splits()["test" if self.split == "val" else "train"].with_format("arrow")
         begin, end = (len(rows) * edge // self.count for edge in (self.index, self.index + 1))
-        read = start
 
-        def texts() -> Iterator[object]:
-            nonlocal read
+        def arrays() -> Iterator[pa.Array]:
             for first in range(begin + start, end, ROWS):
-                chunk = rows[first : min(end, first + ROWS)][self.corpus.column]
-                read += len(chunk)
-                yield from chunk
+                yield from rows[first : min(end, first + ROWS)][self.corpus.column].chunks
 
-        yield from group(texts(), lambda: read / (end - begin))
+        read = start
+        for array in sized(arrays()):
+            read += len(array)
+            yield arrow_batch(array, read / (end - begin))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -135,7 +143,14 @@ def main(argv: list[str] | None = None) -> None:
     count = max(1, 5 * len(paths) // 4)  # of the hub's 80 files this makes 100 parts of 90M tokens, one shard each
     sources = [Part(corpus, "val"), *(Part(corpus, "train", index, count) for index in range(count))]
     job = Job(sources, "openwebtext", dataset, revision, GPT2Tokenizer(options.engine), facts, options.shard_tokens)
-    run_job(job, options.out, options.workers)
+    try:
+        run_job(job, options.out, options.workers)
+    except UserError:
+        if not (options.out / PROGRESS).exists():  # nothing to go on with: the next input may be another
+            shutil.rmtree(corpus.cache, ignore_errors=True)  # but not what the hub sent
+            with suppress(OSError):  # the folder holds something else
+                options.out.rmdir()
+        raise
     shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -276,15 +276,15 @@ def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[
     first = int(np.searchsorted(ends, start, "right"))  # the row group with row `start`
     before = start - (int(ends[first - 1]) if first else 0)  # rows of that group which are not wanted
     batches = file.iter_batches(rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False)
-    for array in _sized(batch.column(0) for batch in batches):
+    for array in sized(batch.column(0) for batch in batches):
         wanted = array.slice(before)
         before = max(0, before - len(array))
         start += len(wanted)
         if len(wanted):
-            yield _arrow_batch(wanted, start / file.metadata.num_rows)
+            yield arrow_batch(wanted, start / file.metadata.num_rows)
 
 
-def _sized(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
+def sized(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
     """A column's values, of any of Arrow's kinds of text, as large strings or binaries: arrays of at most twice
     BATCH_BYTES, or of one value that is longer. Small ones are put together, large ones cut into copies of their parts,
     which do not keep the whole in memory."""
@@ -310,8 +310,9 @@ def _large(array: pa.Array) -> pa.Array:
     return array.cast(pa.large_binary() if is_binary else pa.large_string())  # as it is: the offsets grow, no more
 
 
-def _arrow_batch(array: pa.Array, done: float) -> Batch:
-    """Large strings or binaries, whose letters are not copied."""
+def arrow_batch(array: pa.Array, done: float) -> Batch:
+    """Large strings or binaries as a batch: nulls are skipped, bytes that are no UTF-8 become U+FFFD, and the letters
+    of others are not copied."""
     read, rows = len(array), range(len(array))
     if array.null_count:
         rows = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))

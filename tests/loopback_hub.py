@@ -34,12 +34,14 @@ CLOSED = "http://127.0.0.1:9"  # nobody listens there
 class Fault:
     """What goes wrong with the next `times` requests of `method` whose path contains `where`.
 
-    status: answered instead (with Retry-After in seconds, or the hub's RateLimit). drop_after: the connection breaks
-    after so many bytes of a file's body. corrupt: the body's first byte is wrong. delay: seconds before each kB of it.
+    status: answered instead, with `answer` (and Retry-After in seconds, or the hub's RateLimit). drop_after: the
+    connection breaks after so many bytes of a file's body. corrupt: the body's first byte is wrong. delay: seconds
+    before each kB of it.
     """
 
     where: str
     status: int | None = None
+    answer: bytes = b"as the test wants it"
     retry_after: int | None = None
     rate_limit: str | None = None
     drop_after: int | None = None
@@ -159,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault := hub.take_fault(self.command, path, in_body=False):
             extra = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
             extra |= {} if fault.rate_limit is None else {"RateLimit": fault.rate_limit}
-            return self.answer(fault.status, b"as the test wants it", extra)
+            return self.answer(fault.status, fault.answer, extra)
         if match := re.fullmatch(r"/api/(datasets|models)/(.+?)(?:/(revision|tree)/([^/]+)(?:/(.*))?)?", path):
             return self.api(*match.groups(), query=parse_qs(url.query))
         if match := re.fullmatch(r"/(datasets/)?(.+?)/resolve/([^/]+)/(.+)", path):

@@ -17,7 +17,7 @@ from huggingface_hub.utils import close_session
 from prepare import download
 from prepare.cli import ArgumentError, UserError
 from prepare.download import fetch_hub_file, fetch_pretokenized, fetch_url, hub_files
-from tests.conftest import ROOT
+from tests.conftest import ROOT, one_line_error, run_command
 from tests.loopback_hub import CLOSED, Fault, LoopbackHub
 
 REPO = "owner/words"
@@ -195,7 +195,7 @@ def test_git_blob_ids(hub: LoopbackHub, tmp_path: Path) -> None:
     [
         (Fault("plain", status=404), "answered 404 Not Found"),
         (Fault("plain", status=500, times=99), "cannot get .*500 Internal Server Error.*check the network"),
-        (Fault("plain", status=429, retry_after=4000), "answered 429"),
+        (Fault("plain", status=429, retry_after=4000), "answered 429 .* asks to wait 4000 s: run"),
         (Fault("plain", drop_after=0, times=99), "cannot get"),
     ],
 )
@@ -224,6 +224,39 @@ def test_no_network(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="refused"):  # the proxy that these tests give to every other machine
         fetch_url("http://example.com/plain.txt", tmp_path / "plain.txt", sha256=SHA256)
     assert os.environ["HTTP_PROXY"] == CLOSED
+
+
+@pytest.mark.parametrize("answer", [b"<html>please log in</html>", b"", b'{"hello": 1}', b"[1, 2]", b'"hello"'])
+@pytest.mark.parametrize("where", ["/revision/", "/tree/"])
+def test_an_endpoint_that_is_no_hub(hub: LoopbackHub, where: str, answer: bytes) -> None:
+    hub.faults.append(Fault(where, status=200, answer=answer))
+    with pytest.raises(UserError, match=rf"{hub.endpoint} .*no hub's.*HF_ENDPOINT.*--input"):
+        hub_files(REPO, "sample/10BT", ".parquet")
+
+
+def test_a_page_is_no_file_of_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.faults += [Fault("README", status=200, method=method) for method in ("HEAD", "GET")]
+    with pytest.raises(UserError, match=r"README.* without a hash.*HF_ENDPOINT"):
+        fetch_hub_file(REPO, "README.md", "main", tmp_path / "into")
+    assert names(tmp_path / "into") == []
+
+
+@pytest.mark.parametrize("endpoint", ["http://[bad", "http://127.0.0.1:99999", "http://127.0.0.1:port", "http://hub\r"])
+def test_an_endpoint_that_is_no_address(endpoint: str) -> None:
+    result = run_command("python", "-c", "import prepare.download", HF_ENDPOINT=endpoint)
+    assert f"HF_ENDPOINT={endpoint!r}" in one_line_error(result)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_token_that_no_header_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "tökén")
+    for ask in (
+        lambda: hub_files(REPO, "", ".md"),
+        lambda: fetch_hub_file(REPO, "README.md", "main", tmp_path / "into"),
+    ):
+        with pytest.raises(UserError, match="HF_TOKEN") as error:
+            ask()
+        assert "tökén" not in str(error.value)
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:

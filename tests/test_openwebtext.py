@@ -106,19 +106,44 @@ def test_a_damaged_file_is_named_and_may_be_mended(tmp_path: Path, parquet: list
     assert result.returncode == 0, result.stderr
 
 
+def test_every_kind_of_column_that_fineweb_takes(tmp_path: Path) -> None:
+    """Binaries, bytes that are no UTF-8, and no rows at all, in the first file too: the tokens are those of strings."""
+    texts = [f"Document {number}, naïve\n" for number in range(900)]
+    broken = [text.encode() + (b"\xff" if number == 7 else b"") for number, text in enumerate(texts)]
+    binary = pa.array(broken)
+    strings = pa.Array.from_buffers(pa.string(), len(binary), binary.buffers())  # as they come, not looked at
+    kinds = {"0": pa.nulls(0), "1": strings, "2": binary, "3": strings[:0], "4": pa.array(texts).dictionary_encode()}
+    for name, values in kinds.items():
+        table = pa.table({"text": values})
+        with pq.ParquetWriter(tmp_path / f"{name}.parquet", table.schema) as writer:
+            writer.write_table(table[:0], row_group_size=1)  # a group without rows
+            writer.write_table(table)
+    replaced = [text.decode("utf-8", "replace") for text in broken]
+    pq.write_table(pa.table({"text": [*replaced, *replaced, *texts]}), tmp_path / "plain")
+    expected = reference([tmp_path / "plain"], tmp_path / "cache")
+    result = run_command("python", SCRIPT, "--input", tmp_path / "*.parquet", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    for split in ("train", "val"):
+        assert tokens_of(tmp_path / "out", split).tolist() == expected[split]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--column", "body"], "no column 'body'; it has text, n"),
         (["--input", "one.parquet"], "1 documents, too few"),
+        (["--input", "zero.parquet"], "0 documents, too few"),
+        (["--input", "null.parquet"], "no text"),
         (["--input", "text.txt"], ".parquet"),
         (["--input", "absent.parquet"], "no such file"),
     ],
 )
 def test_mistakes(tmp_path: Path, parquet: list[Path], options: list[str], said: str) -> None:
     pq.write_table(pa.table({"text": ["alone"]}), tmp_path / "one.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "zero.parquet")
+    pq.write_table(pa.table({"text": pa.nulls(5, pa.string())}), tmp_path / "null.parquet")
     (tmp_path / "text.txt").write_text("text")
     script = Path(__file__).resolve().parents[1] / SCRIPT
     result = run_command("python", script, "--input", parquet[0], "--out", "out", *options, cwd=tmp_path)
     assert said in one_line_error(result)
-    assert not list(tmp_path.glob("out/*.bin"))
+    assert not (tmp_path / "out").exists()  # nor the text as Arrow
