@@ -2,6 +2,7 @@
 
 import io
 import os
+import pty
 import subprocess
 import sys
 
@@ -137,6 +138,25 @@ def test_interactive_answers_each_line_and_survives_an_unknown_character(charact
     assert "\nxyz" in captured.out
     assert captured.err.count("error: ") == 1
     assert "'W'" in captured.err
+
+
+def test_on_a_terminal_the_up_key_brings_back_the_line_before(characters, monkeypatch, capsys):
+    settings = [f"--model={characters}", "--interactive", "--max-new-tokens=5", "--temperature=0"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\nabc\n"))
+    expected = _say(capsys, *settings)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "eval/generate.py", *settings, "--device=cpu"]
+    environment = {**os.environ, "PYTHONUTF8": "1", "TERM": "dumb", "INPUTRC": os.devnull}
+    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        for turn, keys in enumerate((b"abc\n", b"\x1b[A\n", b"\x04"), 1):
+            while shown.count(b"> ") < turn:
+                shown += os.read(ours, 65536)  # OSError when the process is gone
+            os.write(ours, keys)
+    os.close(ours)
+    assert process.returncode == 0
+    assert expected in shown.decode().replace("\r\n", "\n").replace("> abc\n", "")
 
 
 def test_text_streams_in_whole_characters(tmp_path):
