@@ -177,9 +177,10 @@ def test_text_streams_in_whole_characters(tmp_path):
 
 
 WARPERS = ["--temperature=-1", "--temperature=nan", "--top-k=-1", "--top-p=0", "--top-p=1.5", "--min-p=2"]
+LARGE = [f"--seed={2**64}", f"--max-new-tokens={10**21}"]
 
 
-@pytest.mark.parametrize("option", [*WARPERS, "--repetition-penalty=0", "--stop=", "--seed=-1", f"--seed={2**64}"])
+@pytest.mark.parametrize("option", [*WARPERS, *LARGE, "--repetition-penalty=0", "--stop=", "--seed=-1"])
 def test_impossible_settings_are_argument_errors(option):
     with pytest.raises(ArgumentError, match=option.split("=")[0]):
         generate.main([option])
@@ -219,3 +220,10 @@ def test_mistakes_are_one_line(characters):
     result = run_command("python", "eval/generate.py", "--model", characters, "--prompt", "UPPER")
     assert "'U'" in one_line_error(result)
     assert "--num-samples" in one_line_error(run_command("python", "eval/generate.py", "--num-samples", "0"), status=2)
+
+
+def test_a_hundred_billion_new_tokens_end_where_a_text_does(characters, capsys):
+    options = [f"--model={characters}", "--prompt=abc", "--temperature=0.9"]
+    text = _say(capsys, *options, "--max-new-tokens=60")
+    end = text[20:22]
+    assert _say(capsys, *options, "--max-new-tokens=100000000000", f"--stop={end}") == text[: text.index(end, 3)] + "\n"
