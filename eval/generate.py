@@ -9,6 +9,7 @@ import argparse
 import functools
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -120,6 +121,9 @@ def chat(loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespa
 
 def lines(first: Sequence[str]) -> Iterator[str]:
     """What is to be answered: what the command line gave, then what is typed."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # not everywhere
+            import readline  # noqa: F401  gives input() the cursor keys, and what was typed before
     yield from first
     while (line := read_line()) is not None:
         yield line

@@ -65,7 +65,8 @@ def generate(
     size, device = model.config.block_size, model.wte.weight.device
     rows = [torch.as_tensor(prompt) for prompt in prompts]
     B, n = len(rows), max(map(len, rows))  # n counts the columns so far
-    tokens = torch.zeros(B, n + max_new_tokens, dtype=torch.int64, device=device)
+    end = n + max_new_tokens
+    tokens = torch.zeros(B, n, dtype=torch.int64, device=device)  # the latest columns, up to n
     begins = [n - len(row) for row in rows]  # the column in which each row begins
     for number, row in enumerate(rows):
         tokens[number, begins[number] : n] = row
@@ -74,11 +75,11 @@ def generate(
         used[number, row] = True
     cache = compiled.cache if compiled else None
     if use_cache and not compiled:
-        cache = KVCache(model.config, B, min(size, n + max_new_tokens), device)
+        cache = KVCache(model.config, B, min(size, end), device)
     starts: list[int] = []  # the column in which each row's window begins
     ended = torch.zeros(B, dtype=torch.bool)
     with evaluating(model):
-        while n < tokens.size(1) and not ended.all():
+        while n < end and not ended.all():
             moved = [begin + window_start(n - begin, size) for begin in begins]
             if cache is None or moved != starts:
                 starts, seen = moved, min(moved)  # seen: the first column that the cache does not hold
@@ -86,10 +87,10 @@ def generate(
                     cache.filled = 0
             if compiled and n - seen == 1:
                 places = alignment(starts, seen, n, device, min(starts) + size)
-                logits = compiled(tokens[:, seen:n], seen - min(starts), **places)
+                logits = compiled(tokens[:, seen - n :], seen - min(starts), **places)
             else:
                 places = alignment(starts, seen, n, device) if max(starts) > min(starts) else {}
-                logits = model.logits(model.hidden(tokens[:, seen:n], cache, **places)[:, -1])
+                logits = model.logits(model.hidden(tokens[:, seen - n :], cache, **places)[:, -1])
             logits = logits[:, :vocab_size].float().cpu()  # (B, V)
             if not logits.isfinite().all():
                 raise UserError(DIVERGED)
@@ -98,7 +99,7 @@ def generate(
             if stop is not None:
                 new[ended] = stop
                 ended |= new == stop
-            tokens[:, n] = new.to(device)
+            tokens = torch.cat((tokens[:, -size:], new.to(device)[:, None]), 1)  # no window reaches further back
             used[torch.arange(B), new] = True
             seen, n = n, n + 1
             yield new

@@ -95,9 +95,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """argparse's type for a whole number above zero."""
+    """argparse's type for a whole number above zero that an int64 holds."""
     if not text.replace("_", "").isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    if int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is too large: at most 2^63 - 1")
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pty
 import subprocess
 import sys
 
@@ -139,6 +140,25 @@ def test_interactive_answers_each_line_and_survives_an_unknown_character(charact
     assert "'W'" in captured.err
 
 
+def test_on_a_terminal_the_up_key_brings_back_the_line_before(characters, monkeypatch, capsys):
+    settings = [f"--model={characters}", "--interactive", "--max-new-tokens=5", "--temperature=0"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\nabc\n"))
+    expected = _say(capsys, *settings)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "eval/generate.py", *settings, "--device=cpu"]
+    environment = {**os.environ, "PYTHONUTF8": "1", "TERM": "dumb", "INPUTRC": os.devnull}
+    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        for turn, keys in enumerate((b"abc\n", b"\x1b[A\n", b"\x04"), 1):
+            while shown.count(b"> ") < turn:
+                shown += os.read(ours, 65536)  # OSError when the process is gone
+            os.write(ours, keys)
+    os.close(ours)
+    assert process.returncode == 0
+    assert expected in shown.decode().replace("\r\n", "\n").replace("> abc\n", "")
+
+
 def test_text_streams_in_whole_characters(tmp_path):
     """Every token is written when it is there, and no write ends within a character."""
     save_random_gpt2(tmp_path, n_layer=1, n_positions=128)
@@ -157,9 +177,10 @@ def test_text_streams_in_whole_characters(tmp_path):
 
 
 WARPERS = ["--temperature=-1", "--temperature=nan", "--top-k=-1", "--top-p=0", "--top-p=1.5", "--min-p=2"]
+LARGE = [f"--seed={2**64}", f"--max-new-tokens={10**21}"]
 
 
-@pytest.mark.parametrize("option", [*WARPERS, "--repetition-penalty=0", "--stop=", "--seed=-1", f"--seed={2**64}"])
+@pytest.mark.parametrize("option", [*WARPERS, *LARGE, "--repetition-penalty=0", "--stop=", "--seed=-1"])
 def test_impossible_settings_are_argument_errors(option):
     with pytest.raises(ArgumentError, match=option.split("=")[0]):
         generate.main([option])
@@ -199,3 +220,10 @@ def test_mistakes_are_one_line(characters):
     result = run_command("python", "eval/generate.py", "--model", characters, "--prompt", "UPPER")
     assert "'U'" in one_line_error(result)
     assert "--num-samples" in one_line_error(run_command("python", "eval/generate.py", "--num-samples", "0"), status=2)
+
+
+def test_a_hundred_billion_new_tokens_end_where_a_text_does(characters, capsys):
+    options = [f"--model={characters}", "--prompt=abc", "--temperature=0.9"]
+    text = _say(capsys, *options, "--max-new-tokens=60")
+    end = text[20:22]
+    assert _say(capsys, *options, "--max-new-tokens=100000000000", f"--stop={end}") == text[: text.index(end, 3)] + "\n"

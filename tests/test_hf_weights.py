@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -28,6 +29,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "hf"
 
 
+def save_safe(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    save_file(tensors, file, {"format": "pt"})
+
+
 def same_logits(folder: Path) -> None:
     theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
     loaded = load_model(str(folder))
@@ -50,19 +55,18 @@ def test_a_model_without_biases_can_be_opened_again(tmp_path: Path) -> None:
     torch.testing.assert_close(load_hf(tmp_path)(idx), model(idx))
 
 
-def test_sharded_safetensors(folder: Path) -> None:
+@pytest.mark.parametrize(("whole", "save"), [("model.safetensors", save_safe), ("pytorch_model.bin", torch.save)])
+def test_weights_in_parts(folder: Path, whole: str, save: Callable[[dict, Path], None]) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    parts = [names[::2], names[1::2]]
-    for number, part in enumerate(parts, 1):
-        file = folder / f"model-{number:05}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, file, {"format": "pt"})
-    index = {name: f"model-{number:05}-of-00002.safetensors" for number, part in enumerate(parts, 1) for name in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (stem, suffix), names, weight_map = whole.split("."), sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        weight_map |= dict.fromkeys(part, f"{stem}-{number:05}-of-00002.{suffix}")
+        save({name: tensors[name] for name in part}, folder / weight_map[part[0]])
+    (folder / f"{whole}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     same_logits(folder)
-    (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors is missing"):
+    (folder / weight_map[names[1]]).unlink()
+    with pytest.raises(UserError, match=rf"{stem}-00002-of-00002\.{suffix} is missing"):
         load_hf(folder)
 
 
@@ -132,9 +136,10 @@ class Harm:
 def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"wte.weight": Harm(tmp_path / "trace")}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="damaged weights"):
+    with pytest.raises(UserError, match=r"\(pytorch_model\.bin is not a file of tensors alone\)") as said:
         load_hf(folder)
     assert not (tmp_path / "trace").exists()
+    assert "weights_only" not in str(said.value)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +151,7 @@ def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
         ({"n_layer": 3}, r"h.2.attn.c_attn.bias and 11 more missing"),
         ({"n_layer": 1}, r"h.1.attn.c_attn.bias and 11 more missing or unknown"),
         ({"vocab_size": 100}, r"not \(100, 32\)"),
+        ({"n_inner": 96}, "n_inner is 96, but this model has 128"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
         ({"n_head": 3}, "a width of 32 does not divide among 3 heads"),
         ({"n_head": None}, "not whole numbers above 0"),
@@ -167,10 +173,12 @@ def test_damaged_and_missing_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"neither model.safetensors nor pytorch_model.bin"):
         load_hf(folder)
-    for content in (b"junk", b"", b"\x80\x02]q"):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548118077\n"
+    for content in (pointer, b"junk", b"", b"\x80\x02]q"):
         (folder / "pytorch_model.bin").write_bytes(content)
-        with pytest.raises(UserError, match="damaged weights"):
+        with pytest.raises(UserError, match=r"damaged weights .*, or git lfs pull") as said:
             load_hf(folder)
+        assert "weights_only" not in str(said.value)
     for value in ([1, 2], {"wte.weight": 3}, {1: torch.ones(2)}, {"wte.weight": torch.eye(2).to_sparse()}):
         torch.save(value, folder / "pytorch_model.bin")
         with pytest.raises(UserError, match="damaged weights"):
@@ -210,6 +218,10 @@ def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, mon
     old.mkdir(parents=True)
     shutil.copy(folder / "config.json", old)
     torch.save(load_file(folder / "model.safetensors"), old / "pytorch_model.bin")
+    parts = Path(shutil.copytree(old, tmp_path / "served/models/someone/parts"))
+    (parts / "pytorch_model.bin").rename(parts / "pytorch_model-00001-of-00001.bin")
+    weight_map = {"transformer.wte.weight": "pytorch_model-00001-of-00001.bin"}
+    (parts / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     torch.save({}, new / "pytorch_model.bin")
     other = Path(shutil.copytree(new, tmp_path / "served/models/other"))  # as transformers 5 saves tokenizers
     ids = json.loads(gpt2_vocabulary_files()[0].read_text("utf-8"))
@@ -219,7 +231,7 @@ def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, mon
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with LoopbackHub(tmp_path / "served") as hub:
         hub.adopt(monkeypatch, tmp_path)
-        for name in ("new", "someone/old"):
+        for name in ("new", "someone/old", "someone/parts"):
             loaded = load_model(name)
             assert loaded.name == name
             for a, b in zip(loaded.model.parameters(), reference.parameters(), strict=True):

@@ -492,7 +492,8 @@ def test_task_refuses(text):
 def test_option_types():
     assert task("3/8") == (3, 8)
     assert positive("100_000") == 100_000
-    for wrong in ("0", "-1", "1.5", "1e6", "", "_"):
+    assert positive(str(2**63 - 1)) == 2**63 - 1
+    for wrong in ("0", "-1", "1.5", "1e6", "", "_", str(2**63), "1" + 21 * "0"):
         with pytest.raises(argparse.ArgumentTypeError):
             positive(wrong)
 

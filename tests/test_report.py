@@ -10,6 +10,7 @@ from prepare.cli import UserError
 from prepare.tokenizer import GPT2Tokenizer
 from tests.conftest import one_line_error, run_command
 from tests.test_export_hf import make_run
+from train import export_hf
 
 PNG = b"\x89PNG"
 
@@ -99,3 +100,25 @@ def test_a_damaged_set_costs_only_its_own_rows_and_bad_shards_are_said_first(dat
     assert "is not measured" not in capsys.readouterr().out
     with pytest.raises(UserError, match=r"report\.json is a file"):
         report.main([*command, f"--output={output / 'report.json' / 'new'}"])
+
+
+def test_the_curve_is_that_of_the_model_wherever_it_is_named_from(data, tmp_path, monkeypatch):
+    run, hf = make_run(tmp_path / "run", GPT2Tokenizer().describe()), tmp_path / "hf"
+    row = {"step": 3, "kind": "hellaswag", "acc": 0.3, "acc_norm": 0.3, "tasks": 9}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    export_hf.main([f"--model={run}", f"--output={hf}"])
+    drawn = []
+    monkeypatch.setattr(report, "plot_report", lambda _title, _cells, metrics, _path: drawn.append(metrics))
+    monkeypatch.setattr(report, "measures", lambda *_: iter([("lambada", {"accuracy": 0.5})]))
+    for cwd, model, expected in (
+        (run, "../hf", []),
+        (run, hf, []),
+        (run, ".", [row]),
+        (run, "checkpoints/step_00000003", [row]),
+        (run / "checkpoints", "step_00000003", [row]),
+        (run / "checkpoints/step_00000003", ".", [row]),
+        (data, run / "checkpoints/step_00000003", [row]),
+    ):
+        monkeypatch.chdir(cwd)
+        report.main([f"--model={model}", f"--output={tmp_path / 'report'}", "--device=cpu"])
+        assert drawn.pop() == expected, (cwd, model)

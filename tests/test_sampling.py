@@ -268,3 +268,9 @@ def test_generation_ends_when_every_row_has():
     columns = (torch.tensor([0 if n != 2 else 2, 0 if n != 4 else 2]) for n in itertools.count())
     pieces = list(stream_texts(columns, [TextStream(tokenizer, ["b"]), TextStream(tokenizer, ["b"])]))
     assert pieces == [(0, "X"), (1, "X")] * 2 + [(1, "X")] * 2
+
+
+def test_the_most_tokens_that_can_be_asked_for_take_no_memory_before_they_come():
+    model, prompt = _model(), torch.tensor([[1, 2]])
+    endless = generate(model, prompt, 2**63 - 1, temperature=0)
+    assert torch.equal(torch.stack([next(endless) for _ in range(70)], 1), _text(model, prompt, 70, temperature=0))

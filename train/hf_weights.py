@@ -30,6 +30,7 @@ DAMAGED += (AttributeError,)
 MOST_PARAMETERS = 100_000_000_000  # sixty times the largest GPT-2's: more is a mistake, not to be tried on the memory
 VOCABULARIES = ("vocab.json", "encoder.json", "tokenizer.json")
 HUB_FILES = ["config.json", *VOCABULARIES, "model*.safetensors*"]
+HUB_PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -39,7 +40,7 @@ def is_hf_folder(folder: Path) -> bool:
 
 
 def load_hf(folder: Path) -> GPT:
-    """A GPT from a Hugging Face directory: config.json with model.safetensors (also sharded), or pytorch_model.bin.
+    """A GPT from a Hugging Face directory: config.json with model.safetensors or pytorch_model.bin, also sharded.
 
     Raises:
         UserError: not a GPT-2, files that are missing or damaged, or a vocabulary that is not GPT-2's.
@@ -63,7 +64,7 @@ def download_hf(name: str, option: str = "--model") -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
         if not any(folder.glob("model*.safetensors")):
-            snapshot_download(name, allow_patterns=["pytorch_model.bin"])
+            snapshot_download(name, allow_patterns=HUB_PICKLES)
         return folder
     except RepositoryNotFoundError:
         raise UserError(f"{option} {name}: neither a folder here nor a model on the hub; check the spelling") from None
@@ -81,7 +82,10 @@ def read_hf_config(path: Path) -> ModelConfig:
         hf = json.loads(path.read_text("utf-8"))
         if hf.get("model_type") != "gpt2":
             raise UserError(f"{path}: model_type is {hf.get('model_type')!r}; only gpt2 models can be read")
+        hf.setdefault("n_positions", hf.get("n_ctx"))
+        config = checked_shape([hf[key] for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")])
         different = {
+            "n_inner": (4 * config.n_embd, None),
             "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
             "layer_norm_epsilon": (1e-5,),
             "scale_attn_weights": (True,),
@@ -91,8 +95,7 @@ def read_hf_config(path: Path) -> ModelConfig:
         for key, known in different.items():
             if hf.get(key, known[0]) not in known:
                 raise UserError(f"{path}: {key} is {hf[key]!r}, but this model has {known[0]!r}: not GPT-2 as trained")
-        hf.setdefault("n_positions", hf.get("n_ctx"))
-        return checked_shape([hf[key] for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")])
+        return config
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as failure:
         raise UserError(f"{path}: not a readable GPT-2 configuration ({failure!r}); download it again") from None
 
@@ -136,30 +139,49 @@ def check_vocabulary(folder: Path) -> None:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face directory, by their names there. Nothing in the files is executed."""
-    files = [path for path in [folder / "model.safetensors"] if path.is_file()]  # before an index, as in transformers
-    index = folder / "model.safetensors.index.json"
     try:
-        if not files and index.exists():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            if strangers := [name for name in names if Path(name).name != name]:
-                raise ValueError(f"{index.name} names {strangers[0]}, which is not in this folder")
-            files = [folder / name for name in names]
-            if lacking := [file.name for file in files if not file.is_file()]:
-                raise UserError(f"{folder}: {lacking[0]} is missing, and {index.name} names it: download it again")
-        if files:
-            return {name: tensor for file in files for name, tensor in load_file(file).items()}
-        tensors = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-        for name, tensor in tensors.items():
-            if not (isinstance(name, str) and isinstance(tensor, Tensor)):
-                raise ValueError("not only named tensors")
-            if tensor.layout != torch.strided or tensor.is_meta:
-                raise ValueError(f"{name} has no numbers of its own")
-        return tensors
-    except FileNotFoundError:
-        raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there") from None
+        for whole, read in (("model.safetensors", load_file), ("pytorch_model.bin", _load_bin)):  # transformers' order
+            if files := _weight_files(folder, whole):
+                return {name: tensor for file in files for name, tensor in read(file).items()}
     except DAMAGED as failure:
         reason = first_line(failure)
-        raise UserError(f"{folder}: damaged weights ({reason}); download them again") from None
+        raise UserError(
+            f"{folder}: damaged weights ({reason}); download them again, or git lfs pull if they are Git LFS pointers"
+        ) from None
+    raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
+
+
+def _weight_files(folder: Path, whole: str) -> list[Path]:
+    """The file of this name, or else the parts that its index names; none where neither is there."""
+    if (folder / whole).is_file():
+        return [folder / whole]
+    index = folder / f"{whole}.index.json"
+    if not index.exists():
+        return []
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    if strangers := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{index.name} names {strangers[0]}, which is not in this folder")
+    if lacking := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(f"{folder}: {lacking[0]} is missing, and {index.name} names it: download it again")
+    return [folder / name for name in names]
+
+
+def _load_bin(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle of torch's.
+
+    Raises:
+        ValueError: it holds something else, and other exceptions of `DAMAGED`.
+    """
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:  # torch's words advise to let the file run code
+        raise ValueError(f"{path.name} is not a file of tensors alone") from None
+    for name, tensor in tensors.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+            raise ValueError("not only named tensors")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(f"{name} has no numbers of its own")
+    return tensors
 
 
 @torch.no_grad()

@@ -109,8 +109,8 @@ class Saver:
                 raise
             size = sum(parameter.nbytes * copies for parameter, copies in for_each)
             raise UserError(
-                f"the machine (not its GPU) has no memory for a pinned copy of weights and moments, {size / 1e9:.1f} GB "
-                "and up to twice that: give this job more, or take a smaller model"
+                "the machine (not its GPU) has no memory for a pinned copy of weights and moments, "
+                f"{size / 1e9:.1f} GB and up to twice that: give this job more, or take a smaller model"
             ) from None
 
     def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
