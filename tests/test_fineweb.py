@@ -271,3 +271,19 @@ def test_pretokenized_shards_are_checked_and_get_a_manifest(tmp_path, hub):
     fineweb("--input", path, "--out", tmp_path / "mine")
     mixed = fineweb("--pretokenized", "--out", tmp_path / "mine", **hub.environment(tmp_path))
     assert "tokenized here" in one_line_error(mixed)
+
+
+def test_pretokenized_shards_of_two_datasets_are_not_mixed(tmp_path, hub):
+    out = tmp_path / "out"
+    for name in ("fineweb10B", "fineweb100B", "finewebedu10B"):
+        repo = hub.folder / f"datasets/kjj0/{name}-gpt2"
+        repo.mkdir(parents=True)
+        for number in range(2):
+            file = f"{name.partition('1')[0]}_{'train' if number else 'val'}_{number:06d}.bin"
+            write_shard(repo / file, np.array([EOT, number, len(name)], np.uint16))
+    assert fineweb("--pretokenized", "--out", out, **hub.environment(tmp_path)).returncode == 0
+    before = contents(out)
+    for words, other in ((["--version", "100BT"], "fineweb100B"), (["--edu"], "finewebedu10B")):
+        error = one_line_error(fineweb("--pretokenized", *words, "--out", out, **hub.environment(tmp_path)))
+        assert f"was made with dataset kjj0/fineweb10B-gpt2, not kjj0/{other}-gpt2" in error
+        assert contents(out) == before
