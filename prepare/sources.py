@@ -228,12 +228,19 @@ def _open_parquet(path: Path | Remote) -> pq.ParquetFile:
 
 def _pieces(file: BinaryIO, separator: bytes) -> Iterator[str]:
     """The documents of a .txt file between separators."""
+    begun: list[bytes] = []  # the document that is not at its end, but for its last bytes
     rest = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
     for chunk in chain([b""], iter(lambda: file.read(BATCH_BYTES), b"")):  # those first bytes may be all there are
         *whole, rest = (rest + chunk).split(separator)
-        yield from (piece.decode("utf-8", "replace") for piece in whole)
-    if rest:
-        yield rest.decode("utf-8", "replace")
+        for piece in whole:
+            yield b"".join([*begun, piece]).decode("utf-8", "replace")
+            begun = []
+        searched = max(0, len(rest) - len(separator) + 1)  # no separator begins before: not to be looked through again
+        begun.append(rest[:searched])
+        rest = rest[searched:]
+    last = b"".join([*begun, rest])
+    if last:
+        yield last.decode("utf-8", "replace")
 
 
 def group(values: Iterable[object], done: Callable[[], float], start: int = 0) -> Iterator[Batch]:

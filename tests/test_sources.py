@@ -1,8 +1,10 @@
 """Documents out of every kind of file, the odd ones, and the damaged ones."""
 
 import gzip
+import io
 import json
 import os
+import random
 from pathlib import Path
 
 import fsspec
@@ -273,6 +275,36 @@ def test_separated_documents(tmp_path, monkeypatch, separator, batch):
         for start in range(6):
             found = [text for part in read_documents(path, "text", start, separator) for text in part.texts.to_pylist()]
             assert found == texts[start:]
+
+
+@pytest.mark.parametrize("separator", [b"a", b"ab", b"aab", b"abab", b"\n\n\n\n\n"])
+def test_separators_wherever_the_reads_end(monkeypatch, separator):
+    rng = random.Random(0)
+    for _ in range(200):
+        data = bytes(rng.choices(separator + b"c", k=rng.randrange(100)))
+        monkeypatch.setattr(sources, "BATCH_BYTES", rng.randrange(1, 12))
+        *whole, last = data.decode().split(separator.decode())
+        assert list(sources._pieces(io.BytesIO(data), separator)) == whole + [last] * bool(last)
+
+
+def test_a_long_document_before_its_separator_is_looked_through_once(monkeypatch):
+    class Counted(io.BytesIO):
+        """Its bytes count how many of them are searched."""
+
+        searched = 0
+
+        def read(self, size: int = -1) -> bytes:
+            return Chunk(super().read(size))
+
+    class Chunk(bytes):
+        def __radd__(self, rest: bytes) -> bytes:
+            Counted.searched += len(rest) + len(self)
+            return rest + bytes(self)
+
+    monkeypatch.setattr(sources, "BATCH_BYTES", 10)
+    data = b"x" * 10_000
+    assert list(sources._pieces(Counted(data + b"--y"), b"--")) == [data.decode(), "y"]
+    assert len(data) < Counted.searched < 2 * len(data)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\nc"])
