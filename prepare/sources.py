@@ -11,6 +11,7 @@ import glob
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from prepare.cli import UserError, well_formed
 
@@ -151,11 +153,25 @@ def _files(path: Path) -> list[Path]:
     """The path itself; of a folder (out.parquet of Spark and Dask is one) the known files in it that are not hidden."""
     if not path.is_dir():
         return [path]
-    inside = [file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not file.is_dir()]
-    found = sorted(file for file in inside if not _hidden(file.relative_to(path).parts))
+    found = sorted(file for file in _inside(path) if file.name.endswith(SUFFIXES))
     if not found:
         raise UserError(f"--input {path} is a folder without {', '.join(SUFFIXES)}: check the path")
     return found
+
+
+def _inside(path: Path) -> Iterator[Path]:
+    """The files of a folder, and of those in it and linked to in it, that are not hidden."""
+    waiting, seen = [path], set()
+    while waiting:
+        for folder, names, files in os.walk(waiting.pop(0)):  # which names links to folders, but leaves them out
+            names[:] = sorted(name for name in names if not _hidden([name]))
+            real = os.path.realpath(folder)
+            if real in seen:  # by another link to it, or out of itself
+                names.clear()
+                continue
+            seen.add(real)
+            waiting += [link for name in names if (link := Path(folder, name)).is_symlink()]
+            yield from (Path(folder, name) for name in files if not _hidden([name]))
 
 
 def _hidden(parts: Sequence[str]) -> bool:
@@ -177,8 +193,10 @@ def _remote(pattern: str) -> list[Path | Remote]:
             folders = [name for name, facts in matches.items() if facts["type"] == "directory"]
             found = [name for name in matches if name not in folders]
         for folder in folders:
-            inside = [name for name in system.find(folder) if name.endswith(SUFFIXES)]
-            found += [name for name in inside if not _hidden(name.removeprefix(folder).split("/"))]
+            # fsspec follows no links
+            inside = map(str, _inside(Path(folder))) if isinstance(system, LocalFileSystem) else system.find(folder)
+            known = [name for name in inside if name.endswith(SUFFIXES)]
+            found += [name for name in known if not _hidden(name.removeprefix(folder).split("/"))]
         return [Remote(system.unstrip_protocol(name)) for name in sorted(set(found))]
 
 

@@ -206,6 +206,31 @@ def test_hidden_files_of_a_folder_are_left_out_and_names_must_be_utf8(tmp_path):
         find_inputs([tmp_path])
 
 
+def test_links_to_folders_are_followed(tmp_path):
+    """A corpus that is spread over disks; each folder once, whatever links to it."""
+    corpus = tmp_path / "corpus"
+    files = ("corpus/b/1.jsonl", "disk1/2.jsonl", "disk1/sub/3.jsonl", "disk2/4.jsonl", "disk2/.cache/5.jsonl")
+    for name in (*files, "hidden/6.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, [{"text": name}])
+    for link, target in (
+        ("corpus/c", "disk1"),
+        ("corpus/b/again", "corpus/b"),  # what is there itself goes before links to it
+        ("corpus/a", "corpus/b"),
+        ("corpus/b/up", "corpus"),
+        ("corpus/.d", "hidden"),
+        ("disk1/sub/next", "disk2"),
+        ("disk2/back", "disk1"),
+        ("corpus/e", "nowhere"),
+    ):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = find_inputs([corpus])
+    assert found == [corpus / name for name in ("b/1.jsonl", "c/2.jsonl", "c/sub/3.jsonl", "c/sub/next/4.jsonl")]
+    (corpus / "f.jsonl").symlink_to(tmp_path / "hidden/6.jsonl")
+    assert find_inputs([corpus]) == [*found, corpus / "f.jsonl"]
+    assert [Path(file.path) for file in find_inputs([f"file://{corpus}"])] == find_inputs([corpus])
+
+
 def test_folders_that_are_named_as_files(tmp_path):
     """As Spark and Dask write them."""
     folder = tmp_path / "all" / "out.parquet"
