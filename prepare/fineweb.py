@@ -84,13 +84,27 @@ def main(argv: list[str] | None = None) -> None:
         manifest = run_job(job, out, options.workers, options.task, options.keep_files)
         if manifest is not None:
             shutil.rmtree(out / ".download", ignore_errors=True)
-    if manifest is not None and len(manifest["shards"]) == 1:
-        tokens = manifest["shards"][0]["tokens"]
-        print(
-            f"warning: all {tokens:,} tokens are in the validation shard, and none are left to train on: delete {out} "
-            f"and give a smaller shard, such as --shard-tokens {max(1, tokens // 10)}",
-            file=sys.stderr,
+    if manifest is not None:
+        warn_of_an_empty_split(manifest, out)
+
+
+def warn_of_an_empty_split(manifest: dict, out: Path) -> None:
+    """Say so when there is nothing to validate with, or nothing to train on."""
+    held_out = ["_val_" in shard["file"] for shard in manifest["shards"]]
+    if not any(held_out):
+        warning = (
+            f"nothing is held out for validation, since the first input, {manifest['inputs'][0]['name']}, holds no "
+            f"documents: delete {out} and put another first"
         )
+    elif all(held_out):
+        tokens = sum(shard["tokens"] for shard in manifest["shards"])
+        warning = (
+            f"all {tokens:,} tokens are in the validation shard, and none are left to train on: delete {out} and give "
+            f"a smaller shard, such as --shard-tokens {max(1, tokens // 10)}"
+        )
+    else:
+        return
+    print(f"warning: {warning}", file=sys.stderr)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
