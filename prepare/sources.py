@@ -34,6 +34,7 @@ READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet at a time, at most: READ_B
 SMALL_GROUP = 16 << 20  # bytes of a row group that may be read BATCH_BYTES at a time
 FINGERPRINT_BYTES = 1 << 16
 FIRST = 100  # lines of a .jsonl, in one of which the column must be
+BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())  # Arrow's kinds of bytes, in which a parquet may have text
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -288,12 +289,13 @@ def batch_of(values: Sequence[object], done: float) -> Batch:
 
 def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[Batch]:
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    index = [file.schema.column(i).path for i in range(len(file.schema))].index(
-        column
-    )  # leaves of nested columns count
+    # leaves of nested columns count; a column "a.b" and the leaf of a struct a{b} have one path, and both are read
+    leaves = [i for i in range(len(file.schema)) if file.schema.column(i).path == column]
     # few rows at a time: a group's size hides its longest documents, and how often a dictionary repeats them; but no
     # document is longer than its group
-    sizes = [(group.column(index).total_uncompressed_size, max(1, group.num_rows)) for group in groups]
+    sizes = [
+        (sum(group.column(leaf).total_uncompressed_size for leaf in leaves), max(1, group.num_rows)) for group in groups
+    ]
     average = max((size / count for size, count in sizes), default=0)
     some = BATCH_BYTES if max(sizes, default=(0, 0))[0] <= SMALL_GROUP else READ_BYTES
     rows = int(min(READ_ROWS, max(1, some // (average + 1))))
@@ -301,7 +303,7 @@ def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[
     first = int(np.searchsorted(ends, start, "right"))  # the row group with row `start`
     before = start - (int(ends[first - 1]) if first else 0)  # rows of that group which are not wanted
     batches = file.iter_batches(rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False)
-    for array in _sized(batch.column(0) for batch in batches):
+    for array in _sized(batch.column(column) for batch in batches):
         wanted = array.slice(before)
         before = max(0, before - len(array))
         start += len(wanted)
@@ -331,8 +333,8 @@ def _sized(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
 
 def _large(array: pa.Array) -> pa.Array:
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return array.cast(pa.large_binary() if is_binary else pa.large_string())  # as it is: the offsets grow, no more
+    # as it is: the offsets grow, no more
+    return array.cast(pa.large_binary() if kind in BINARY else pa.large_string())
 
 
 def _arrow_batch(array: pa.Array, done: float) -> Batch:
@@ -358,7 +360,7 @@ def _check_schema(path: Path | Remote, schema: pa.Schema, column: str) -> None:
         raise UserError(f"{path} has {schema.names.count(column)} columns {column!r}: rename all but one of them")
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if value not in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.null()):
+    if value not in (pa.string(), pa.large_string(), pa.string_view(), *BINARY, pa.null()):
         raise UserError(f"{path}: column {column!r} holds {kind}, not text: choose another with --column")
 
 
@@ -402,14 +404,19 @@ def _user_errors(path: Path | Remote | str) -> Iterator[None]:
     """Turn what goes wrong in reading a file into a UserError that names it."""
     try:
         yield
-    except (OSError, pa.ArrowException) as failure:
-        raise UserError(f"cannot read {path} ({failure}): is it damaged or cut short? get it again") from failure
     except UserError:
         raise
-    except Exception as failure:  # a store's own library has exceptions of its own: no credentials, no connection
-        if "://" not in str(path):
+    except Exception as failure:
+        if "requires too much memory" in str(failure):  # zstd's words for a window above 128 MB
+            remedy = "recompress it without --long"
+        elif "://" in str(path) and not isinstance(failure, pa.ArrowException):
+            # a store's own library has exceptions of its own: no credentials, no connection
+            remedy = "check address, network and credentials, and whether it is cut short"
+        elif isinstance(failure, (OSError, pa.ArrowException)):
+            remedy = "is it damaged or cut short? get it again"
+        else:
             raise
-        raise UserError(f"cannot read {path} ({failure}): check address, network and credentials") from failure
+        raise UserError(f"cannot read {path} ({failure}): {remedy}") from failure
 
 
 def _names(names: Iterable[str]) -> str:

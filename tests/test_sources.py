@@ -90,6 +90,17 @@ def test_concatenated_archives(tmp_path):
     assert read(tmp_path / "a.jsonl.gz") == read(tmp_path / "a.jsonl.zst") == (["a", "a"], 0)
 
 
+def test_a_window_that_is_too_large_is_no_damage(tmp_path):
+    """As `zstd --long=30` writes it."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, compression_level=1)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # whose length is not said before
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(stream.compress(b'{"text": "a"}\n') + stream.flush())
+    for work in (check_documents, read):
+        with pytest.raises(UserError, match=r"a\.jsonl\.zst .*: recompress it without --long$"):
+            work(path, "text")
+
+
 def test_jsonl_oddities(tmp_path):
     path = tmp_path / "a.jsonl"
     lines = [
@@ -135,7 +146,7 @@ def test_parquet_kinds_of_text(tmp_path):
         check_documents(path, "text")
         assert read(path) == (["a", "é"], 1), kind
     bad = pa.array([b"bad \xff", None, "é".encode()], pa.binary())
-    for array in (bad, bad.view(pa.string())):
+    for array in (bad, bad.cast(pa.large_binary()), bad.cast(pa.binary_view()), bad.view(pa.string())):
         pq.write_table(pa.table({"nested": [{"a": 1, "b": 2}] * 3, "text": array}), path)
         check_documents(path, "text")
         assert read(path) == (["bad \ufffd", "é"], 1)
@@ -151,6 +162,20 @@ def test_parquet_with_two_columns_of_a_name(tmp_path):
     with pytest.raises(UserError, match=r"a\.parquet has 2 columns 'text'"):
         check_documents(path, "text")
     assert read(path, "one") == (["c"], 0)
+
+
+def test_parquet_columns_with_dots_in_their_names(tmp_path):
+    """Parquet's paths do not tell them from the fields of a struct."""
+    path, texts, wrong = tmp_path / "a.parquet", ["a", "b"], ["wrong", "wrong"]
+    for columns, column in (
+        ({"a": [{"b": "wrong"}] * 2, "a.b": texts}, "a.b"),
+        ({"a.b": texts, "a": [{"b": "wrong"}] * 2}, "a.b"),
+        ({"text.clean": wrong, "text": texts}, "text"),
+        ({"text": texts, "text.clean": wrong}, "text"),
+    ):
+        pq.write_table(pa.table(columns), path)
+        check_documents(path, column)
+        assert read(path, column) == (texts, 0)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.null()])
@@ -389,6 +414,8 @@ class Refusing(fsspec.AbstractFileSystem):
 
 def test_what_a_store_s_library_raises_is_one_line(path):
     fsspec.register_implementation("refusing", Refusing, clobber=True)
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/a.*: check address, network and credentials"):
+        find_inputs([f"http://127.0.0.1:9/{path.name}"])
     with pytest.raises(UserError, match=f"refusing://locked/{path.name}.*Unable to locate.*credentials"):
         find_inputs([f"refusing://locked/{path.name}"])
     (found,) = find_inputs([f"refusing://bucket/{path.name}"])
