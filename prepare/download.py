@@ -95,8 +95,6 @@ def fetch_hub_file(repo: str, path: str, revision: str, into: Path) -> Path:
     etag = stated.etag or ""
     sha256 = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
     git_blob = etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None
-    if sha256 is None and git_blob is None:
-        raise UserError(f"{url} comes without a hash, as from no hub: check HF_ENDPOINT, {remedy}")
     return _fetch(url, final, stated.size, sha256, git_blob, build_hf_headers(), remedy)
 
 
@@ -109,25 +107,35 @@ def fetch_url(url: str, into: Path, sha256: str | None = None, git_blob: str | N
     return _fetch(url, into, None, sha256, git_blob, {}, remedy)
 
 
-def fetch_pretokenized(
-    into: Path, edu: bool = False, version: str = "10BT", chunks: int | None = None
-) -> tuple[str, str]:
-    """Bring published GPT-2 shards, the validation shard and the first `chunks` training shards (all), to `into`.
-
-    The files keep their names (fineweb_val_000000.bin, fineweb_train_000001.bin, ...; finewebedu_... with `edu`); each
-    holds about 100M tokens, 200 MB. Returns the repository and its commit.
-    """
+def pretokenized_repo(edu: bool, version: str) -> str:
+    """The repository of that data's published GPT-2 shards. ArgumentError when there is none."""
     repo = PRETOKENIZED.get((edu, version))
     if repo is None:
         known = ", ".join(f"{'--edu ' if e else ''}--version {v}" for e, v in PRETOKENIZED)
         raise ArgumentError(f"nobody published tokens of {'FineWeb-Edu' if edu else 'FineWeb'} {version}: use {known}")
-    listing = hub_files(repo, "", ".bin")
-    train = [name for name in listing.files if "_train_" in name]
+    return repo
+
+
+def fetch_pretokenized(into: Path, repo: str, chunks: int | None = None, revision: str = "main") -> HubListing:
+    """Bring published GPT-2 shards, the validation shard and the first `chunks` training shards (all), to `into`.
+
+    The files keep their names (fineweb_val_000000.bin, fineweb_train_000001.bin, ...); each holds about 100M tokens,
+    200 MB. Returns the commit and the files of it that are in `into` now: those of an earlier run are kept when they
+    are the commit's and brought again when they are not. UserError, before anything is fetched, for shards there that
+    the repository does not have.
+    """
+    listing = hub_files(repo, "", ".bin", revision)
+    val, train = ([name for name in listing.files if split in name] for split in ("_val_", "_train_"))
     if chunks is not None and chunks > len(train):
         raise ArgumentError(f"--pretokenized {chunks}: {repo} has {len(train)} training shards: ask for at most that")
-    for name in [name for name in listing.files if "_val_" in name] + train[:chunks]:
+    present = {path.name for path in into.glob("*") if path.suffix in (".bin", ".npy")}
+    if strange := sorted(present - {*val, *train}):
+        raise UserError(f"{into / strange[0]} is there, but not in {repo}: choose another --out, or delete it")
+    wanted = present.union(train[:chunks])
+    names = val + [name for name in train if name in wanted]
+    for name in names:
         fetch_hub_file(repo, name, listing.revision, into)
-    return repo, listing.revision
+    return HubListing(listing.revision, sorted(names))
 
 
 def is_right(path: Path, size: int | None = None, sha256: str | None = None, git_blob: str | None = None) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, named, named_path, positive, run_script
-from prepare.download import fetch_hub_file, fetch_pretokenized, hub_files
+from prepare.download import fetch_hub_file, fetch_pretokenized, hub_files, pretokenized_repo
 from prepare.folder import PROGRESS, kept_revision
 from prepare.pipeline import KEEP_FILES, Job, add_options, run_job
 from prepare.shards import build_manifest, file_sha256, open_shard, read_manifest, write_manifest
@@ -84,13 +84,27 @@ def main(argv: list[str] | None = None) -> None:
         manifest = run_job(job, out, options.workers, options.task, options.keep_files)
         if manifest is not None:
             shutil.rmtree(out / ".download", ignore_errors=True)
-    if manifest is not None and len(manifest["shards"]) == 1:
-        tokens = manifest["shards"][0]["tokens"]
-        print(
-            f"warning: all {tokens:,} tokens are in the validation shard, and none are left to train on: delete {out} "
-            f"and give a smaller shard, such as --shard-tokens {max(1, tokens // 10)}",
-            file=sys.stderr,
+    if manifest is not None:
+        warn_of_an_empty_split(manifest, out)
+
+
+def warn_of_an_empty_split(manifest: dict, out: Path) -> None:
+    """Say so when there is nothing to validate with, or nothing to train on."""
+    held_out = ["_val_" in shard["file"] for shard in manifest["shards"]]
+    if not any(held_out):
+        warning = (
+            f"nothing is held out for validation, since the first input, {manifest['inputs'][0]['name']}, holds no "
+            f"documents: delete {out} and put another first"
         )
+    elif all(held_out):
+        tokens = sum(shard["tokens"] for shard in manifest["shards"])
+        warning = (
+            f"all {tokens:,} tokens are in the validation shard, and none are left to train on: delete {out} and give "
+            f"a smaller shard, such as --shard-tokens {max(1, tokens // 10)}"
+        )
+    else:
+        return
+    print(f"warning: {warning}", file=sys.stderr)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -136,14 +150,20 @@ def unescaped(text: str) -> str:
 
 
 def pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict:
-    """Download published shards, check each, and write their manifest."""
+    """Download published shards, check each, and write their manifest; a folder keeps its repository and commit."""
+    repo = pretokenized_repo(edu, version)
     old = read_manifest(out)
     if (out / PROGRESS).exists() or (old is not None and "pretokenized" not in old.get("options", {})):
         raise UserError(f"{out} holds shards that were tokenized here: choose another --out, or delete it")
-    repo, revision = fetch_pretokenized(out, edu, version, chunks)
+    if old is not None and old["dataset"] != repo:
+        raise UserError(
+            f"{out} was made with dataset {old['dataset']}, not {repo}: "
+            "give the same options, or choose another --out, or delete the folder"
+        )
+    fetched = fetch_pretokenized(out, repo, chunks, kept_revision(out, repo) or "main")
     tokenizer = GPT2Tokenizer()
     shards = []
-    paths = sorted(out.glob("*.bin"))
+    paths = [out / name for name in fetched.files]
     with Progress("checking", sum(path.stat().st_size for path in paths), "B") as progress:
         for path in paths:
             tokens = open_shard(path)
@@ -156,7 +176,7 @@ def pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict
             shards.append(record)
             progress.update(path.stat().st_size)
     inputs = [{"name": shard["file"], "documents": shard["documents"], "tokens": shard["tokens"]} for shard in shards]
-    manifest = build_manifest(repo, revision, inputs, tokenizer.describe(), {"pretokenized": True}, shards)
+    manifest = build_manifest(repo, fetched.revision, inputs, tokenizer.describe(), {"pretokenized": True}, shards)
     write_manifest(out, manifest)
     print(f"{out}: {len(shards)} shards, {sum(shard['tokens'] for shard in shards):,} tokens from {repo}")
     return manifest

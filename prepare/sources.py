@@ -11,6 +11,7 @@ import glob
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from prepare.cli import UserError, well_formed
 
@@ -32,6 +34,7 @@ READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet at a time, at most: READ_B
 SMALL_GROUP = 16 << 20  # bytes of a row group that may be read BATCH_BYTES at a time
 FINGERPRINT_BYTES = 1 << 16
 FIRST = 100  # lines of a .jsonl, in one of which the column must be
+BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())  # Arrow's kinds of bytes, in which a parquet may have text
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -151,11 +154,25 @@ def _files(path: Path) -> list[Path]:
     """The path itself; of a folder (out.parquet of Spark and Dask is one) the known files in it that are not hidden."""
     if not path.is_dir():
         return [path]
-    inside = [file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not file.is_dir()]
-    found = sorted(file for file in inside if not _hidden(file.relative_to(path).parts))
+    found = sorted(file for file in _inside(path) if file.name.endswith(SUFFIXES))
     if not found:
         raise UserError(f"--input {path} is a folder without {', '.join(SUFFIXES)}: check the path")
     return found
+
+
+def _inside(path: Path) -> Iterator[Path]:
+    """The files of a folder, and of those in it and linked to in it, that are not hidden."""
+    waiting, seen = [path], set()
+    while waiting:
+        for folder, names, files in os.walk(waiting.pop(0)):  # which names links to folders, but leaves them out
+            names[:] = sorted(name for name in names if not _hidden([name]))
+            real = os.path.realpath(folder)
+            if real in seen:  # by another link to it, or out of itself
+                names.clear()
+                continue
+            seen.add(real)
+            waiting += [link for name in names if (link := Path(folder, name)).is_symlink()]
+            yield from (Path(folder, name) for name in files if not _hidden([name]))
 
 
 def _hidden(parts: Sequence[str]) -> bool:
@@ -177,8 +194,10 @@ def _remote(pattern: str) -> list[Path | Remote]:
             folders = [name for name, facts in matches.items() if facts["type"] == "directory"]
             found = [name for name in matches if name not in folders]
         for folder in folders:
-            inside = [name for name in system.find(folder) if name.endswith(SUFFIXES)]
-            found += [name for name in inside if not _hidden(name.removeprefix(folder).split("/"))]
+            # fsspec follows no links
+            inside = map(str, _inside(Path(folder))) if isinstance(system, LocalFileSystem) else system.find(folder)
+            known = [name for name in inside if name.endswith(SUFFIXES)]
+            found += [name for name in known if not _hidden(name.removeprefix(folder).split("/"))]
         return [Remote(system.unstrip_protocol(name)) for name in sorted(set(found))]
 
 
@@ -228,12 +247,19 @@ def _open_parquet(path: Path | Remote) -> pq.ParquetFile:
 
 def _pieces(file: BinaryIO, separator: bytes) -> Iterator[str]:
     """The documents of a .txt file between separators."""
+    begun: list[bytes] = []  # the document that is not at its end, but for its last bytes
     rest = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
     for chunk in chain([b""], iter(lambda: file.read(BATCH_BYTES), b"")):  # those first bytes may be all there are
         *whole, rest = (rest + chunk).split(separator)
-        yield from (piece.decode("utf-8", "replace") for piece in whole)
-    if rest:
-        yield rest.decode("utf-8", "replace")
+        for piece in whole:
+            yield b"".join([*begun, piece]).decode("utf-8", "replace")
+            begun = []
+        searched = max(0, len(rest) - len(separator) + 1)  # no separator begins before: not to be looked through again
+        begun.append(rest[:searched])
+        rest = rest[searched:]
+    last = b"".join([*begun, rest])
+    if last:
+        yield last.decode("utf-8", "replace")
 
 
 def group(values: Iterable[object], done: Callable[[], float], start: int = 0) -> Iterator[Batch]:
@@ -263,12 +289,13 @@ def batch_of(values: Sequence[object], done: float) -> Batch:
 
 def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[Batch]:
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    index = [file.schema.column(i).path for i in range(len(file.schema))].index(
-        column
-    )  # leaves of nested columns count
+    # leaves of nested columns count; a column "a.b" and the leaf of a struct a{b} have one path, and both are read
+    leaves = [i for i in range(len(file.schema)) if file.schema.column(i).path == column]
     # few rows at a time: a group's size hides its longest documents, and how often a dictionary repeats them; but no
     # document is longer than its group
-    sizes = [(group.column(index).total_uncompressed_size, max(1, group.num_rows)) for group in groups]
+    sizes = [
+        (sum(group.column(leaf).total_uncompressed_size for leaf in leaves), max(1, group.num_rows)) for group in groups
+    ]
     average = max((size / count for size, count in sizes), default=0)
     some = BATCH_BYTES if max(sizes, default=(0, 0))[0] <= SMALL_GROUP else READ_BYTES
     rows = int(min(READ_ROWS, max(1, some // (average + 1))))
@@ -276,7 +303,7 @@ def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[
     first = int(np.searchsorted(ends, start, "right"))  # the row group with row `start`
     before = start - (int(ends[first - 1]) if first else 0)  # rows of that group which are not wanted
     batches = file.iter_batches(rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False)
-    for array in sized(batch.column(0) for batch in batches):
+    for array in sized(batch.column(column) for batch in batches):
         wanted = array.slice(before)
         before = max(0, before - len(array))
         start += len(wanted)
@@ -306,8 +333,8 @@ def sized(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
 
 def _large(array: pa.Array) -> pa.Array:
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return array.cast(pa.large_binary() if is_binary else pa.large_string())  # as it is: the offsets grow, no more
+    # as it is: the offsets grow, no more
+    return array.cast(pa.large_binary() if kind in BINARY else pa.large_string())
 
 
 def arrow_batch(array: pa.Array, done: float) -> Batch:
@@ -334,7 +361,7 @@ def _check_schema(path: Path | Remote, schema: pa.Schema, column: str) -> None:
         raise UserError(f"{path} has {schema.names.count(column)} columns {column!r}: rename all but one of them")
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if value not in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.null()):
+    if value not in (pa.string(), pa.large_string(), pa.string_view(), *BINARY, pa.null()):
         raise UserError(f"{path}: column {column!r} holds {kind}, not text: choose another with --column")
 
 
@@ -378,14 +405,19 @@ def _user_errors(path: Path | Remote | str) -> Iterator[None]:
     """Turn what goes wrong in reading a file into a UserError that names it."""
     try:
         yield
-    except (OSError, pa.ArrowException) as failure:
-        raise UserError(f"cannot read {path} ({failure}): is it damaged or cut short? get it again") from failure
     except UserError:
         raise
-    except Exception as failure:  # a store's own library has exceptions of its own: no credentials, no connection
-        if "://" not in str(path):
+    except Exception as failure:
+        if "requires too much memory" in str(failure):  # zstd's words for a window above 128 MB
+            remedy = "recompress it without --long"
+        elif "://" in str(path) and not isinstance(failure, pa.ArrowException):
+            # a store's own library has exceptions of its own: no credentials, no connection
+            remedy = "check address, network and credentials, and whether it is cut short"
+        elif isinstance(failure, (OSError, pa.ArrowException)):
+            remedy = "is it damaged or cut short? get it again"
+        else:
             raise
-        raise UserError(f"cannot read {path} ({failure}): check address, network and credentials") from failure
+        raise UserError(f"cannot read {path} ({failure}): {remedy}") from failure
 
 
 def _names(names: Iterable[str]) -> str:

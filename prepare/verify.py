@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     present = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".npy"))
     if manifest is None and not present:
         raise UserError(f"{folder} holds no token shards: give the folder that they are in")
-    damages = [f"{path}: left by an interrupted run" for path in sorted(folder.glob("*.tmp"))]
+    left = [*folder.glob("*.tmp"), *folder.glob("*.bin.part")]  # of a shard's making, and of its download
+    damages = [f"{path}: left by an interrupted run" for path in left]
     contradictions: list[str] = []
     if manifest is None:
         records: list[dict] = [{"file": name} for name in present]

@@ -16,7 +16,7 @@ from huggingface_hub.utils import close_session
 
 from prepare import download
 from prepare.cli import ArgumentError, UserError
-from prepare.download import fetch_hub_file, fetch_pretokenized, fetch_url, hub_files
+from prepare.download import HubListing, fetch_hub_file, fetch_pretokenized, fetch_url, hub_files, pretokenized_repo
 from tests.conftest import ROOT, one_line_error, run_command
 from tests.loopback_hub import CLOSED, Fault, LoopbackHub
 
@@ -234,13 +234,6 @@ def test_an_endpoint_that_is_no_hub(hub: LoopbackHub, where: str, answer: bytes)
         hub_files(REPO, "sample/10BT", ".parquet")
 
 
-def test_a_page_is_no_file_of_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults += [Fault("README", status=200, method=method) for method in ("HEAD", "GET")]
-    with pytest.raises(UserError, match=r"README.* without a hash.*HF_ENDPOINT"):
-        fetch_hub_file(REPO, "README.md", "main", tmp_path / "into")
-    assert names(tmp_path / "into") == []
-
-
 @pytest.mark.parametrize("endpoint", ["http://[bad", "http://127.0.0.1:99999", "http://127.0.0.1:port", "http://hub\r"])
 def test_an_endpoint_that_is_no_address(endpoint: str) -> None:
     result = run_command("python", "-c", "import prepare.download", HF_ENDPOINT=endpoint)
@@ -272,12 +265,29 @@ def test_pretokenized_shards(hub: LoopbackHub, tmp_path: Path) -> None:
     shards = ["finewebedu_val_000000.bin", *(f"finewebedu_train_{index:06d}.bin" for index in (1, 2, 3))]
     for name in shards:
         (repo / name).write_bytes(name.encode())
-    fetched = fetch_pretokenized(tmp_path / "two", edu=True, chunks=2)
-    assert fetched == ("kjj0/finewebedu10B-gpt2", hub.commit(repo))
-    assert names(tmp_path / "two") == sorted(shards[:3])
-    fetch_pretokenized(tmp_path / "all", edu=True)
+    name, two = pretokenized_repo(edu=True, version="10BT"), tmp_path / "two"
+    assert fetch_pretokenized(two, name, chunks=2) == HubListing(hub.commit(repo), sorted(shards[:3]))
+    assert names(two) == sorted(shards[:3])
+    assert fetch_pretokenized(two, name, chunks=1).files == sorted(shards[:3]), "those of before stay"
+    (two / shards[2]).write_bytes(b"of something else")
+    fetch_pretokenized(two, name, chunks=1)
+    assert (two / shards[2]).read_bytes() == shards[2].encode()
+    fetch_pretokenized(tmp_path / "all", name)
     assert names(tmp_path / "all") == sorted(shards)
     with pytest.raises(ArgumentError, match=r"4.*3 training shards"):
-        fetch_pretokenized(tmp_path / "more", edu=True, chunks=4)
+        fetch_pretokenized(tmp_path / "more", name, chunks=4)
     with pytest.raises(ArgumentError, match="FineWeb-Edu 350BT"):
-        fetch_pretokenized(tmp_path / "more", edu=True, version="350BT")
+        pretokenized_repo(edu=True, version="350BT")
+
+
+@pytest.mark.parametrize("strange", ["mine.bin", "fineweb_train_000009.bin", "mine.npy"])
+def test_pretokenized_shards_are_not_mixed_with_others(hub: LoopbackHub, tmp_path: Path, strange: str) -> None:
+    repo = tmp_path / "served/datasets/kjj0/fineweb10B-gpt2"
+    repo.mkdir(parents=True)
+    (repo / "fineweb_train_000001.bin").write_bytes(b"shard")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / strange).touch()
+    with pytest.raises(UserError, match=f"{strange} is there, but not in kjj0/fineweb10B-gpt2: choose another --out"):
+        fetch_pretokenized(tmp_path / "out", "kjj0/fineweb10B-gpt2")
+    assert names(tmp_path / "out") == [strange]
+    assert not hub.ranges(".bin")

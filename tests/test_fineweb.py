@@ -132,6 +132,18 @@ def test_all_in_the_validation_shard_is_a_warning_with_a_way_out(tmp_path):
     assert len(find_shards(str(tmp_path / "again" / "*_train_*.bin"))) == 9
 
 
+def test_a_first_input_without_documents_is_a_warning_that_nothing_is_held_out(tmp_path):
+    path = parquet(tmp_path / "a.parquet", ["some words to train on"] * 50)
+    empty = [parquet(tmp_path / "empty.parquet", []), tmp_path / "empty.jsonl"]
+    empty[1].touch()
+    result = fineweb("--input", *empty, path, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert "nothing is held out for validation, since the first input, empty.parquet, holds no documents" in warning
+    assert f"delete {tmp_path / 'out'} and put another first" in warning
+    assert [shard.name for shard in find_shards(str(tmp_path / "out/*.bin"))] == ["fineweb_train_002000.bin"]
+
+
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
     good = parquet(tmp_path / "good.parquet", ["text"])
     empty = parquet(tmp_path / "empty.parquet", [])
@@ -271,3 +283,19 @@ def test_pretokenized_shards_are_checked_and_get_a_manifest(tmp_path, hub):
     fineweb("--input", path, "--out", tmp_path / "mine")
     mixed = fineweb("--pretokenized", "--out", tmp_path / "mine", **hub.environment(tmp_path))
     assert "tokenized here" in one_line_error(mixed)
+
+
+def test_pretokenized_shards_of_two_datasets_are_not_mixed(tmp_path, hub):
+    out = tmp_path / "out"
+    for name in ("fineweb10B", "fineweb100B", "finewebedu10B"):
+        repo = hub.folder / f"datasets/kjj0/{name}-gpt2"
+        repo.mkdir(parents=True)
+        for number in range(2):
+            file = f"{name.partition('1')[0]}_{'train' if number else 'val'}_{number:06d}.bin"
+            write_shard(repo / file, np.array([EOT, number, len(name)], np.uint16))
+    assert fineweb("--pretokenized", "--out", out, **hub.environment(tmp_path)).returncode == 0
+    before = contents(out)
+    for words, other in ((["--version", "100BT"], "fineweb100B"), (["--edu"], "finewebedu10B")):
+        error = one_line_error(fineweb("--pretokenized", *words, "--out", out, **hub.environment(tmp_path)))
+        assert f"was made with dataset kjj0/fineweb10B-gpt2, not kjj0/{other}-gpt2" in error
+        assert contents(out) == before

@@ -1,8 +1,10 @@
 """Documents out of every kind of file, the odd ones, and the damaged ones."""
 
 import gzip
+import io
 import json
 import os
+import random
 from pathlib import Path
 
 import fsspec
@@ -88,6 +90,17 @@ def test_concatenated_archives(tmp_path):
     assert read(tmp_path / "a.jsonl.gz") == read(tmp_path / "a.jsonl.zst") == (["a", "a"], 0)
 
 
+def test_a_window_that_is_too_large_is_no_damage(tmp_path):
+    """As `zstd --long=30` writes it."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, compression_level=1)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # whose length is not said before
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(stream.compress(b'{"text": "a"}\n') + stream.flush())
+    for work in (check_documents, read):
+        with pytest.raises(UserError, match=r"a\.jsonl\.zst .*: recompress it without --long$"):
+            work(path, "text")
+
+
 def test_jsonl_oddities(tmp_path):
     path = tmp_path / "a.jsonl"
     lines = [
@@ -133,7 +146,7 @@ def test_parquet_kinds_of_text(tmp_path):
         check_documents(path, "text")
         assert read(path) == (["a", "é"], 1), kind
     bad = pa.array([b"bad \xff", None, "é".encode()], pa.binary())
-    for array in (bad, bad.view(pa.string())):
+    for array in (bad, bad.cast(pa.large_binary()), bad.cast(pa.binary_view()), bad.view(pa.string())):
         pq.write_table(pa.table({"nested": [{"a": 1, "b": 2}] * 3, "text": array}), path)
         check_documents(path, "text")
         assert read(path) == (["bad \ufffd", "é"], 1)
@@ -149,6 +162,20 @@ def test_parquet_with_two_columns_of_a_name(tmp_path):
     with pytest.raises(UserError, match=r"a\.parquet has 2 columns 'text'"):
         check_documents(path, "text")
     assert read(path, "one") == (["c"], 0)
+
+
+def test_parquet_columns_with_dots_in_their_names(tmp_path):
+    """Parquet's paths do not tell them from the fields of a struct."""
+    path, texts, wrong = tmp_path / "a.parquet", ["a", "b"], ["wrong", "wrong"]
+    for columns, column in (
+        ({"a": [{"b": "wrong"}] * 2, "a.b": texts}, "a.b"),
+        ({"a.b": texts, "a": [{"b": "wrong"}] * 2}, "a.b"),
+        ({"text.clean": wrong, "text": texts}, "text"),
+        ({"text": texts, "text.clean": wrong}, "text"),
+    ):
+        pq.write_table(pa.table(columns), path)
+        check_documents(path, column)
+        assert read(path, column) == (texts, 0)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.null()])
@@ -202,6 +229,31 @@ def test_hidden_files_of_a_folder_are_left_out_and_names_must_be_utf8(tmp_path):
     strange.touch()
     with pytest.raises(UserError, match=r"udcff\.txt': the name is no UTF-8: rename it"):
         find_inputs([tmp_path])
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    """A corpus that is spread over disks; each folder once, whatever links to it."""
+    corpus = tmp_path / "corpus"
+    files = ("corpus/b/1.jsonl", "disk1/2.jsonl", "disk1/sub/3.jsonl", "disk2/4.jsonl", "disk2/.cache/5.jsonl")
+    for name in (*files, "hidden/6.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, [{"text": name}])
+    for link, target in (
+        ("corpus/c", "disk1"),
+        ("corpus/b/again", "corpus/b"),  # what is there itself goes before links to it
+        ("corpus/a", "corpus/b"),
+        ("corpus/b/up", "corpus"),
+        ("corpus/.d", "hidden"),
+        ("disk1/sub/next", "disk2"),
+        ("disk2/back", "disk1"),
+        ("corpus/e", "nowhere"),
+    ):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = find_inputs([corpus])
+    assert found == [corpus / name for name in ("b/1.jsonl", "c/2.jsonl", "c/sub/3.jsonl", "c/sub/next/4.jsonl")]
+    (corpus / "f.jsonl").symlink_to(tmp_path / "hidden/6.jsonl")
+    assert find_inputs([corpus]) == [*found, corpus / "f.jsonl"]
+    assert [Path(file.path) for file in find_inputs([f"file://{corpus}"])] == find_inputs([corpus])
 
 
 def test_folders_that_are_named_as_files(tmp_path):
@@ -275,6 +327,36 @@ def test_separated_documents(tmp_path, monkeypatch, separator, batch):
             assert found == texts[start:]
 
 
+@pytest.mark.parametrize("separator", [b"a", b"ab", b"aab", b"abab", b"\n\n\n\n\n"])
+def test_separators_wherever_the_reads_end(monkeypatch, separator):
+    rng = random.Random(0)
+    for _ in range(200):
+        data = bytes(rng.choices(separator + b"c", k=rng.randrange(100)))
+        monkeypatch.setattr(sources, "BATCH_BYTES", rng.randrange(1, 12))
+        *whole, last = data.decode().split(separator.decode())
+        assert list(sources._pieces(io.BytesIO(data), separator)) == whole + [last] * bool(last)
+
+
+def test_a_long_document_before_its_separator_is_looked_through_once(monkeypatch):
+    class Counted(io.BytesIO):
+        """Its bytes count how many of them are searched."""
+
+        searched = 0
+
+        def read(self, size: int = -1) -> bytes:
+            return Chunk(super().read(size))
+
+    class Chunk(bytes):
+        def __radd__(self, rest: bytes) -> bytes:
+            Counted.searched += len(rest) + len(self)
+            return rest + bytes(self)
+
+    monkeypatch.setattr(sources, "BATCH_BYTES", 10)
+    data = b"x" * 10_000
+    assert list(sources._pieces(Counted(data + b"--y"), b"--")) == [data.decode(), "y"]
+    assert len(data) < Counted.searched < 2 * len(data)
+
+
 @pytest.mark.parametrize("end", ["", "\n", "\nc"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_separated_documents_of_a_few_bytes(tmp_path, mark, end):
@@ -332,6 +414,8 @@ class Refusing(fsspec.AbstractFileSystem):
 
 def test_what_a_store_s_library_raises_is_one_line(path):
     fsspec.register_implementation("refusing", Refusing, clobber=True)
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/a.*: check address, network and credentials"):
+        find_inputs([f"http://127.0.0.1:9/{path.name}"])
     with pytest.raises(UserError, match=f"refusing://locked/{path.name}.*Unable to locate.*credentials"):
         find_inputs([f"refusing://locked/{path.name}"])
     (found,) = find_inputs([f"refusing://bucket/{path.name}"])

@@ -179,6 +179,12 @@ def test_without_a_manifest_only_the_structure(folder):
     assert "edufineweb_train_000001.npy: token 50257 at 50,257" in line
 
 
+def test_an_interrupted_download_is_not_whole(folder):
+    (folder / "manifest.json").unlink()
+    (folder / "fineweb_train_000003.bin.part").write_bytes(b"the beginning")
+    assert named(folder) == [f"{folder}/fineweb_train_000003.bin.part: left by an interrupted run"]
+
+
 def test_characters(tmp_path):
     with ShardWriter(tmp_path, "x") as writer:
         writer.write(*join_documents([np.array([0, 1, 2], np.uint16)], None))
