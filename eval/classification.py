@@ -45,7 +45,7 @@ class Tally:
         return [self.nll, *self.confusion.ravel().tolist(), *self.bins.ravel().tolist()]
 
     def load(self, sums: Sequence[float]) -> "Tally":
-        """Take the place of what `sums` gave."""
+        """Set this tally from another's `sums()`, or from the sum of several."""
         n = self.labels**2
         self.nll, self.confusion = sums[0], np.reshape(sums[1 : 1 + n], self.confusion.shape)
         self.bins = np.reshape(sums[1 + n :], self.bins.shape)
@@ -104,7 +104,7 @@ def labelled(tokens: Sequence[int], label: int, block_size: int) -> tuple[Sequen
     return kept, [IGNORED] * (len(kept) - 1) + [label]
 
 
-def plot_report(tally: Tally, labels: Sequence[str], path: Path) -> None:
+def plot_confusion(tally: Tally, labels: Sequence[str], path: Path) -> None:
     """Draw the confusion matrix and the reliability diagram as a PNG."""
     metrics = tally.metrics()
     with plt.rc_context(STYLE | {"axes.grid": False}):

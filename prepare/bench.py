@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prepare.cli import ROOT, Parser, UserError, available_cores, named, named_path, positive, run_script
-from prepare.pipeline import Job, run_job
+from prepare.pipeline import Job, add_workers, run_job
 from prepare.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources import LocalFile, find_inputs, read_documents
 from prepare.tokenizer import GPT2Tokenizer
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--input", nargs="+", type=named, metavar="FILE", help="text to repeat; when not given, plays")
     parser.add_argument("--column", default="text", help="where the files have it")
     parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
-    parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
+    add_workers(parser)
     parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each; the medians are shown")
     parser.add_argument("--folder", type=named_path, help="where there is room; when not given, a temporary folder")
     options = parser.parse_args(argv)

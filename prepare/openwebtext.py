@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.cli import DATA, Parser, UserError, available_cores, named, named_path, positive, run_script
+from prepare.cli import DATA, Parser, UserError, named, named_path, run_script
 from prepare.download import fetch_hub_file, hub_files
 from prepare.folder import PROGRESS, kept_revision
-from prepare.pipeline import Job, add_engine, add_shard_tokens, run_job
+from prepare.pipeline import Job, add_engine, add_shard_tokens, add_workers, run_job
 from prepare.sources import Batch, LocalFile, Source, arrow_batch, check_documents, find_inputs, read_documents, sized
 from prepare.tokenizer import GPT2Tokenizer
 
@@ -160,7 +160,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--column", default="text", help="where the files have the text")
     parser.add_argument("--out", type=named_path, default=DATA / "openwebtext", help="folder of the shards")
     add_shard_tokens(parser)
-    parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
+    add_workers(parser)
     add_engine(parser)
     return parser.parse_args(argv)
 

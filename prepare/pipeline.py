@@ -32,7 +32,7 @@ BACKLOG = 2  # shards that wait to be brought to disk
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every script with a pipeline has: --shard-tokens, --workers, --engine, --task."""
     add_shard_tokens(parser)
-    parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
+    add_workers(parser)
     add_engine(parser)
     parser.add_argument(
         "--task", type=task, default="1/1", metavar="I/N", help="do the Ith of N shares of the input files (job arrays)"
@@ -42,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_shard_tokens(parser: argparse.ArgumentParser) -> None:
     """--shard-tokens, which decides how many shards there are."""
     parser.add_argument("--shard-tokens", type=shard_size, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """--workers, which decides how long it takes and nothing else."""
+    parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -258,7 +263,7 @@ class _Output:
         self.facts = {fact: record["input"].get(fact, 0) for fact in counted}
         self.facts["engines"] = record["input"].get("engines", {})  # documents by who encoded them
         self.rows = record["rows"]  # of the source that the facts are about
-        # of those that follow, so many tokens are in the last shard already
+        # tokens of the next rows that the last finished shard holds already: encoded again, and not written
         self.skip = sum(shard["tokens"] for shard in record["shards"]) - self.facts["tokens"]
         self.writer = ShardWriter(
             folder.path, job.name, number, job.shard_tokens, self.source.split, record["shards"], self._publish

@@ -139,7 +139,8 @@ def join_documents(documents: Sequence[np.ndarray], eot: int | None) -> tuple[np
 
 
 def begin_documents(tokens: np.ndarray, offsets: np.ndarray, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The same, of documents that lie one after the other in `tokens` (1-D), their ends being offsets[1:] (int64)."""
+    """The same, of documents that lie one after the other in `tokens` (1-D): document i begins at offsets[i] (int64),
+    and the last one ends at offsets[-1]."""
     starts, tokens = offsets[:-1], np.ascontiguousarray(tokens, TOKEN)
     if eot is None or not len(starts):
         return tokens, starts

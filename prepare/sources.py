@@ -44,7 +44,7 @@ class Batch:
 
     texts: pa.LargeStringArray  # valid UTF-8, without nulls
     done: float
-    rows: np.ndarray | range  # which of the rows read together each document was
+    rows: np.ndarray | range  # the place of each document among the `read` rows
     read: int  # rows that they came from: documents, and values that were skipped
 
     @property

@@ -9,7 +9,7 @@ import torch
 from matplotlib.cbook import is_math_text
 
 from eval import classification
-from eval.classification import BINS, Tally, class_probabilities, classify, labelled, plot_report
+from eval.classification import BINS, Tally, class_probabilities, classify, labelled, plot_confusion
 from prepare.tokenizer import GPT2Tokenizer
 from train.classifier import Classifier
 from train.config import ModelConfig
@@ -75,9 +75,9 @@ def test_texts_together_are_classified_as_each_alone() -> None:
 def test_labels_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tally, labels, figures = Tally(3), ["$10_^$", "$50k-$100k", "\u826f\u3044"], []
     tally.add(*answers())
-    plot_report(tally, labels, tmp_path / "report.png")
+    plot_confusion(tally, labels, tmp_path / "report.png")
     monkeypatch.setattr(classification, "save", lambda figure, _: figures.append(figure))
-    plot_report(tally, labels, tmp_path / "report.png")
+    plot_confusion(tally, labels, tmp_path / "report.png")
     ticks = figures[0].axes[0].get_xticklabels()
     assert [tick.get_text().replace(r"\$", "$") for tick in ticks] == labels
     assert not any(is_math_text(tick.get_text()) for tick in ticks)
@@ -87,6 +87,6 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     tally = Tally(3)
     tally.add(*answers())
-    plot_report(tally, ["a", "b", "c"], tmp_path / "report.png")
+    plot_confusion(tally, ["a", "b", "c"], tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["report.png"]

@@ -61,8 +61,9 @@ def weights_sha256(model: GPT) -> str:
 
 
 def freeze(model: GPT, tune: TuneConfig) -> None:
-    """Let only the last tune.blocks layers move, with what follows them; 0: what is no part of a GPT; all: everything.
-    With tune.lora_rank these layers get updates of that rank, and those move in their place.
+    """Let only the last tune.blocks layers learn, and what follows them: the final LayerNorm and a classifier's head.
+    `all`: every parameter; 0: a classifier's head alone. With tune.lora_rank these layers' matrices stay as they are,
+    and updates of that rank learn in their place.
 
     Raises:
         UserError: the model has not as many layers.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.classification import Tally, class_probabilities, labelled, plot_report
+from eval.classification import Tally, class_probabilities, labelled, plot_confusion
 from eval.curves import plot_runs
 from eval.finetune_monitor import ClassifyMonitor
 from prepare.cli import UserError, run_script
@@ -57,7 +57,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     # The model to begin with, and the texts in its tokens, kept in files beside the run.
     base = initial_model(config.init)
     made_of = identity(config, base, columns=[config.data.text, config.data.label])
-    parts, about = prepare_once(run.path / "data", made_of, lambda: prepare(config, base), world)
+    parts, about = prepare_once(run.path / "data", made_of, lambda: make_examples(config, base), world)
     world.say(about["summary"])
     labels = about["labels"]
 
@@ -84,7 +84,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     close(training, stopped)
 
 
-def prepare(config: ClassifyConfig, base: LoadedModel) -> tuple[dict[str, Examples], dict[str, Any]]:
+def make_examples(config: ClassifyConfig, base: LoadedModel) -> tuple[dict[str, Examples], dict[str, Any]]:
     """The texts of the file in the model's tokens, divided, and what is to be known of them."""
     path, size = Path(config.data.train), base.model.config.block_size
     pairs, empty = read_labelled(path, config.data.text, config.data.label)
@@ -133,7 +133,7 @@ def report(training: Training, test: Examples) -> None:
     metrics = tally.metrics()
     facts = {"model": best.name, "examples": len(test), **metrics, "labels": best.labels}
     write_json(path / "report.json", {**facts, "confusion": tally.confusion.astype(int).tolist()})
-    plot_report(tally, best.labels, path / "report.png")
+    plot_confusion(tally, best.labels, path / "report.png")
     training.log.write(training.step, "test", **metrics)
     words = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
     training.log.say(f"test: {len(test):,} texts held out: {words} ({path / 'report.png'})")

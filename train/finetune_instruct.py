@@ -58,7 +58,7 @@ def finetune(config: InstructConfig, world: World) -> None:
     # The model to begin with, and the examples in its tokens, kept in files beside the run.
     base = initial_model(config.init)
     made_of = identity(config, base, template=config.template.describe())
-    parts, about = prepare_once(run.path / "data", made_of, lambda: prepare(config, base), world)
+    parts, about = prepare_once(run.path / "data", made_of, lambda: make_examples(config, base), world)
     world.say(about["summary"])
     torch.manual_seed(config.train.seed)
     raw = GPT(replace(base.model.config, dropout=config.tune.dropout), config.train.recompute)
@@ -83,7 +83,7 @@ def finetune(config: InstructConfig, world: World) -> None:
     close(training, stopped)
 
 
-def prepare(config: InstructConfig, base: LoadedModel) -> tuple[dict[str, Examples], dict[str, Any]]:
+def make_examples(config: InstructConfig, base: LoadedModel) -> tuple[dict[str, Examples], dict[str, Any]]:
     """The examples of the file in the model's tokens, divided, and what is to be known of them."""
     path, size = Path(config.data.train), base.model.config.block_size
     if base.tokenizer.eot is None:

@@ -164,7 +164,7 @@ class Loader:
         return self.first_window(step, 0) * self.windows.block_size
 
     def weights(self, _step: int) -> list[float]:
-        """What the mean loss of each micro-batch counts: all the same."""
+        """The weight of each micro-batch's mean loss: all the same."""
         micro_batches = self.per_rank // self.micro_batch_size
         return [1 / micro_batches] * micro_batches
 

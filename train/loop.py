@@ -38,7 +38,7 @@ class Reads(Protocol):
         """The micro-batches of steps first ... last - 1."""
 
     def weights(self, step: int) -> Sequence[float]:
-        """What the mean loss of each of a step's micro-batches counts in the mean of the whole batch."""
+        """The weight of each micro-batch's mean loss in the mean of the whole batch."""
 
     def seeds(self, step: int) -> Sequence[int]:
         """The seed of each one's dropout."""

@@ -52,7 +52,7 @@ def gather_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
-    """Take up the moments that state_dict()["state"] held, whether that optimizer was sharded or this one is."""
+    """Load the moments of a state_dict()["state"]; the optimizer that was saved and this one may each be sharded."""
     groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
     optimizer.load_state_dict({"param_groups": groups, "state": moments})
     if hasattr(optimizer, "consolidate_state_dict"):
