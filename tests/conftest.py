@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,8 @@ REAL_DATA = ROOT.parent / "shared" / "data"  # optional; tests that need it skip
 
 # Small models on few cores: more threads than cores only slow the tests down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# A shell starts what it puts into the background with Ctrl-C ignored, and so would be what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
