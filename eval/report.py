@@ -24,7 +24,7 @@ from eval.tasks import FORMATS, Format, load_hellaswag, load_lambada
 from prepare.cli import DATA, Parser, UserError, named_path, positive, run_script, write_whole
 from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.shards import find_shards, write_json
-from train.checkpoint import META, LoadedModel, newest_run
+from train.checkpoint import LoadedModel, newest_run
 from train.config import EvalConfig
 from train.distributed import World
 from train.run_log import METRICS
@@ -48,10 +48,9 @@ def main(argv: list[str] | None = None) -> None:
         wrong = "cannot be written to" if there.is_dir() else "is a file"
         raise UserError(f"--output {args.output}: {there} {wrong}; name another folder")
     shards = find_shards(args.shards) if args.shards else []
-    run = run_of(Path(model))
-    metrics = read_metrics(run) if run and (run / METRICS).is_file() else []
 
     with opened(model, args.device) as (loaded, world):
+        metrics = read_metrics(loaded.run) if loaded.run and (loaded.run / METRICS).is_file() else []
         found = dict(measures(loaded, world, args.data, shards, args.limit))
     if not world.is_main:
         return
@@ -72,14 +71,6 @@ def main(argv: list[str] | None = None) -> None:
     write_whole(args.output / "report.txt", text)
     plot_report(f"{loaded.name} beside OpenAI's GPT-2", cells, metrics, args.output / "report.png")
     print(f"{args.output}/report.txt report.json report.png")
-
-
-def run_of(model: Path) -> Path | None:
-    """The run that a model is, or that it is a checkpoint of, as `load_model` sees it; None for what is neither."""
-    path = model.resolve()  # the text of `..`, or of a checkpoint named from within its run, has other parents
-    if (path / "checkpoints").is_dir():
-        return path
-    return path.parent.parent if (path / META).is_file() else None
 
 
 def measures(

@@ -134,8 +134,8 @@ class Folder:
         """Remove what an interrupted run left of these sources, but (`keep`) the shards that `begun` knows."""
         kept = set()
         for number in numbers:
-            for kind in (".json.tmp", ".part.json.tmp"):  # of a full disk
-                (self.progress / f"{number:03d}{kind}").unlink(missing_ok=True)
+            for kind in ("", ".part"):
+                self._marker(number, kind).with_suffix(".json.tmp").unlink(missing_ok=True)  # of a full disk
             record = self.begun(number) if keep else None
             if record is None:
                 self._marker(number, ".part").unlink(missing_ok=True)

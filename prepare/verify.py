@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     if manifest is None and not present:
         raise UserError(f"{folder} holds no token shards: give the folder that they are in")
     left = [*folder.glob("*.tmp"), *folder.glob("*.bin.part")]  # of a shard's making, and of its download
-    damages = [f"{path}: left by an interrupted run" for path in left]
+    damages = [f"{path}: left by an interrupted run" for path in sorted(left)]
     contradictions: list[str] = []
     if manifest is None:
         records: list[dict] = [{"file": name} for name in present]

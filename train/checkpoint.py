@@ -353,6 +353,7 @@ class LoadedModel:
     labels: tuple[str, ...] = ()  # of a classifier
     template: Template | None = None  # of an instruction follower
     converses: bool = False  # it has learnt conversations of several turns
+    run: Path | None = None  # the run that it is a checkpoint of
 
     @property
     def tokenizer(self) -> GPT2Tokenizer | CharTokenizer:
@@ -396,10 +397,11 @@ def load_model(
         shape, labels = ModelConfig(**meta["model"]), tuple(meta.get("labels", ()))
         model = Classifier(shape, len(labels)) if labels else GPT(shape)
         model.load_state_dict(merged(_read_weights(path / WEIGHTS)))
-        name = f"{path.resolve().parents[1].name} at step {meta['step']}"
+        run = path.resolve().parent.parent
+        name = f"{run.name} at step {meta['step']}"
         template = Template(**meta["template"]) if "template" in meta else None
         tokenizer, converses = tokenizer_of(meta["tokenizer"], shape.vocab_size), meta.get("converses", False)
-        loaded = LoadedModel(model, tokenizer, name, meta["step"], labels, template, converses)
+        loaded = LoadedModel(model, tokenizer, name, meta["step"], labels, template, converses, run)
     elif is_hf_folder(path):
         loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name, None)
     elif is_openai_folder(path):
