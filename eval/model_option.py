@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prepare.cli import named, named_path, positive
-from prepare.shards import write_json
+from prepare.files import write_json
 from train import distributed
 from train.checkpoint import LoadedModel, load_model
 from train.distributed import World

@@ -21,9 +21,10 @@ from eval.measures import measure_hellaswag, measure_lambada, measure_shards, me
 from eval.model_option import add_model_options, opened
 from eval.published import NOTES, PUBLISHED, SIZES
 from eval.tasks import FORMATS, Format, load_hellaswag, load_lambada
-from prepare.cli import DATA, Parser, UserError, named_path, positive, run_script, write_whole
+from prepare.cli import DATA, Parser, UserError, named_path, positive, run_script
+from prepare.files import write_json, write_whole
 from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
-from prepare.shards import find_shards, write_json
+from prepare.shards import find_shards
 from train.checkpoint import LoadedModel, newest_run
 from train.config import EvalConfig
 from train.distributed import World

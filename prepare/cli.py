@@ -7,8 +7,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,36 +17,6 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
 RUNS = ROOT / "runs"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file under its final name at one stroke, when it is whole and on disk."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with naming(unfinished), unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    to_disk(path.parent)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have an OSError say which file it is about, as those of a write (a full disk) do not."""
-    try:
-        yield
-    except OSError as failure:
-        failure.filename = failure.filename or str(path)
-        raise
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def available_cores() -> int:

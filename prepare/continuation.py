@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from prepare.cli import UserError
-from prepare.shards import open_shard, read_manifest
+from prepare.manifest import read_manifest
+from prepare.shards import open_shard
 from prepare.tokenizer import Tokenizer, load_tokenizer
 
 LOOK = 1_000_000  # tokens read, at most

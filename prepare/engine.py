@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from gigatoken.gigatoken_rs import BPETokenizer
 
-from prepare.cli import naming
+from prepare.files import naming
 
 MEMORY = 400 << 20  # bytes, for each thread
 BETWEEN = 32 << 20  # bytes of text that a cache serves at least, should the memory be somebody else's

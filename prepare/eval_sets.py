@@ -13,8 +13,9 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 import argparse
 import json
 
-from prepare.cli import DATA, ArgumentError, Parser, named_path, positive, run_script, write_whole
+from prepare.cli import DATA, ArgumentError, Parser, named_path, positive, run_script
 from prepare.continuation import make_tasks
+from prepare.files import write_whole
 from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.shards import find_shards
 

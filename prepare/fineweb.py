@@ -19,9 +19,11 @@ import numpy as np
 
 from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, named, named_path, positive, run_script
 from prepare.download import fetch_hub_file, fetch_pretokenized, hub_files, pretokenized_repo
+from prepare.files import file_sha256
 from prepare.folder import PROGRESS, kept_revision
+from prepare.manifest import build_manifest, read_manifest, write_manifest
 from prepare.pipeline import KEEP_FILES, Job, add_options, run_job
-from prepare.shards import build_manifest, file_sha256, open_shard, read_manifest, write_manifest
+from prepare.shards import open_shard
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
 from prepare.tokenizer import EOT, GPT2Tokenizer
 

@@ -13,18 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from prepare.cli import UserError
-from prepare.shards import (
-    HEADER_BYTES,
-    MANIFEST,
-    MAX_PARTS,
-    TOKEN,
-    build_manifest,
-    read_manifest,
-    read_object,
-    shard_number,
-    write_json,
-    write_manifest,
-)
+from prepare.files import read_object, write_json
+from prepare.manifest import MANIFEST, build_manifest, read_manifest, write_manifest
+from prepare.shards import HEADER_BYTES, MAX_PARTS, TOKEN, shard_number
 
 PROGRESS = ".progress"
 

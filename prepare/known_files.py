@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from prepare.cli import DATA, write_whole
+from prepare.cli import DATA
 from prepare.download import fetch_hub_file, fetch_url
+from prepare.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,10 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # no
 import numpy as np
 
 from prepare.cli import Parser, Progress, UserError, named_path, run_script
+from prepare.files import file_sha256
 from prepare.folder import PROGRESS
-from prepare.shards import (
-    HEADER_BYTES,
-    MANIFEST,
-    MAX_PARTS,
-    file_sha256,
-    open_shard,
-    read_manifest,
-    shard_number,
-)
+from prepare.manifest import MANIFEST, read_manifest
+from prepare.shards import HEADER_BYTES, MAX_PARTS, open_shard, shard_number
 from prepare.tokenizer import EOT, GPT2_VOCAB_SIZE, load_tokenizer
 
 CHUNK = 1 << 24  # tokens looked at together

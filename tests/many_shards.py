@@ -12,16 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from prepare.shards import (
-    HEADER_BYTES,
-    SHARD_TOKENS,
-    _header,
-    build_manifest,
-    find_shards,
-    read_manifest,
-    shard_name,
-    write_manifest,
-)
+from prepare.manifest import build_manifest, read_manifest, write_manifest
+from prepare.shards import HEADER_BYTES, SHARD_TOKENS, _header, find_shards, shard_name
 from prepare.tokenizer import GPT2Tokenizer
 from train.loader import WindowOrder, Windows
 

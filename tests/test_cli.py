@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prepare.cli import ArgumentError, Parser, Progress, UserError, naming, run_script
+from prepare.cli import ArgumentError, Parser, Progress, UserError, run_script
 from tests.conftest import ROOT, one_line_error, run_command
 
 FAIL = "import sys\nfrom prepare.cli import *\ndef main(): {}\nrun_script(main)"
@@ -29,12 +29,6 @@ FAIL = "import sys\nfrom prepare.cli import *\ndef main(): {}\nrun_script(main)"
 def test_mistakes_are_one_line_with_their_status(body: str, status: int, message: str) -> None:
     result = run_command("python", "-c", FAIL.format(body))
     assert one_line_error(result, status).startswith(message)
-
-
-def test_a_write_that_fails_names_its_file() -> None:
-    path = Path("/dev/full")
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), naming(path), path.open("w") as file:
-        file.write("x")
 
 
 def test_a_mistake_is_said_though_nothing_can_be_printed() -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from prepare.cli import UserError
 from prepare.continuation import find_passages, make_tasks
+from prepare.manifest import build_manifest, write_manifest
 from prepare.plays import HELD_OUT, read_play
-from prepare.shards import build_manifest, write_manifest, write_shard
+from prepare.shards import write_shard
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 
 

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import tiktoken
 
-from prepare.shards import find_shards, open_shard, read_manifest, write_shard
+from prepare.manifest import read_manifest
+from prepare.shards import find_shards, open_shard, write_shard
 from prepare.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
 from tests.conftest import one_line_error, run_command
 from tests.loopback_hub import CLOSED, Fault, LoopbackHub

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prepare.shards import find_shards, open_shard, read_manifest, shard_number, write_shard
+from prepare.manifest import read_manifest
+from prepare.shards import find_shards, open_shard, shard_number, write_shard
 from prepare.tokenizer import EOT, GPT2Tokenizer
 from tests.conftest import ROOT, one_line_error, run_command
 from tests.loopback_hub import Fault, LoopbackHub

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from prepare.cli import UserError
-from prepare.shards import build_manifest, open_shard, write_manifest, write_shard
+from prepare.manifest import build_manifest, write_manifest
+from prepare.shards import open_shard, write_shard
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.tiny import VOCAB, markov_tokens, write_shards
 from train.loader import (

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prepare.shards import find_shards, open_shard, read_manifest
+from prepare.manifest import read_manifest
+from prepare.shards import find_shards, open_shard
 from prepare.tokenizer import EOT, GPT2Tokenizer
 from tests.conftest import one_line_error, run_command
 from tests.loopback_hub import Fault, LoopbackHub

@@ -19,8 +19,9 @@ import pytest
 
 from prepare import sources
 from prepare.cli import UserError, positive
+from prepare.manifest import build_manifest, read_manifest, write_manifest
 from prepare.pipeline import Job, run_job, task
-from prepare.shards import build_manifest, find_shards, open_shard, read_manifest, write_manifest, write_shard
+from prepare.shards import find_shards, open_shard, write_shard
 from prepare.sources import Batch, LocalFile, Source, batch_of
 from prepare.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
 from tests.conftest import ROOT, one_line_error, run_command

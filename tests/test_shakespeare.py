@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prepare.manifest import read_manifest
 from prepare.plays import HELD_OUT, PLAYS, read_play
-from prepare.shards import find_shards, open_shard, read_manifest
+from prepare.shards import find_shards, open_shard
 from prepare.tokenizer import EOT, GPT2Tokenizer, load_tokenizer
 from tests.conftest import one_line_error, run_command
 from tests.loopback_hub import Fault, LoopbackHub

@@ -9,7 +9,8 @@ import torch
 
 from eval import val_loss
 from prepare.cli import UserError
-from prepare.shards import build_manifest, write_manifest, write_shard
+from prepare.manifest import build_manifest, write_manifest
+from prepare.shards import write_shard
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.conftest import one_line_error, run_command
 from tests.random_gpt2 import save_random_gpt2

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prepare.shards import ShardWriter, build_manifest, file_sha256, join_documents, write_manifest
+from prepare.files import file_sha256
+from prepare.manifest import build_manifest, write_manifest
+from prepare.shards import ShardWriter, join_documents
 from prepare.tokenizer import EOT, CharTokenizer, GPT2Tokenizer
 from tests.conftest import one_line_error, run_command
 

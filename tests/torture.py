@@ -30,7 +30,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from prepare.shards import build_manifest, file_sha256, open_shard, write_manifest
+from prepare.files import file_sha256
+from prepare.manifest import build_manifest, write_manifest
+from prepare.shards import open_shard
 from prepare.tokenizer import CharTokenizer
 from tests.conftest import ROOT
 from tests.tiny import VOCAB, settings, write_shards

@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prepare.cli import RUNS, UserError, first_line, to_disk
+from prepare.cli import RUNS, UserError, first_line
+from prepare.files import file_sha256, to_disk
 from prepare.instructions import Template
-from prepare.shards import file_sha256
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer, load_tokenizer, tokenizer_of
 from train.classifier import Classifier
 from train.config import ModelConfig

@@ -13,7 +13,8 @@ from typing import Any, Literal, NoReturn, TypeVar
 import jsonargparse
 import yaml
 
-from prepare.cli import ROOT, RUNS, ArgumentError, write_whole
+from prepare.cli import ROOT, RUNS, ArgumentError
+from prepare.files import write_whole
 
 CONFIGS = ROOT / "configs"
 AnyConfig = TypeVar("AnyConfig")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from prepare.cli import UserError
-from prepare.shards import read_object, write_json
+from prepare.files import read_object, write_json
 from train.distributed import World
 from train.loader import START, permutation, read_ahead
 from train.model import IGNORED

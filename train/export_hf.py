@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors.torch import save_file
 
 from prepare.cli import Parser, UserError, first_line, named, named_path, run_script
-from prepare.shards import write_json
+from prepare.files import write_json
 from prepare.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
 from train.checkpoint import load_model
 from train.hf_weights import hf_config, to_hf

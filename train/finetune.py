@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from prepare.cli import UserError
-from prepare.shards import file_sha256
+from prepare.files import file_sha256
 from train import checkpoint
 from train.checkpoint import LoadedModel, load_model
 from train.distributed import World

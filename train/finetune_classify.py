@@ -19,8 +19,8 @@ from eval.classification import Tally, class_probabilities, labelled, plot_confu
 from eval.curves import plot_runs
 from eval.finetune_monitor import ClassifyMonitor
 from prepare.cli import UserError, run_script
+from prepare.files import write_json
 from prepare.labelled import read_labelled
-from prepare.shards import write_json
 from train import distributed
 from train.checkpoint import LoadedModel
 from train.classifier import Classifier

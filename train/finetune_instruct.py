@@ -19,8 +19,8 @@ from eval.curves import plot_runs
 from eval.finetune_monitor import InstructMonitor
 from eval.scoring import sum_loss
 from prepare.cli import UserError, run_script
+from prepare.files import write_json
 from prepare.instructions import encode, read_instructions
-from prepare.shards import write_json
 from train import distributed
 from train.checkpoint import LoadedModel
 from train.distributed import World

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from prepare.cli import UserError
-from prepare.shards import open_shard, read_manifest
+from prepare.manifest import read_manifest
+from prepare.shards import open_shard
 from train.step import dropout_seeds
 
 MicroBatches = list[tuple[Tensor, Tensor]]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from prepare.cli import UserError, write_whole
+from prepare.cli import UserError
+from prepare.files import write_whole
 from train.checkpoint import clear_leftovers, latest, set_aside
 from train.config import Config, save_config
 from train.distributed import World

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prepare.cli import UserError, write_whole
+from prepare.cli import UserError
+from prepare.files import write_whole
 from train.config import Config
 from train.distributed import World
 from train.hardware import peak_flops
