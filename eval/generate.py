@@ -19,8 +19,8 @@ from eval.sampling import TextStream, generate, stream_texts
 from prepare.cli import ArgumentError, Parser, UserError, positive, run_script
 from prepare.instructions import Message, question
 from prepare.tokenizer import Tokenizer
-from train.checkpoint import LoadedModel
 from train.model import GPT
+from train.open_model import LoadedModel
 
 LEAST_PENALTY = 1e-3  # below, logits divided by it leave float32
 

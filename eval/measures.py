@@ -37,10 +37,10 @@ from eval.tasks import (
 )
 from prepare.cli import Progress, UserError
 from prepare.tokenizer import Tokenizer
-from train.checkpoint import LoadedModel
 from train.distributed import World
 from train.loader import Windows, common_tokenizer, validation_batches
 from train.model import IGNORED
+from train.open_model import LoadedModel
 
 MOST_NATS = 700.0  # exp of more is no float64
 

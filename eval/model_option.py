@@ -12,9 +12,9 @@ import torch
 from prepare.cli import named, named_path, positive
 from prepare.files import write_json
 from train import distributed
-from train.checkpoint import LoadedModel, load_model
 from train.distributed import World
 from train.hardware import prepare_device
+from train.open_model import LoadedModel, load_model
 
 
 def add_model_options(parser: ArgumentParser) -> None:

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=named_path, help="picture; default: RUN/loss.png, or curves.png for several")
     parser.add_argument("--over", choices=("tokens", "steps"), default="tokens", help="the horizontal axis")
     args = parser.parse_args(argv)
-    runs = args.runs or [newest_run()]
+    runs = args.runs or [newest_logged_run()]
     output = args.output or (runs[0] / "loss.png" if len(runs) == 1 else Path("curves.png"))
     if output.is_dir() or (args.output and not output.parent.is_dir()):
         raise ArgumentError(f"--output {output}: name a file, in a folder that is there")
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     print(plot_runs(runs, output, args.over))
 
 
-def newest_run() -> Path:
+def newest_logged_run() -> Path:
     """The run under runs/ that was written to last."""
     logs = sorted(RUNS.glob(f"*/{METRICS}"), key=lambda path: path.stat().st_mtime)
     if not logs:

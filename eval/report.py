@@ -25,9 +25,9 @@ from prepare.cli import DATA, Parser, UserError, named_path, positive, run_scrip
 from prepare.files import write_json, write_whole
 from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.shards import find_shards
-from train.checkpoint import LoadedModel, newest_run
 from train.config import EvalConfig
 from train.distributed import World
+from train.open_model import LoadedModel, newest_run
 from train.run_log import METRICS
 
 

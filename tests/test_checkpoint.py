@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import string
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from train import checkpoint
 from train.config import ModelConfig, OptimConfig
 from train.loader import Began
 from train.model import GPT
+from train.open_model import load_model
 from train.optim import build_optimizer
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=27)
@@ -312,7 +312,7 @@ def test_opening_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, 10, model.state_dict(), state, described)
     with pytest.raises(UserError, match=r"train_state.pt is damaged"):
         checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
-    checkpoint.load_model(str(tmp_path))
+    load_model(str(tmp_path))
     assert not proof.exists()
     pickle.loads(pickle.dumps(malicious_pickle(proof)))  # the trap itself works
     assert proof.exists()
@@ -332,90 +332,3 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path: Path, name: str)
     link.symlink_to(tmp_path / "checkpoints")  # the folder itself may be anywhere
     outside.rename(file)
     assert checkpoint.read_meta(link / "step_00000005")["step"] == 5
-
-
-def test_a_model_is_loaded_from_the_newest_whole_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    save(tmp_path, 5)
-    save(tmp_path, 10)
-    damage(tmp_path / "checkpoints" / "step_00000010" / "train_state.pt", "missing")  # which no score needs
-    assert checkpoint.load_model(str(tmp_path)).step == 10
-    damage(tmp_path / "checkpoints" / "step_00000010" / "model.safetensors", "flipped")
-    assert checkpoint.load_model(str(tmp_path)).step == 5
-    assert "model.safetensors is damaged" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
-        checkpoint.load_model(str(tmp_path / "checkpoints" / "step_00000010"))
-
-
-def test_load_model_opens_a_run_and_a_checkpoint(tmp_path: Path) -> None:
-    run = tmp_path / "myrun"
-    save(run, 5, seed=1)
-    model, _ = save(run, 10, seed=2)
-    for spec in (run, run / "checkpoints" / "step_00000010"):
-        loaded = checkpoint.load_model(str(spec))
-        assert (loaded.name, loaded.step, loaded.tokenizer.name) == ("myrun at step 10", 10, "char")
-        assert not loaded.model.training
-        assert torch.equal(loaded.model.wte.weight, model.wte.weight)
-    older = checkpoint.load_model(str(run / "checkpoints" / "step_00000005"))
-    assert older.step == 5
-    assert not torch.equal(older.model.wte.weight, model.wte.weight)
-
-
-def test_without_a_name_the_newest_run_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "RUNS", tmp_path)
-    with pytest.raises(UserError, match="no run with a checkpoint"):
-        checkpoint.load_model(None)
-    save(tmp_path / "a", 5)
-    save(tmp_path / "b", 3)
-    os.utime(checkpoint.latest(tmp_path / "a"), (2e9, 2e9))
-    assert checkpoint.load_model(None).name == "a at step 5"
-    (tmp_path / "empty").mkdir()
-    assert checkpoint.load_model(None).name == "a at step 5"
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("nowhere/at/all", "there is no such folder"),
-        ("/nowhere", "there is no such folder"),
-        ("plain", "neither a run .* nor a checkpoint .* nor a Hugging Face"),
-        ("begun", "no finished checkpoint yet"),
-    ],
-)
-def test_what_is_no_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match=message):
-        checkpoint.load_model(spec)
-
-
-def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> None:
-    model, optimizer = trained()
-    save_checkpoint(tmp_path, 1, model, optimizer, tokenizer=CharTokenizer(string.ascii_letters).describe())
-    with pytest.raises(UserError, match="vocabulary of 27 is smaller than its tokenizer's, char with 52"):
-        checkpoint.load_model(str(tmp_path))
-
-
-def test_a_model_of_data_that_nobody_described_has_no_tokenizer(tmp_path: Path) -> None:
-    model, optimizer = trained()
-    save_checkpoint(tmp_path, 1, model, optimizer)
-    loaded = checkpoint.load_model(str(tmp_path))
-    assert loaded.known_tokenizer is None
-    with pytest.raises(UserError, match=r"has no tokenizer, since its data had no manifest\.json"):
-        _ = loaded.tokenizer
-
-
-def test_a_run_begins_from_another_model(tmp_path: Path) -> None:
-    source, _ = save(tmp_path / "source", 7)
-    model, _ = trained(seed=5)
-    assert checkpoint.begin_from(str(tmp_path / "source"), model, FACTS["tokenizer"]) == "source at step 7"
-    for a, b in zip(model.parameters(), source.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert model.training
-    larger, _ = trained(config=ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=27))
-    with pytest.raises(UserError, match=r"another shape: model\.n_layer 2 \(now 3\)"):
-        checkpoint.begin_from(str(tmp_path / "source"), larger, FACTS["tokenizer"])
-    with pytest.raises(UserError, match="has the char vocabulary of 27 ids, the data was made with char"):
-        checkpoint.begin_from(str(tmp_path / "source"), model, CharTokenizer(CHARACTERS[1:]).describe())
-    with pytest.raises(UserError, match="no such folder"):
-        checkpoint.begin_from("./absent", model, None)

@@ -14,9 +14,9 @@ from tests.conftest import ROOT, one_line_error, run_command
 from tests.loopback_hub import LoopbackHub
 from tests.tiny import save_checkpoint
 from train import export_hf
-from train.checkpoint import load_model
 from train.config import ModelConfig
 from train.model import GPT
+from train.open_model import load_model
 
 SCRIPT = ROOT / "train" / "export_hf.py"
 TEXTS = ["Hello, I'm a language model,", "naïve 東京 🙂\n\n  tabs\tand spaces  ", "it's 12345 o'clock<|endoftext|>"]

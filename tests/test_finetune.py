@@ -9,12 +9,12 @@ import torch
 from prepare.cli import UserError
 from prepare.tokenizer import CharTokenizer
 from tests.tiny import VOCAB
-from train.checkpoint import LoadedModel
 from train.classifier import Classifier
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.finetune import freeze, identity
 from train.finetune_config import ClassifyConfig, LabelledData, TuneConfig
 from train.model import GPT, IGNORED
+from train.open_model import LoadedModel
 from train.optim import build_optimizer
 
 SHAPE = ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=VOCAB)

@@ -20,9 +20,9 @@ from tests.conftest import one_line_error, run_command
 from tests.finetuning import base_model, finetune, words
 from tests.tiny import rows, save_checkpoint
 from train import finetune_classify
-from train.checkpoint import load_model
 from train.distributed import World
 from train.finetune_config import load_classify_config
+from train.open_model import load_model
 from train.stopping import SIGNALS
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -21,9 +21,9 @@ from prepare.tokenizer import EOT, CharTokenizer
 from tests.conftest import ROOT, one_line_error, run_command
 from tests.finetuning import base_model, finetune
 from tests.tiny import rows, save_checkpoint
-from train.checkpoint import load_model
 from train.examples import Examples
 from train.model import IGNORED
+from train.open_model import load_model
 
 CHANGES = {"eval__sample_every": 6, "eval__samples": 2, "eval__sample_tokens": 8}
 

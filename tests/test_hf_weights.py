@@ -15,10 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from prepare.cli import UserError
 from prepare.tokenizer import gpt2_vocabulary_files
 from tests.loopback_hub import LoopbackHub
-from train.checkpoint import load_model
 from train.config import ModelConfig
 from train.hf_weights import hf_config, load_hf, to_hf
 from train.model import GPT
+from train.open_model import load_model
 
 
 @pytest.fixture

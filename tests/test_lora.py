@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from tests.finetuning import base_model, finetune
 from tests.tiny import VOCAB
-from train.checkpoint import load_model
 from train.config import ModelConfig
 from train.lora import add_updates, merged
 from train.model import GPT
+from train.open_model import load_model
 
 SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=VOCAB)
 

@@ -15,7 +15,7 @@ from prepare.shards import write_shard
 from prepare.tokenizer import GPT2Tokenizer
 from tests.test_export_hf import make_run
 from tests.tiny import save_checkpoint
-from train.checkpoint import load_model
+from train.open_model import load_model
 
 
 @pytest.fixture(scope="module")

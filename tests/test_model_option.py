@@ -9,7 +9,7 @@ import torch
 from eval.model_option import add_model_options, add_set_options, opened, report
 from prepare.cli import ArgumentError, Parser, UserError
 from tests.random_gpt2 import save_random_gpt2
-from train.checkpoint import LoadedModel
+from train.open_model import LoadedModel
 
 
 def test_options_open_a_model_in_evaluation_mode_and_exact_float32(tmp_path):

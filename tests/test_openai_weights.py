@@ -11,8 +11,8 @@ from eval import generate
 from prepare.cli import UserError
 from tests.test_tf_checkpoint import SHAPE, expected_tensors, write_tensorflows
 from train import export_hf
-from train.checkpoint import load_model
 from train.config import ModelConfig
+from train.open_model import load_model
 from train.openai_weights import hf_name, load_openai
 
 

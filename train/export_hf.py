@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from prepare.cli import Parser, UserError, first_line, named, named_path, run_script
 from prepare.files import write_json
 from prepare.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
-from train.checkpoint import load_model
 from train.hf_weights import hf_config, to_hf
+from train.open_model import load_model
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,7 +12,6 @@ import torch
 from prepare.cli import UserError
 from prepare.files import file_sha256
 from train import checkpoint
-from train.checkpoint import LoadedModel, load_model
 from train.distributed import World
 from train.examples import ExampleLoader, Examples, fingerprint
 from train.finetune_config import ClassifyConfig, FinetuneConfig, TuneConfig
@@ -21,6 +20,7 @@ from train.job import changeable
 from train.loop import Measures, Training
 from train.lora import add_updates
 from train.model import GPT
+from train.open_model import LoadedModel, load_model
 from train.optim import build_optimizer
 from train.run_dir import RunDir
 from train.run_log import RunLog

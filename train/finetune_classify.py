@@ -22,7 +22,6 @@ from prepare.cli import UserError, run_script
 from prepare.files import write_json
 from prepare.labelled import read_labelled
 from train import distributed
-from train.checkpoint import LoadedModel
 from train.classifier import Classifier
 from train.distributed import World
 from train.examples import PARTS, Examples, bucketed, divide, prepare_once
@@ -31,6 +30,7 @@ from train.finetune_config import ClassifyConfig, check_batch, load_classify_con
 from train.hardware import prepare_device
 from train.job import close, complete, explained, open_run
 from train.loop import Training
+from train.open_model import LoadedModel
 from train.stopping import StopRequest
 
 OPENING = """Fine-tune a model to classify texts; the same command again goes on where a run stopped.

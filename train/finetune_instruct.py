@@ -22,7 +22,6 @@ from prepare.cli import UserError, run_script
 from prepare.files import write_json
 from prepare.instructions import encode, read_instructions
 from train import distributed
-from train.checkpoint import LoadedModel
 from train.distributed import World
 from train.examples import PARTS, Examples, bucketed, divide, next_tokens, prepare_once
 from train.finetune import assemble, best_model, freeze, identity, initial_model
@@ -31,6 +30,7 @@ from train.hardware import prepare_device
 from train.job import close, complete, explained, open_run
 from train.loop import Training
 from train.model import GPT
+from train.open_model import LoadedModel
 from train.stopping import StopRequest
 
 ANSWERS = 20  # in the report

@@ -22,6 +22,7 @@ from train.job import changeable, close, complete, explained, open_run
 from train.loader import Loader, WindowOrder, Windows, common_tokenizer, fingerprint
 from train.loop import Training
 from train.model import GPT
+from train.open_model import begin_from
 from train.optim import build_optimizer
 from train.run_log import RunLog
 from train.stopping import StopRequest
@@ -66,7 +67,7 @@ def train(config: Config, world: World) -> None:
     optimizer = build_optimizer(raw, config.optim, sharded=config.train.shard_optimizer and world.size > 1)
     resumed = checkpoint.resume(run.path, raw, optimizer, facts, config.data.allow_change)
     if config.train.init_from and not resumed.step:
-        name = checkpoint.begin_from(config.train.init_from, raw, facts["tokenizer"])
+        name = begin_from(config.train.init_from, raw, facts["tokenizer"])
         world.say(f"begins with the weights of {name}")
     model = wrap(raw, config.train, world)
 
