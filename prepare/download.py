@@ -40,17 +40,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
 
-from prepare.cli import ArgumentError, Progress, UserError, first_line
+from prepare.cli import Progress, UserError, first_line
 
 WAITS = (1, 2, 4, 8, 16, 30)  # seconds before each new try; a server that was never reached gets only the first two
 LONGEST_WAIT = 300  # seconds; a longer Retry-After is an error
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses worth another try
 TIMEOUT = 30  # seconds without a byte
-PRETOKENIZED = {  # (edu, version) -> the repository of ready GPT-2 shards that modded-nanogpt trains on
-    (False, "10BT"): "kjj0/fineweb10B-gpt2",
-    (False, "100BT"): "kjj0/fineweb100B-gpt2",
-    (True, "10BT"): "kjj0/finewebedu10B-gpt2",
-}
 T = TypeVar("T")
 
 
@@ -105,37 +100,6 @@ def fetch_url(url: str, into: Path, sha256: str | None = None, git_blob: str | N
     """
     remedy = f"or copy the file from a machine with a network to {into}"
     return _fetch(url, into, None, sha256, git_blob, {}, remedy)
-
-
-def pretokenized_repo(edu: bool, version: str) -> str:
-    """The repository of that data's published GPT-2 shards. ArgumentError when there is none."""
-    repo = PRETOKENIZED.get((edu, version))
-    if repo is None:
-        known = ", ".join(f"{'--edu ' if e else ''}--version {v}" for e, v in PRETOKENIZED)
-        raise ArgumentError(f"nobody published tokens of {'FineWeb-Edu' if edu else 'FineWeb'} {version}: use {known}")
-    return repo
-
-
-def fetch_pretokenized(into: Path, repo: str, chunks: int | None = None, revision: str = "main") -> HubListing:
-    """Bring published GPT-2 shards, the validation shard and the first `chunks` training shards (all), to `into`.
-
-    The files keep their names (fineweb_val_000000.bin, fineweb_train_000001.bin, ...); each holds about 100M tokens,
-    200 MB. Returns the commit and the files of it that are in `into` now: those of an earlier run are kept when they
-    are the commit's and brought again when they are not. UserError, before anything is fetched, for shards there that
-    the repository does not have.
-    """
-    listing = hub_files(repo, "", ".bin", revision)
-    val, train = ([name for name in listing.files if split in name] for split in ("_val_", "_train_"))
-    if chunks is not None and chunks > len(train):
-        raise ArgumentError(f"--pretokenized {chunks}: {repo} has {len(train)} training shards: ask for at most that")
-    present = {path.name for path in into.glob("*") if path.suffix in (".bin", ".npy")}
-    if strange := sorted(present - {*val, *train}):
-        raise UserError(f"{into / strange[0]} is there, but not in {repo}: choose another --out, or delete it")
-    wanted = present.union(train[:chunks])
-    names = val + [name for name in train if name in wanted]
-    for name in names:
-        fetch_hub_file(repo, name, listing.revision, into)
-    return HubListing(listing.revision, sorted(names))
 
 
 def is_right(path: Path, size: int | None = None, sha256: str | None = None, git_blob: str | None = None) -> bool:

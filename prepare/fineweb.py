@@ -15,17 +15,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from prepare.cli import DATA, ArgumentError, Parser, Progress, UserError, named, named_path, positive, run_script
-from prepare.download import fetch_hub_file, fetch_pretokenized, hub_files, pretokenized_repo
-from prepare.files import file_sha256
-from prepare.folder import PROGRESS, kept_revision
-from prepare.manifest import build_manifest, read_manifest, write_manifest
+from prepare.cli import DATA, ArgumentError, Parser, named, named_path, positive, run_script
+from prepare.download import fetch_hub_file, hub_files
+from prepare.folder import kept_revision
 from prepare.pipeline import KEEP_FILES, Job, add_options, run_job
-from prepare.shards import open_shard
+from prepare.pretokenized import fetch_shards
 from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
-from prepare.tokenizer import EOT, GPT2Tokenizer
+from prepare.tokenizer import GPT2Tokenizer
 
 
 @dataclass
@@ -62,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     name = f"fineweb{edu}"
     out = options.out or DATA / (name + options.version.replace("BT", "B"))
     if options.pretokenized is not None:
-        manifest = pretokenized(out, options.edu, options.version, options.pretokenized or None)
+        manifest = fetch_shards(out, options.edu, options.version, options.pretokenized or None)
     else:
         if options.input:
             paths = find_inputs(options.input)
@@ -149,39 +145,6 @@ def unescaped(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it is empty: say what stands between documents, or leave it out")
     return text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t").replace("\\0", "\0")
-
-
-def pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict:
-    """Download published shards, check each, and write their manifest; a folder keeps its repository and commit."""
-    repo = pretokenized_repo(edu, version)
-    old = read_manifest(out)
-    if (out / PROGRESS).exists() or (old is not None and "pretokenized" not in old.get("options", {})):
-        raise UserError(f"{out} holds shards that were tokenized here: choose another --out, or delete it")
-    if old is not None and old["dataset"] != repo:
-        raise UserError(
-            f"{out} was made with dataset {old['dataset']}, not {repo}: "
-            "give the same options, or choose another --out, or delete the folder"
-        )
-    fetched = fetch_pretokenized(out, repo, chunks, kept_revision(out, repo) or "main")
-    tokenizer = GPT2Tokenizer()
-    shards = []
-    paths = [out / name for name in fetched.files]
-    with Progress("checking", sum(path.stat().st_size for path in paths), "B") as progress:
-        for path in paths:
-            tokens = open_shard(path)
-            if tokens.max() >= tokenizer.vocab_size:
-                raise UserError(
-                    f"{path} holds token {tokens.max()}, above GPT-2's {tokenizer.vocab_size - 1}: delete it"
-                )
-            documents = int(np.count_nonzero(tokens == EOT))
-            record = {"file": path.name, "tokens": len(tokens), "documents": documents, "sha256": file_sha256(path)}
-            shards.append(record)
-            progress.update(path.stat().st_size)
-    inputs = [{"name": shard["file"], "documents": shard["documents"], "tokens": shard["tokens"]} for shard in shards]
-    manifest = build_manifest(repo, fetched.revision, inputs, tokenizer.describe(), {"pretokenized": True}, shards)
-    write_manifest(out, manifest)
-    print(f"{out}: {len(shards)} shards, {sum(shard['tokens'] for shard in shards):,} tokens from {repo}")
-    return manifest
 
 
 if __name__ == "__main__":

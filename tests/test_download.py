@@ -15,8 +15,8 @@ import pytest
 from huggingface_hub.utils import close_session
 
 from prepare import download
-from prepare.cli import ArgumentError, UserError
-from prepare.download import HubListing, fetch_hub_file, fetch_pretokenized, fetch_url, hub_files, pretokenized_repo
+from prepare.cli import UserError
+from prepare.download import fetch_hub_file, fetch_url, hub_files
 from tests.conftest import ROOT, one_line_error, run_command
 from tests.loopback_hub import CLOSED, Fault, LoopbackHub
 
@@ -257,37 +257,3 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     for path in ("file/plain.txt", "file/inside/plain.txt"):
         with pytest.raises(UserError, match="it is a file"):
             fetch_url("http://127.0.0.1:9/plain.txt", tmp_path / path, sha256=SHA256)
-
-
-def test_pretokenized_shards(hub: LoopbackHub, tmp_path: Path) -> None:
-    repo = tmp_path / "served/datasets/kjj0/finewebedu10B-gpt2"
-    repo.mkdir(parents=True)
-    shards = ["finewebedu_val_000000.bin", *(f"finewebedu_train_{index:06d}.bin" for index in (1, 2, 3))]
-    for name in shards:
-        (repo / name).write_bytes(name.encode())
-    name, two = pretokenized_repo(edu=True, version="10BT"), tmp_path / "two"
-    assert fetch_pretokenized(two, name, chunks=2) == HubListing(hub.commit(repo), sorted(shards[:3]))
-    assert names(two) == sorted(shards[:3])
-    assert fetch_pretokenized(two, name, chunks=1).files == sorted(shards[:3]), "those of before stay"
-    (two / shards[2]).write_bytes(b"of something else")
-    fetch_pretokenized(two, name, chunks=1)
-    assert (two / shards[2]).read_bytes() == shards[2].encode()
-    fetch_pretokenized(tmp_path / "all", name)
-    assert names(tmp_path / "all") == sorted(shards)
-    with pytest.raises(ArgumentError, match=r"4.*3 training shards"):
-        fetch_pretokenized(tmp_path / "more", name, chunks=4)
-    with pytest.raises(ArgumentError, match="FineWeb-Edu 350BT"):
-        pretokenized_repo(edu=True, version="350BT")
-
-
-@pytest.mark.parametrize("strange", ["mine.bin", "fineweb_train_000009.bin", "mine.npy"])
-def test_pretokenized_shards_are_not_mixed_with_others(hub: LoopbackHub, tmp_path: Path, strange: str) -> None:
-    repo = tmp_path / "served/datasets/kjj0/fineweb10B-gpt2"
-    repo.mkdir(parents=True)
-    (repo / "fineweb_train_000001.bin").write_bytes(b"shard")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / strange).touch()
-    with pytest.raises(UserError, match=f"{strange} is there, but not in kjj0/fineweb10B-gpt2: choose another --out"):
-        fetch_pretokenized(tmp_path / "out", "kjj0/fineweb10B-gpt2")
-    assert names(tmp_path / "out") == [strange]
-    assert not hub.ranges(".bin")

@@ -10,7 +10,7 @@ import pytest
 import tiktoken
 
 from prepare.manifest import read_manifest
-from prepare.shards import find_shards, open_shard, write_shard
+from prepare.shards import find_shards, open_shard
 from prepare.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
 from tests.conftest import one_line_error, run_command
 from tests.loopback_hub import CLOSED, Fault, LoopbackHub
@@ -255,48 +255,3 @@ def test_no_network_is_one_line(tmp_path):
         said = one_line_error(fineweb("--out", tmp_path / "out", *words, **offline))
         assert "--input" in said or "copy" in said or "elsewhere" in said
     assert not list(tmp_path.rglob("*.bin"))
-
-
-def test_pretokenized_shards_are_checked_and_get_a_manifest(tmp_path, hub):
-    repo = hub.folder / "datasets/kjj0/fineweb10B-gpt2"
-    repo.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        tokens = rng.integers(0, EOT + 1, 1000).astype(np.uint16)
-        write_shard(repo / f"fineweb_{'train' if number else 'val'}_{number:06d}.bin", tokens)
-    out = tmp_path / "out"
-    for chunks, names in ((2, 3), ("", 4)):
-        result = fineweb("--pretokenized", *([chunks] if chunks else []), "--out", out, **hub.environment(tmp_path))
-        assert result.returncode == 0, result.stderr
-        manifest = read_manifest(out)
-        assert len(manifest["shards"]) == names
-        assert manifest["revision"] == hub.commit(repo)
-        assert (out / "fineweb_train_000002.bin").read_bytes() == (repo / "fineweb_train_000002.bin").read_bytes()
-        verified = run_command("python", "prepare/verify.py", out)
-        assert verified.returncode == 0, verified.stdout
-    too_many = fineweb("--pretokenized", 9, "--out", out, **hub.environment(tmp_path))
-    assert "3 training shards" in one_line_error(too_many, 2)
-    write_shard(repo / "fineweb_train_000001.bin", np.full(1000, 50257, np.uint16))
-    bad = fineweb("--pretokenized", "--out", tmp_path / "bad", **hub.environment(tmp_path))
-    assert "token 50257" in one_line_error(bad)
-    path = parquet(tmp_path / "a.parquet", ["text"])
-    assert "was made with dataset kjj0" in one_line_error(fineweb("--input", path, "--out", out))
-    fineweb("--input", path, "--out", tmp_path / "mine")
-    mixed = fineweb("--pretokenized", "--out", tmp_path / "mine", **hub.environment(tmp_path))
-    assert "tokenized here" in one_line_error(mixed)
-
-
-def test_pretokenized_shards_of_two_datasets_are_not_mixed(tmp_path, hub):
-    out = tmp_path / "out"
-    for name in ("fineweb10B", "fineweb100B", "finewebedu10B"):
-        repo = hub.folder / f"datasets/kjj0/{name}-gpt2"
-        repo.mkdir(parents=True)
-        for number in range(2):
-            file = f"{name.partition('1')[0]}_{'train' if number else 'val'}_{number:06d}.bin"
-            write_shard(repo / file, np.array([EOT, number, len(name)], np.uint16))
-    assert fineweb("--pretokenized", "--out", out, **hub.environment(tmp_path)).returncode == 0
-    before = contents(out)
-    for words, other in ((["--version", "100BT"], "fineweb100B"), (["--edu"], "finewebedu10B")):
-        error = one_line_error(fineweb("--pretokenized", *words, "--out", out, **hub.environment(tmp_path)))
-        assert f"was made with dataset kjj0/fineweb10B-gpt2, not kjj0/{other}-gpt2" in error
-        assert contents(out) == before
