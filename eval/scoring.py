@@ -160,30 +160,16 @@ def _score_batch(
         parts       0 0 0 1 1 2 2 2 -1    is no input; rows are padded on the right
     """
     rows = [row for request in requests for row in rows_of(request, model.config.block_size)]
-    width = max(map(row_width, rows))
-    inputs, positions = torch.zeros(2, len(rows), width, dtype=torch.int64)
-    parts = torch.full((len(rows), width), -1)
-    wanted: list[tuple[int, int, int]] = []  # each token to score: its state's place, the token, whose it is
-    owner = 0
-    for row, (context, endings) in enumerate(rows):
-        tokens, places, numbers = [*context], [*range(len(context))], [0] * len(context)
-        for number, ending in enumerate(endings, 1):
-            states = [len(context) - 1, *range(len(tokens), len(tokens) + len(ending) - 1)]
-            wanted += [(row * width + state, token, owner) for state, token in zip(states, ending, strict=True)]
-            tokens += ending[:-1]
-            places += range(len(context), len(context) + len(ending) - 1)
-            numbers += [number] * (len(ending) - 1)
-            owner += 1
-        for tensor, values in ((inputs, tokens), (positions, places), (parts, numbers)):
-            tensor[row, : len(values)] = torch.tensor(values)
+    places, asked = _side_by_side(rows)
+    inputs, positions, parts = places.to(device)  # (rows, T) each
     seen = ((parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])).tril()[:, None]  # (rows, 1, T, T)
     mask = torch.where(seen, 0.0, -math.inf)
 
     with autocast, sdpa_kernel(ANY_SHAPE):
-        hidden = model.hidden(inputs.to(device), positions=positions.to(device), mask=mask.to(device))
-    states, targets, owners = torch.tensor(sorted(wanted)).unbind(1)  # (tokens to score,) each
-    states, which = states.unique_consecutive(return_inverse=True)
-    logliks, misses = torch.zeros(2, owner, dtype=torch.float64)
+        hidden = model.hidden(inputs, positions=positions, mask=mask)
+    states, targets, owners = asked  # (tokens to score,) each
+    states, which = states.unique(return_inverse=True)  # a context's last state predicts for all its continuations
+    logliks, misses = torch.zeros(2, sum(len(request.continuations) for request in requests), dtype=torch.float64)
     scored = hidden.flatten(0, 1)[states.to(device)]  # (states, C)
     for start, logits in _float32_logits(model, scored):
         some = (which >= start) & (which < start + len(logits))
@@ -196,6 +182,35 @@ def _score_batch(
         misses.index_add_(0, owners[some], (~first).cpu().double())
     scores = (Score(loglik, miss == 0) for loglik, miss in zip(logliks.tolist(), misses.tolist(), strict=True))
     return [[next(scores) for _ in request.continuations] for request in requests]
+
+
+def _side_by_side(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """The inputs, positions and parts of _score_batch, int64 (3, rows, T), and for each token to score the place of its
+    state in the flattened rows, the token, and the number of its continuation, int64 (3, tokens to score)."""
+    width = max(map(row_width, rows))
+    inputs, positions, parts = [], [], []
+    states, targets, owners = [], [], []
+    owner = 0
+    for row, (context, endings) in enumerate(rows):
+        begin, end = row * width, row * width + len(context)
+        inputs += context
+        positions += range(len(context))
+        parts += [0] * len(context)
+        for number, ending in enumerate(endings, 1):
+            behind = len(ending) - 1
+            states += [begin + len(context) - 1, *range(end, end + behind)]
+            targets += ending
+            owners += [owner] * len(ending)
+            inputs += ending[:-1]
+            positions += range(len(context), len(context) + behind)
+            parts += [number] * behind
+            end += behind
+            owner += 1
+        padding = begin + width - end
+        inputs += [0] * padding
+        positions += [0] * padding
+        parts += [-1] * padding
+    return torch.tensor([inputs, positions, parts]).view(3, len(rows), width), torch.tensor([states, targets, owners])
 
 
 def _float32_logits(model: GPT, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
