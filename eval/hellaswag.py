@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     tasks = load_hellaswag(args.data, args.limit)
-    with opened(args.model, args.device) as (loaded, world):
+    with opened(args.model, args.device, precision=args.precision) as (loaded, world):
         scores = measure_hellaswag(loaded, world, tasks, args.format, args.batch_tokens)
     if world.is_main:
         cut = scores["truncated"]

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     passages = load_lambada(args.data, args.limit)
-    with opened(args.model, args.device) as (loaded, world):
+    with opened(args.model, args.device, precision=args.precision) as (loaded, world):
         scores = measure_lambada(loaded, world, passages, args.batch_tokens)
     if world.is_main:
         cut = scores["truncated"]

@@ -13,7 +13,7 @@ from prepare.cli import named, named_path, positive
 from prepare.files import write_json
 from train import distributed
 from train.distributed import World
-from train.hardware import prepare_device
+from train.hardware import autocast, computes_in, prepare_device
 from train.open_model import LoadedModel, load_model
 
 
@@ -25,7 +25,8 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 
 def add_set_options(parser: ArgumentParser, data: Path, unit: str) -> None:
-    """Declare `--model`, `--device` and what a published set needs: `--data`, `--limit`, `--output`, `--batch-tokens`.
+    """Declare `--model`, `--device` and what a published set needs: `--data`, `--limit`, `--output`, `--batch-tokens`,
+    `--precision`.
 
     Args:
         data: where the set usually lies.
@@ -36,6 +37,8 @@ def add_set_options(parser: ArgumentParser, data: Path, unit: str) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help=f"only the first N {unit}")
     parser.add_argument("--output", type=output_file, metavar="FILE", help=f"scores, and those of each of the {unit}")
     parser.add_argument("--batch-tokens", type=positive, metavar="N", help="in a forward pass")
+    kinds = "up to the logits: fp32 for numbers to compare, bf16 for speed, where the device has it"
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=kinds)
 
 
 def output_file(text: str) -> Path:
@@ -47,10 +50,13 @@ def output_file(text: str) -> Path:
 
 
 @contextmanager
-def opened(spec: str | None, device: str, classifier: bool = False) -> Iterator[tuple[LoadedModel, World]]:
+def opened(
+    spec: str | None, device: str, classifier: bool = False, precision: str = "fp32"
+) -> Iterator[tuple[LoadedModel, World]]:
     """What `--model` and `--device` name, and the processes that share the work: torchrun's, or this one alone.
 
-    Matrix products are exact float32 from here on, also on GPUs that could take TF32 for them.
+    Matrix products are exact float32 in the block, also on GPUs that could take TF32 for them, unless `--precision`
+    asks for bf16.
 
     Raises:
         UserError: there is no such model or device, or it is a classifier where none is wanted, or the other way round.
@@ -59,7 +65,11 @@ def opened(spec: str | None, device: str, classifier: bool = False) -> Iterator[
         world = distributed.start(device)
         prepare_device(world.device)
         torch.set_float32_matmul_precision("highest")
-        yield load_model(spec, world.device, classifier=classifier), world
+        loaded = load_model(spec, world.device, classifier=classifier)
+        context = autocast(world.device, precision)
+        loaded.precision = computes_in(context)
+        with context:
+            yield loaded, world
     finally:
         distributed.stop()
 
@@ -68,11 +78,12 @@ def report(
     loaded: LoadedModel, lines: Mapping[str, str], output: Path | None, data: Path, scores: Mapping[str, Any]
 ) -> None:
     """Print labelled lines, without the empty ones, and write the scores with what they are of."""
-    lines = {"model": loaded.name, **lines}
+    lines = {"model": loaded.name, "precision": "bf16" if loaded.precision == "bf16" else "", **lines}
+    lines = {label: text for label, text in lines.items() if text}
     width = max(map(len, lines)) + 2
     for label, text in lines.items():
-        if text:
-            print(f"{label + ':':<{width}}{text}")
+        print(f"{label + ':':<{width}}{text}")
     if output:
-        write_json(output, {"model": loaded.name, "step": loaded.step, "data": str(data), **scores})
+        described = {"model": loaded.name, "step": loaded.step, "precision": loaded.precision, "data": str(data)}
+        write_json(output, {**described, **scores})
         print(f"{'written:':<{width}}{output}")

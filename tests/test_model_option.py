@@ -9,6 +9,7 @@ import torch
 from eval.model_option import add_model_options, add_set_options, opened, report
 from prepare.cli import ArgumentError, Parser, UserError
 from tests.random_gpt2 import save_random_gpt2
+from train import hardware
 from train.open_model import LoadedModel
 
 
@@ -43,4 +44,21 @@ def test_a_report_is_aligned_lines_and_json(tmp_path, capsys):
     lines = ["model:     random", "questions: 3", "acc:       0.5", f"written:   {args.output}"]
     assert capsys.readouterr().out.splitlines() == lines
     written = json.loads(args.output.read_text())
-    assert written == {"model": "random", "step": 7, "data": str(args.data), "acc": 0.5}
+    assert written == {"model": "random", "step": 7, "precision": "fp32", "data": str(args.data), "acc": 0.5}
+
+
+def test_bf16_is_said_where_it_was_used(tmp_path, monkeypatch, capsys):
+    save_random_gpt2(tmp_path / "random", vocab_size=50257, n_embd=64, n_positions=16)
+    idx = torch.arange(16)[None]
+    hidden = {}
+    for asked, there in (("fp32", True), ("bf16", True), ("bf16", False)):
+        monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda there=there: there)
+        with opened(str(tmp_path / "random"), "cpu", precision=asked) as (loaded, _), torch.no_grad():
+            hidden[asked, there] = loaded.model.hidden(idx)
+        assert loaded.precision == ("bf16" if there else "fp32") or asked == "fp32"
+        report(loaded, {"acc": "0.5"}, None, tmp_path, {})
+        assert ("precision: bf16" in capsys.readouterr().out) == (asked == "bf16" and there)
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.equal(hidden["fp32", True], hidden["bf16", False])
+    error = (hidden["bf16", True] - hidden["fp32", True]).abs().max()
+    assert 1e-5 < error < 0.1  # other numbers, and not other ones altogether

@@ -31,6 +31,7 @@ class LoadedModel:
     template: Template | None = None  # of an instruction follower
     converses: bool = False  # it has learnt conversations of several turns
     run: Path | None = None  # the run that it is a checkpoint of
+    precision: str = "fp32"  # of its matrix products, while it is measured
 
     @property
     def tokenizer(self) -> GPT2Tokenizer | CharTokenizer:
