@@ -18,7 +18,8 @@ have been cleaned give slightly others. A copy without ctx_a and ctx_b is divide
 import sys
 from pathlib import Path
 
-if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+# Scripts run from anywhere, and from here on Ctrl-C is one line.
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
 from eval.measures import measure_hellaswag
 from eval.model_option import add_set_options, opened, report

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+# Scripts run from anywhere, and from here on Ctrl-C is one line.
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
 from eval.curves import plot_runs, read_metrics
 from prepare.cli import RUNS, ArgumentError, Parser, UserError, named_path, run_script

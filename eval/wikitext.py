@@ -12,7 +12,8 @@ tokens is divided by the words of the original file (the ends of lines are words
 import sys
 from pathlib import Path
 
-if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1])  # noqa: E701  scripts run from anywhere
+# Scripts run from anywhere, and from here on Ctrl-C is one line.
+if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
 from eval.detokenize import load_wikitext
 from eval.measures import measure_wikitext
