@@ -29,7 +29,7 @@ LEAST_PENALTY = 1e-3  # below, logits divided by it leave float32
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         "Let a model continue a prompt, or answer an instruction if it has learnt to.",
-        'python eval/generate.py --model gpt2 --prompt "Hello, I\'m a language model,"',
+        'python eval/generate.py --model runs/quickstart --prompt "ROMEO:"',
     )
     add_model_options(parser)
     parser.add_argument("--prompt", action="append", metavar="P", help="what to continue; may be given several times")

@@ -1,6 +1,6 @@
 """The lm-evaluation-harness on a run: its own command line, with `gpt2_run` among its models.
 
-python eval/harness.py --model gpt2_run --model_args run=runs/x --tasks hellaswag,lambada_openai
+    python eval/harness.py --model gpt2_run --model_args run=runs/x --tasks hellaswag,lambada_openai
 
 `lm_eval` itself looks for models in its own package only, so this script stands in for it; every other argument is
 lm_eval's (`--include_path DIR` for tasks of your own, `--limit`, `--output_path`).

@@ -126,9 +126,7 @@ def perplexity_of(loss: float) -> float:
     return math.exp(loss)
 
 
-def measure_wikitext(
-    loaded: LoadedModel, world: World, text: WikiText, stride: int | None = None, batch_tokens: int = BATCH_TOKENS
-) -> dict[str, Any]:
+def measure_wikitext(loaded: LoadedModel, world: World, text: WikiText, stride: int | None = None) -> dict[str, Any]:
     """Perplexity per word of the original file, of a text read by sliding windows of the block size.
 
     Every window but the first predicts its last `stride` tokens, each of which sees at least block_size - stride
@@ -146,7 +144,7 @@ def measure_wikitext(
         raise UserError(f"WikiText needs GPT-2's vocabulary, and {loaded.name} has a {tokenizer.name} vocabulary")
     tokens = torch.tensor([tokenizer.eot, *tokenizer.encode(text.detokenized)])
     with _progress("WikiText", len(tokens) - 1, "token", world) as update:
-        batches = list(sliding_batches(tokens, size, stride, max(1, batch_tokens // size)))
+        batches = list(sliding_batches(tokens, size, stride, max(1, BATCH_TOKENS // size)))
         mine = counted(batches[world.rank :: world.size], np.zeros(tokenizer.vocab_size, np.int64), update)
         nll, _ = world.sum(sum_loss(loaded.model, mine, world.device))
     return {

@@ -14,7 +14,7 @@ from train.run_log import METRICS
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         "Draw loss, learning rate, throughput and HellaSwag or accuracy of runs, from their metrics.jsonl.",
-        "python eval/plot.py runs/gpt2_124m --output curves.png",
+        "python eval/plot.py runs/quickstart --output curves.png",
     )
     parser.add_argument("runs", nargs="*", type=named_path, metavar="RUN", help="run directories; none: the newest run")
     parser.add_argument("--output", type=named_path, help="picture; default: RUN/loss.png, or curves.png for several")

@@ -35,7 +35,7 @@ from train.run_log import METRICS
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         "Score a model on all published sets that are there, beside OpenAI's GPT-2.",
-        "python eval/report.py --model gpt2 --output report_gpt2",
+        "python eval/report.py --model runs/quickstart --output report",
     )
     add_model_options(parser)
     parser.add_argument("--data", type=named_path, default=DATA, metavar="DIR", help="where eval_sets.py has put them")

@@ -20,7 +20,7 @@ from train.config import EvalConfig
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         "Measure a model's loss and bits per byte on token shards, beside their unigram entropy.",
-        "python eval/val_loss.py --model gpt2 --data 'data/fineweb10B/fineweb_val_*.bin'",
+        "python eval/val_loss.py --model runs/quickstart --data 'data/shakespeare_bpe/*_val_*.bin'",
     )
     add_model_options(parser)
     parser.add_argument("--data", nargs="+", required=True, metavar="GLOB", help="token shards")

@@ -1,8 +1,8 @@
 """The evaluation sets: HellaSwag, LAMBADA and WikiText as published, or tasks out of held-out text of your own.
 
-python prepare/eval_sets.py                     # all -> data/{hellaswag_val,lambada_test}.jsonl, wikitext*_test.tokens
-python prepare/eval_sets.py hellaswag
-python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'    # needs no network
+    python prepare/eval_sets.py              # all -> data/{hellaswag_val,lambada_test}.jsonl, wikitext*_test.tokens
+    python prepare/eval_sets.py hellaswag
+    python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'    # needs no network
 """
 
 import sys
@@ -13,6 +13,7 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); impo
 
 import argparse
 import json
+from dataclasses import replace
 
 from prepare.cli import DATA, ArgumentError, Parser, named_path, positive, run_script
 from prepare.continuation import make_tasks
@@ -42,10 +43,13 @@ def published(arguments: list[str]) -> None:
     parser.add_argument("--hellaswag-url", default=HELLASWAG.url, metavar="URL", help="a mirror of the same file")
     parser.add_argument("--lambada-url", default=LAMBADA.url, metavar="URL", help="a mirror of the same file")
     options = parser.parse_args(arguments)
+    mirrored = {
+        "hellaswag": replace(HELLASWAG, url=options.hellaswag_url),
+        "lambada": replace(LAMBADA, url=options.lambada_url),
+    }
     for name in options.sets:
-        mirror = {"hellaswag": options.hellaswag_url, "lambada": options.lambada_url}.get(name)
         unit = {"hellaswag": "tasks", "lambada": "passages"}.get(name, "lines")
-        path = KNOWN[name].fetch(options.out, *([mirror] if mirror else []))
+        path = (KNOWN | mirrored)[name].fetch(options.out)
         print(f"{path}: {len(path.read_bytes().splitlines()):,} {unit}")
 
 

@@ -20,10 +20,10 @@ class KnownFile:
     sha256: str | None = None
     git_blob: str | None = None
 
-    def fetch(self, folder: Path | None = None, url: str | None = None) -> Path:
+    def fetch(self, folder: Path | None = None) -> Path:
         """Bring it to its place, or into `folder`, unless it is there and right already. UserError if that fails."""
         path = self.path if folder is None else folder / self.path.name
-        return fetch_url(url or self.url, path, self.sha256, self.git_blob)
+        return fetch_url(self.url, path, self.sha256, self.git_blob)
 
 
 @dataclass(frozen=True)

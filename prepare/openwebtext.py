@@ -1,7 +1,7 @@
 """OpenWebText to token shards, split as nanoGPT splits it.
 
-python prepare/openwebtext.py                              # from the hub -> data/openwebtext
-python prepare/openwebtext.py --input 'owt/*.parquet'      # its parquet files, when they are here already
+    python prepare/openwebtext.py                              # from the hub -> data/openwebtext
+    python prepare/openwebtext.py --input 'owt/*.parquet'      # its parquet files, when they are here already
 
 The documents, their order and the held-out ones are those of nanoGPT's data/openwebtext/prepare.py: train_test_split of
 `datasets` with test_size 0.0005 and seed 2357, over the hub's parquet files of what nanoGPT loads by a script, which

@@ -1,7 +1,7 @@
 """Shakespeare to token shards: a corpus that needs no network, or nanoGPT's Tiny Shakespeare, or a text of your own.
 
-python prepare/shakespeare.py                              # the 37 plays, BPE -> data/shakespeare_bpe
-python prepare/shakespeare.py --level char --source tiny   # nanoGPT's shakespeare_char -> data/shakespeare_char
+    python prepare/shakespeare.py                              # the 37 plays, BPE -> data/shakespeare_bpe
+    python prepare/shakespeare.py --level char --source tiny   # nanoGPT's shakespeare_char -> data/shakespeare_char
 
 Of the plays, each is one document, and four whole ones (9.5% of the text) are held out. Tiny Shakespeare or --input
 makes one document to train on (the first 90% of the characters, as nanoGPT splits) and one to validate with (the rest).

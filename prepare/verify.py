@@ -1,6 +1,6 @@
 """Proves a folder of token shards whole, or names each damaged file and what is wrong with it.
 
-    python prepare/verify.py data/fineweb10B
+    python prepare/verify.py data/shakespeare_bpe
 """
 
 import sys
@@ -22,7 +22,8 @@ CHUNK = 1 << 24  # tokens looked at together
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("Check every shard of a folder against its manifest.", "python prepare/verify.py data/fineweb10B")
+    example = "python prepare/verify.py data/shakespeare_bpe"
+    parser = Parser("Check every shard of a folder against its manifest.", example)
     parser.add_argument("folder", type=named_path, help="folder of token shards")
     folder = parser.parse_args(argv).folder
     if not folder.is_dir():

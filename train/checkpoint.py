@@ -269,8 +269,7 @@ def resume(
             f"{checkpoint} began with another model: {different[0]}; set --init back, or start another run "
             "with --run.dir"
         )
-    shape = {key: value for key, value in asdict(model.config).items() if key != "dropout"}
-    if different := differences("model", meta["model"], shape):
+    if different := differences("model", meta["model"], shape_of(model)):
         raise UserError(
             f"{checkpoint} holds a model of another shape: {', '.join(different)}; "
             "set these keys back, or start another run with --run.dir"
@@ -303,6 +302,11 @@ def resume(
     changes = (*other_data, *differences("", meta["settings"], facts["settings"]))
     skipped = meta.get("skipped", 0)  # older checkpoints do not say
     return Resumed(meta["step"], began, tuple(meta["grad_norms"]), skipped, changes, tuple(damaged))
+
+
+def shape_of(model: GPT) -> dict[str, Any]:
+    """What two models must have in common for one to take the other's weights."""
+    return {key: value for key, value in asdict(model.config).items() if key != "dropout"}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

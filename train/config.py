@@ -325,16 +325,18 @@ def check_common(config: Any, positive: Keys, not_negative: Keys) -> None:
         ArgumentError: names the key, its value and the values that work.
     """
     optim = config.optim
-    for keys_by_section, lowest, words in (
-        ({**positive, **POSITIVE}, 1, "above 0"),
-        ({**not_negative, **NOT_NEGATIVE}, 0, "0 or more"),
+    for keys_by_section, zero_allowed, words in (
+        (positive, False, "above 0"),
+        (POSITIVE, False, "above 0"),
+        (not_negative, True, "0 or more"),
+        (NOT_NEGATIVE, True, "0 or more"),
     ):
         for section, keys in keys_by_section.items():
             for key in keys:
                 value = getattr(getattr(config, section), key)
                 if value is None:
                     raise ArgumentError(f"{section}.{key} has no value: give a number {words}")
-                if not math.isfinite(value) or value < 0 or (lowest and value == 0):
+                if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
                     raise ArgumentError(f"{section}.{key} is {value}: give a number {words}")
     for key, value in (
         ("optim.spike_window", optim.spike_window),
@@ -368,13 +370,17 @@ def sequences_per_rank(config: Config, world_size: int) -> int:
     micro = 1 if data.micro_batch_size == "auto" else data.micro_batch_size
     unit = micro * block_size * world_size
     if data.batch_tokens % unit:
-        below = data.batch_tokens // unit * unit
-        proposals = " or ".join(str(value) for value in (below, below + unit) if value)
         raise ArgumentError(
             f"data.batch_tokens {data.batch_tokens} is not a multiple of micro_batch_size {micro} x block_size "
-            f"{block_size} x {world_size} processes = {unit}: take {proposals}"
+            f"{block_size} x {world_size} processes = {unit}: take {nearest_multiples(data.batch_tokens, unit)}"
         )
     return data.batch_tokens // (block_size * world_size)
+
+
+def nearest_multiples(value: int, unit: int) -> str:
+    """The multiples of `unit` around a value that is none, in words; 0 is not among them."""
+    below = value // unit * unit
+    return " or ".join(str(multiple) for multiple in (below, below + unit) if multiple)
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -73,9 +73,11 @@ class World:
             total = tensor.tolist()
         return total
 
-    def agree(self, *values: int) -> bool:
-        """Whether every rank has the same values; each is below 2^53 in size, exact in float64."""
-        return all(self.smallest(value) == -self.smallest(-value) for value in values)
+    def agree(self, *values: int | str) -> bool:
+        """Whether every rank has the same values: numbers below 2^53 in size, which are exact in float64, or checksums
+        in hexadecimal, of which the first 48 bits are compared."""
+        numbers = [int(value[:12], 16) if isinstance(value, str) else value for value in values]
+        return all(self.smallest(number) == -self.smallest(-number) for number in numbers)
 
     def describe(self) -> str:
         """How many processes, on what."""

@@ -23,7 +23,7 @@ from train.open_model import load_model
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         "Write a run or checkpoint as a Hugging Face directory.",
-        "python train/export_hf.py --model runs/gpt2_124m --output gpt2_124m_hf",
+        "python train/export_hf.py --model runs/quickstart --output quickstart_hf",
     )
     parser.add_argument("--model", type=named, metavar="X", help="as everywhere; when not given, the newest run")
     parser.add_argument("--output", metavar="DIR", type=named_path, required=True, help="a folder that is not there")

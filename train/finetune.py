@@ -132,7 +132,7 @@ def assemble(
     context = autocast(world.device, config.train.precision)
     log = RunLog(run.path, config, resumed.step, 0, world, loader.tokens_read)
     monitor = make_monitor(raw, context, log)
-    if not world.agree(resumed.step, int(facts["data"]["sha256"][:12], 16)):
+    if not world.agree(resumed.step, facts["data"]["sha256"]):
         raise UserError("the processes see different checkpoints or data: put run.dir on a file system that all share")
     run.begin(config, resumed.damaged)
     moved = sum(parameter.numel() for parameter in raw.parameters() if parameter.requires_grad)
@@ -144,7 +144,21 @@ def assemble(
         f"{data.batch_examples} are {loader.epoch_of(steps):.2f} epochs"
         + (f"\ngoing on from step {resumed.step:,}" if resumed.step else "")
     )
-    return Training(config, world, run, stop, log, raw, model, optimizer, context, loader, facts, monitor, resumed)
+    return Training(
+        config=config,
+        world=world,
+        run=run,
+        stop=stop,
+        log=log,
+        raw=raw,
+        model=model,
+        optimizer=optimizer,
+        context=context,
+        loader=loader,
+        facts=facts,
+        monitor=monitor,
+        resumed=resumed,
+    )
 
 
 def best_model(t: Training, classifier: bool) -> LoadedModel:

@@ -13,6 +13,7 @@ from train.config import (
     TrainConfig,
     check_common,
     check_probability,
+    nearest_multiples,
     read_config,
 )
 
@@ -203,8 +204,7 @@ def check_batch(config: FinetuneConfig, world_size: int) -> None:
     """ArgumentError, with the next values that do, unless the batch divides among processes and micro-batches."""
     batch, unit = config.data.batch_examples, config.data.micro_batch_size * world_size
     if batch % unit:
-        near = " or ".join(str(value) for value in (batch // unit * unit, (batch // unit + 1) * unit) if value)
         raise ArgumentError(
             f"data.batch_examples {batch} is not a multiple of micro_batch_size {config.data.micro_batch_size} x "
-            f"{world_size} processes = {unit}: take {near}"
+            f"{world_size} processes = {unit}: take {nearest_multiples(batch, unit)}"
         )

@@ -90,8 +90,8 @@ class Training:
 
 
 def run_steps(t: Training) -> bool:
-    """Train up to train.max_steps, or until all ranks agree to stop; whether it stopped early. Either way it is saved,
-    once `t.saver` has finished.
+    """Train up to train.max_steps, or until all ranks agree to stop or the monitor has seen enough; whether one of the
+    two ended it. Either way the run is saved, once `t.saver` has finished.
 
     Raises:
         UserError: too many steps in a row were not finite, too many saves failed, or the ranks have drifted apart.
@@ -110,24 +110,33 @@ def run_steps(t: Training) -> bool:
         if stopping or t.step >= last:
             break
 
-        began = time.perf_counter()
+        start = time.perf_counter()
         micro_batches = next(batches)
         faults.inject(t.step + 1, world.rank, t.raw)
         world.arrived(t.step + 1)
-        lr, seeds, limit = learning_rate(t.step, config.optim, last), t.loader.seeds(t.step), t.norms.limit()
-        skip_above = limit if config.optim.skip_spikes else math.inf
-        weights, clip = t.loader.weights(t.step), config.optim.grad_clip
-        parts = (t.model, t.optimizer, micro_batches, t.context)
-        loss, grad_norm = train_step(*parts, lr, clip, seeds, skip_above, weights=weights)
+        lr, limit = learning_rate(t.step, config.optim, last), t.norms.limit()
+        loss, grad_norm = train_step(
+            t.model,
+            t.optimizer,
+            micro_batches,
+            t.context,
+            lr,
+            config.optim.grad_clip,
+            t.loader.seeds(t.step),
+            skip_above=limit if config.optim.skip_spikes else math.inf,
+            weights=t.loader.weights(t.step),
+        )
         # One collective averages the loss and lets all ranks decide together whether to go on.
-        sums = world.sum([loss.item(), t.stop.requested(), t.saver is not None and t.saver.gave_up])
-        loss, grad_norm, t.step, t.stop.agreed = sums[0] / world.size, grad_norm.item(), t.step + 1, sums[1] > 0
-        log.train_row(t.step, loss, lr, grad_norm, time.perf_counter() - began)
+        gave_up = t.saver is not None and t.saver.gave_up
+        loss, stops, failures = world.sum([loss.item(), t.stop.requested(), gave_up])
+        loss, grad_norm = loss / world.size, grad_norm.item()
+        t.step, t.stop.agreed = t.step + 1, stops > 0
+        log.train_row(t.step, loss, lr, grad_norm, time.perf_counter() - start)
 
         t.norms.add(grad_norm)
         t.run.beat(t.step)
         t.skipped = 0 if math.isfinite(grad_norm) else t.skipped + 1
-        judge(t, grad_norm, limit, saves_failed=sums[2] > 0)
+        judge(t, grad_norm, limit, saves_failed=failures > 0)
         epoch = int(t.loader.epoch_of(t.step))
         if epoch > int(t.loader.epoch_of(t.step - 1)) and t.step < last:
             log.event(t.step, "all the data was read; the next epoch begins", epoch=epoch + 1)

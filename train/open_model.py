@@ -1,7 +1,7 @@
 """What --model means everywhere: a run, a checkpoint, a Hugging Face directory or OpenAI's, or a hub name, opened."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from prepare.cli import RUNS, UserError
 from prepare.instructions import Template
 from prepare.tokenizer import CharTokenizer, GPT2Tokenizer, load_tokenizer, tokenizer_of
-from train.checkpoint import META, WEIGHTS, differences, latest, newest_whole, read_meta, read_weights
+from train.checkpoint import META, WEIGHTS, differences, latest, newest_whole, read_meta, read_weights, shape_of
 from train.classifier import Classifier
 from train.config import ModelConfig
 from train.hf_weights import HUB_NAME, download_hf, is_hf_folder, load_hf
@@ -120,8 +120,7 @@ def begin_from(spec: str, model: GPT, tokenizer: Mapping[str, Any] | None) -> st
         UserError: there is no such model, or it is of another shape or vocabulary.
     """
     other = load_model(spec, option="--train.init_from")
-    shape = {key: value for key, value in asdict(model.config).items() if key != "dropout"}
-    if different := differences("model", asdict(other.model.config), shape):
+    if different := differences("model", shape_of(other.model), shape_of(model)):
         raise UserError(
             f"train.init_from {spec} is a model of another shape: {', '.join(different)}; set these keys as there"
         )

@@ -79,7 +79,7 @@ def train(config: Config, world: World) -> None:
     log = RunLog(run.path, config, resumed.step, raw.flops_per_token(), world, loader.tokens_read)
     context = autocast(world.device, config.train.precision)
     monitor = Monitor(config, raw, facts["tokenizer"], val_paths, context, micro, world, log, stop)
-    if not world.agree(resumed.step, int(facts["data"]["sha256"][:12], 16), monitor.intervals["hellaswag"]):
+    if not world.agree(resumed.step, facts["data"]["sha256"], monitor.intervals["hellaswag"]):
         raise UserError(
             "the processes see different checkpoints, shards or HellaSwag files: put run.dir and the data on a file "
             "system that all of them share"
@@ -88,8 +88,21 @@ def train(config: Config, world: World) -> None:
     describe(config, raw, loader, context, resumed.step, world)
 
     # The run, and its end.
-    parts = (config, world, run, stop, log, raw, model, optimizer, context, loader, facts, monitor)
-    training = Training(*parts, resumed)
+    training = Training(
+        config=config,
+        world=world,
+        run=run,
+        stop=stop,
+        log=log,
+        raw=raw,
+        model=model,
+        optimizer=optimizer,
+        context=context,
+        loader=loader,
+        facts=facts,
+        monitor=monitor,
+        resumed=resumed,
+    )
     stopped = complete(training)
     if world.is_main:
         from eval.curves import plot_runs  # matplotlib, which no other process has to wait for, nor the first step
