@@ -60,7 +60,7 @@ class Measurements:
             for kind in due:
                 row = self.measures[kind]()
                 self.log.write(step, kind, **row)
-                self.log.say(f"step {step}: {kind} | " + " | ".join(_words(key, row[key]) for key in row))
+                self.world.say(f"step {step}: {kind} | " + " | ".join(_words(key, row[key]) for key in row))
         except Stopped:
             return True
         return False

@@ -42,9 +42,9 @@ from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
 
 from prepare.cli import Progress, UserError, first_line
 
-WAITS = (1, 2, 4, 8, 16, 30)  # seconds before each new try; a server that was never reached gets only the first two
+BACKOFF = (1, 2, 4, 8, 16, 30)  # seconds before each new try; a server that was never reached gets only the first two
 LONGEST_WAIT = 300  # seconds; a longer Retry-After is an error
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses worth another try
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # statuses worth another try
 TIMEOUT = 30  # seconds without a byte
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def hub_files(repo: str, folder: str, suffix: str, revision: str = "main") -> Hu
         except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as failure:  # a login page, perhaps
             raise ValueError(f"the answer is no hub's, {failure!r}") from failure
 
-    found = _persist(listing, f"{repo} on {constants.ENDPOINT}", "fetch its files elsewhere and pass them with --input")
+    found = _retry(listing, f"{repo} on {constants.ENDPOINT}", "fetch its files elsewhere and pass them with --input")
     if not found.files:
         raise UserError(f"{repo} at {revision} has no *{suffix} in {folder or 'its top folder'}: another revision?")
     return found
@@ -86,7 +86,7 @@ def fetch_hub_file(repo: str, path: str, revision: str, into: Path) -> Path:
     url = hf_hub_url(repo, path, repo_type="dataset", revision=revision)
     final = into / path
     remedy = f"or copy the file from a machine with a network to {final}"
-    stated = _persist(lambda: get_hf_file_metadata(url, timeout=TIMEOUT), url, remedy)
+    stated = _retry(lambda: get_hf_file_metadata(url, timeout=TIMEOUT), url, remedy)
     etag = stated.etag or ""
     sha256 = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
     git_blob = etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None
@@ -183,10 +183,10 @@ def _stream(url: str, file: BinaryIO, size: int | None, headers: Mapping[str, st
             file.flush()
             return file.tell()
 
-        return _persist(rest, url, remedy, progress=lambda: file.seek(0, os.SEEK_END))
+        return _retry(rest, url, remedy, progress=lambda: file.seek(0, os.SEEK_END))
 
 
-def _persist(ask: Callable[[], T], what: str, remedy: str, progress: Callable[[], int] = lambda: 0) -> T:
+def _retry(ask: Callable[[], T], what: str, remedy: str, progress: Callable[[], int] = lambda: 0) -> T:
     """Call `ask` until it succeeds, waiting longer each time; an advance of `progress` renews the patience.
 
     Whatever the network or the server does ends as a UserError saying what to do.
@@ -217,14 +217,14 @@ def _persist(ask: Callable[[], T], what: str, remedy: str, progress: Callable[[]
             if response is not None:
                 reached, wait = True, _retry_after(response.headers)
                 reason = f"{response.status_code} {response.reason_phrase}"
-                if response.status_code not in PASSING:
+                if response.status_code not in TRANSIENT:
                     raise UserError(f"{what} answered {reason}: check the address, {remedy}") from None
                 if (wait or 0) > LONGEST_WAIT:
                     reason += f" and asks to wait {wait:.0f} s"
                     raise UserError(f"{what} answered {reason}: run the same command after that, {remedy}") from None
             if progress() > before:
                 tries, reached, before = 0, True, progress()
-            waits = WAITS if reached else WAITS[:2]
+            waits = BACKOFF if reached else BACKOFF[:2]
             if tries == len(waits):
                 raise UserError(
                     f"cannot get {what} ({reason}): check the network, set HF_ENDPOINT or the URL to a mirror, "

@@ -34,7 +34,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
     for index in range(5):
         (repo / f"sample/10BT/{index:03d}_00000.parquet").write_bytes(BODY[index:])
     (tmp_path / "served/plain.txt").write_bytes(BODY)
-    monkeypatch.setattr(download, "WAITS", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(download, "BACKOFF", (0.01, 0.02, 0.03))
     with LoopbackHub(tmp_path / "served", page=2) as server:
         server.adopt(monkeypatch, tmp_path)
         yield server
@@ -119,7 +119,7 @@ def test_retry_after_is_waited_for(hub: LoopbackHub, tmp_path: Path, monkeypatch
     hub.faults += [Fault("plain", status=429, retry_after=7), Fault("plain", status=429)]
     hub.faults += [Fault("plain", status=429, rate_limit='"api";r=0;t=55')]
     fetch_url(f"{hub.endpoint}/plain.txt", tmp_path / "plain.txt", sha256=SHA256)
-    assert [wait for wait in waited if wait] == [7, download.WAITS[1], 56]
+    assert [wait for wait in waited if wait] == [7, download.BACKOFF[1], 56]
 
 
 def test_a_hub_that_would_answer_more_is_not_waited_for(
@@ -129,7 +129,7 @@ def test_a_hub_that_would_answer_more_is_not_waited_for(
     monkeypatch.setattr(download.time, "sleep", waited.append)
     hub.faults.append(Fault("plain", status=503, rate_limit='"api";r=5;t=55'))
     fetch_url(f"{hub.endpoint}/plain.txt", tmp_path / "plain.txt", sha256=SHA256)
-    assert [wait for wait in waited if wait] == [download.WAITS[0]]
+    assert [wait for wait in waited if wait] == [download.BACKOFF[0]]
 
 
 def test_a_killed_download_goes_on_where_it_stopped(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from prepare.cli import UserError
 from tests.tiny import rows
 from train.config import Config, LogConfig, OptimConfig, RunConfig, TrainConfig
 from train.distributed import World
-from train.job import changeable, close, explained
+from train.job import changeable, close, one_line_errors
 from train.run_dir import RunDir
 from train.run_log import RunLog
 
@@ -28,7 +28,7 @@ from train.run_log import RunLog
     ],
 )
 def test_a_failure_of_the_machine_is_one_line(failure: Exception, words: str) -> None:
-    with pytest.raises(UserError) as said, explained(24):
+    with pytest.raises(UserError) as said, one_line_errors(24):
         raise failure
     assert words in str(said.value)
     assert "\n" not in str(said.value)
@@ -36,7 +36,7 @@ def test_a_failure_of_the_machine_is_one_line(failure: Exception, words: str) ->
 
 @pytest.mark.parametrize("failure", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("Timed out")])
 def test_other_failures_stay_what_they_are(failure: Exception) -> None:
-    with pytest.raises(type(failure)) as said, explained(24):
+    with pytest.raises(type(failure)) as said, one_line_errors(24):
         raise failure
     assert said.value is failure
 
@@ -57,7 +57,8 @@ def finished(run: Path) -> SimpleNamespace:
     directory = RunDir(config, world)
     log = RunLog(run, config, 7, 1, world, lambda steps: steps)
     log.write(7, "val", loss=1.0)
-    return SimpleNamespace(config=config, run=directory, log=log, step=7, stop=SimpleNamespace(ignore=lambda: None))
+    ignoring = SimpleNamespace(ignore=lambda: None)
+    return SimpleNamespace(config=config, world=world, run=directory, log=log, step=7, stop=ignoring)
 
 
 def test_the_last_rows_are_on_disk_before_done_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from prepare.cli import UserError, available_cores
-from train.watch import Watch
+from train.watchdog import Watchdog
 
 _START_ALL = "see that all of them start, and reach MASTER_ADDR; the first error above, or its node's log, says why not"
 _TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
@@ -25,7 +25,7 @@ class World:
     rank: int
     size: int
     device: torch.device
-    watch: Watch | None = None  # over the others, where there are some
+    watchdog: Watchdog | None = None  # over the others, where there are some
     store: dist.Store | None = None  # torchrun's, which outlives its restarts
 
     @property
@@ -51,9 +51,9 @@ class World:
         return [int(each) for each in self.sum([value if rank == self.rank else 0 for rank in range(self.size)])]
 
     def arrived(self, step: int) -> None:
-        """This rank stands before the work that makes `step` finished steps; see train/watch.py."""
-        if self.watch:
-            self.watch.arrived(step)
+        """This rank stands before the work that makes `step` finished steps; see train/watchdog.py."""
+        if self.watchdog:
+            self.watchdog.arrived(step)
 
     def note(self, text: str) -> None:
         """Remember something over torchrun's restarts."""
@@ -67,7 +67,7 @@ class World:
     def _reduce(self, values: Sequence[float], operation: dist.ReduceOp) -> list[float]:
         total = [float(value) for value in values]
         if self.size > 1:
-            self.watch.arrived()
+            self.watchdog.arrived()
             tensor = torch.tensor(total, dtype=torch.float64, device=self.device)  # (number of values,)
             dist.all_reduce(tensor, operation)
             total = tensor.tolist()
@@ -111,8 +111,8 @@ def start(device: str = "auto", timeout_seconds: int = 600) -> World:
     elif device == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1" and "LOCAL_WORLD_SIZE" in os.environ:
         # torchrun gives every process one thread unless told otherwise; share the cores out instead
         torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    watch = store = None
-    timeout = timedelta(seconds=2 * timeout_seconds + 30)  # the watch speaks first; then the collectives end
+    watchdog = store = None
+    timeout = timedelta(seconds=2 * timeout_seconds + 30)  # the watchdog speaks first; then the collectives end
     if size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         store = _open_store(timeout)
     if size > 1:
@@ -123,8 +123,8 @@ def start(device: str = "auto", timeout_seconds: int = 600) -> World:
         # gives it to them, DDP does not, and both wait for ever (torch 2.13; the cause is that of
         # https://github.com/pytorch/pytorch/issues/56297). So Python holds the group until the process ends.
         atexit.register(lambda _group: None, dist.group.WORLD)
-        watch = Watch(ours, rank, size, timeout_seconds)
-    return World(rank, size, torch.device(device), watch, store)
+        watchdog = Watchdog(ours, rank, size, timeout_seconds)
+    return World(rank, size, torch.device(device), watchdog, store)
 
 
 def _open_store(timeout: timedelta) -> dist.Store:

@@ -166,5 +166,5 @@ def best_model(t: Training, classifier: bool) -> LoadedModel:
     On rank 0, once the run is complete."""
     if t.config.eval.patience and (best := checkpoint.go_back(t.run.path, t.log.val_losses)):
         step = checkpoint.step_of(best)
-        t.log.say(f"best: step {step}, validation loss {t.log.val_losses[step]:.4f}")
+        t.world.say(f"best: step {step}, validation loss {t.log.val_losses[step]:.4f}")
     return load_model(str(t.run.path), t.world.device, classifier=classifier)

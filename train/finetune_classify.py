@@ -29,7 +29,7 @@ from train.examples import PARTS, Examples, bucketed, divide, prepare_once
 from train.finetune import assemble, best_model, freeze, identity, initial_model
 from train.finetune_config import ClassifyConfig, check_batch, load_classify_config
 from train.hardware import prepare_device
-from train.job import close, complete, explained, open_run
+from train.job import close, complete, one_line_errors, open_run
 from train.loop import Training
 from train.open_model import LoadedModel
 from train.stopping import StopRequest
@@ -43,7 +43,7 @@ OPENING = """Fine-tune a model to classify texts; the same command again goes on
 
 def main() -> None:
     config = load_classify_config(None, OPENING)
-    with explained(config.data.micro_batch_size):
+    with one_line_errors(config.data.micro_batch_size):
         finetune(config, distributed.start(config.train.device, config.train.timeout_seconds))
 
 
@@ -137,7 +137,7 @@ def report(training: Training, test: Examples) -> None:
     plot_confusion(tally, best.labels, path / "report.png")
     training.log.write(training.step, "test", **metrics)
     words = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-    training.log.say(f"test: {len(test):,} texts held out: {words} ({path / 'report.png'})")
+    training.world.say(f"test: {len(test):,} texts held out: {words} ({path / 'report.png'})")
 
 
 if __name__ == "__main__":

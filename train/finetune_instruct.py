@@ -28,7 +28,7 @@ from train.examples import PARTS, Examples, bucketed, divide, next_tokens, prepa
 from train.finetune import assemble, best_model, freeze, identity, initial_model
 from train.finetune_config import InstructConfig, check_batch, load_instruct_config
 from train.hardware import prepare_device
-from train.job import close, complete, explained, open_run
+from train.job import close, complete, one_line_errors, open_run
 from train.loop import Training
 from train.model import GPT
 from train.open_model import LoadedModel
@@ -44,7 +44,7 @@ OPENING = """Fine-tune a model to follow instructions; the same command again go
 
 def main() -> None:
     config = load_instruct_config(None, OPENING)
-    with explained(config.data.micro_batch_size):
+    with one_line_errors(config.data.micro_batch_size):
         finetune(config, distributed.start(config.train.device, config.train.timeout_seconds))
 
 
@@ -134,7 +134,7 @@ def report(training: Training, test: Examples, base: LoadedModel) -> None:
     facts = {"model": best.name, "examples": len(test), "loss": losses, "answers": answers}
     write_json(training.run.path / "report.json", facts)
     training.log.write(training.step, "test", loss=losses["after"], loss_before=losses["before"])
-    training.log.say(
+    training.world.say(
         f"test: {len(test):,} answers held out: loss {losses['after']:.4f} nats a token, {losses['before']:.4f} before "
         f"({training.run.path / 'report.json'})"
     )

@@ -14,7 +14,7 @@ from train.run_dir import RunDir
 
 
 @contextmanager
-def explained(micro_batch_size: int | str) -> Iterator[None]:
+def one_line_errors(micro_batch_size: int | str) -> Iterator[None]:
     """Say in one line that memory ran out, or that another process is gone."""
     try:
         yield
@@ -73,6 +73,6 @@ def close(t: Training, stopped: bool) -> None:
     else:
         t.log.sync()  # DONE counts on the rows, as a checkpoint does
         t.run.finish(max(t.step, t.config.train.max_steps))  # also a run that ends early
-        t.log.say(f"finished {t.step} steps: {t.run.path}")
+        t.world.say(f"finished {t.step} steps: {t.run.path}")
     t.log.close()
     t.stop.ignore()

@@ -80,16 +80,12 @@ class RunLog:
         """Whether a row of this step and kind is there, from before a resume too; only rank 0 knows."""
         return (step, kind) in self.recorded
 
-    def say(self, text: str) -> None:
-        """A line on the console, from rank 0 only."""
-        self.world.say(text)
-
     def event(self, step: int, event: str, **values: Any) -> None:
         """A row of kind `event`, also said on the console; not what this step's rows say already."""
         if self.has(step, event):
             return
         self.write(step, "event", event=event, **values)
-        self.say(f"step {step}: {event}" + "".join(f", {key} {value}" for key, value in values.items()))
+        self.world.say(f"step {step}: {event}" + "".join(f", {key} {value}" for key, value in values.items()))
 
     def train_row(self, step: int, loss: float, lr: float, grad_norm: float, seconds: float) -> None:
         """Take a finished step that took `seconds`; at the interval, write its row and console line.
@@ -111,7 +107,7 @@ class RunLog:
         self.rows += 1
         left = duration((self.max_steps - step) * self.seconds_a_step)
         share = f" | mfu {mfu:.1%}" if mfu else ""
-        self.say(
+        self.world.say(
             f"step {step:>{len(str(self.max_steps))}}/{self.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
             f"grad norm {grad_norm:.2f} | {speed:,.0f} tok/s{share} | {left} left"
         )

@@ -19,7 +19,7 @@ from train import checkpoint, distributed
 from train.config import Config, load_config, sequences_per_rank
 from train.distributed import World
 from train.hardware import autocast, computes_in, fitting_micro_batch, prepare_device
-from train.job import changeable, close, complete, explained, open_run
+from train.job import changeable, close, complete, one_line_errors, open_run
 from train.loader import Loader, WindowOrder, Windows, common_tokenizer, fingerprint
 from train.loop import Training
 from train.model import GPT
@@ -38,7 +38,7 @@ OPENING = """Train a GPT-2 on token shards, alone or under torchrun; the same co
 
 def main() -> None:
     config = load_config(None, OPENING)
-    with explained(config.data.micro_batch_size):
+    with one_line_errors(config.data.micro_batch_size):
         train(config, distributed.start(config.train.device, config.train.timeout_seconds))
 
 

@@ -1,4 +1,4 @@
-"""A watch over the processes of one run: when they stop moving together, one line says which is missing.
+"""A watchdog over the processes of one run: when they stop moving together, one line says which is missing.
 
 A rank that hangs leaves the others waiting in a collective, which cannot say for whom. So each rank writes into the
 store that all of them share how often it has arrived at a common point (before a step's work, at each exchange), and a
@@ -16,7 +16,7 @@ from contextlib import suppress
 import torch.distributed as dist
 
 
-class Watch:
+class Watchdog:
     """One rank's. It ends the process when it has stood for `seconds` where another rank did not arrive; a step that
     takes all of them longer is no matter. It ends with the process group."""
 
@@ -26,7 +26,7 @@ class Watch:
         self.count = self.step = 0
         self.arrived(0)
         self.closed = threading.Event()
-        self.thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self.thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
         self.thread.start()
         atexit.register(self.close)  # a thread that the interpreter ends inside the store takes the process with it
 
@@ -37,7 +37,7 @@ class Watch:
         self.store.set(f"arrived/{self.rank}", f"{self.count} {self.step} {socket.gethostname()}")
 
     def close(self) -> None:
-        """Watch no more."""
+        """Watchdog no more."""
         self.closed.set()
         self.thread.join(5)
 

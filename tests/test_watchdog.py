@@ -5,16 +5,16 @@ import time
 
 import torch.distributed as dist
 
-from train.watch import Watch
+from train.watchdog import Watchdog
 
 
-def watches(size: int = 3) -> list[Watch]:
+def watches(size: int = 3) -> list[Watchdog]:
     """Watches over one store, whose threads have ended: there is no process group."""
     store = dist.HashStore()
-    return [Watch(store, rank, size, seconds=0.5) for rank in range(size)]
+    return [Watchdog(store, rank, size, seconds=0.5) for rank in range(size)]
 
 
-def missing(asking: Watch, living: list[Watch]) -> tuple[set[int], str] | None:
+def missing(asking: Watchdog, living: list[Watchdog]) -> tuple[set[int], str] | None:
     """What `asking` finds while the threads of `living` count on."""
     ended = threading.Event()
 
