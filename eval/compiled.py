@@ -5,7 +5,9 @@ from torch import Tensor
 
 from train.config import ModelConfig
 from train.model import GPT, KVCache
-from train.wrap import prepare_compiler
+from train.wrap import compiler_errors, prepare_compiler
+
+OPTION = "--compile", "leave it out"  # what asks for the compiler, and what to do where there is none
 
 
 class FixedKVCache(KVCache):
@@ -39,7 +41,7 @@ class CompiledStep:
         Raises:
             UserError: there is no C++ compiler.
         """
-        prepare_compiler("--compile", "leave it out")
+        prepare_compiler(*OPTION)
         device = model.wte.weight.device
         self.tokens = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self.model, self.cache = model, FixedKVCache(model.config, batch_size, device)
@@ -52,10 +54,14 @@ class CompiledStep:
         Args:
             positions: (B, 1) int64, in the model's block.
             mask: (B, 1, 1, block_size) float32, 0 for the places that each token sees, else -inf.
+
+        Raises:
+            UserError: the C++ compiler does not work.
         """
         self.tokens.copy_(tokens)  # a slice's strides would be other ones in another text
         self.cache.place.fill_(place)
-        return self.run(positions, mask)
+        with compiler_errors(*OPTION):
+            return self.run(positions, mask)
 
     def _run(self, positions: Tensor, mask: Tensor) -> Tensor:
         return self.model.logits(self.model.hidden(self.tokens, self.cache, positions, mask)[:, -1])

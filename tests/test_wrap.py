@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +14,8 @@ from torch import nn
 from torch._inductor import config, cpp_builder
 
 from prepare.cli import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, one_line_error, run_command
+from train import wrap
 from train.wrap import own_gradients, prepare_compiler
 
 WHOLE = ROOT / "train" / "whole_g++"
@@ -87,3 +89,43 @@ def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CXX", "c++")
     with pytest.raises(UserError, match=r"^--compile needs a C\+\+ compiler, and none .*: get g\+\+, or leave it out$"):
         prepare_compiler("--compile", "leave it out")
+
+
+def test_a_checkout_whose_path_has_a_space_does_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    shutil.copy(WHOLE, folder)
+    monkeypatch.setattr(wrap, "__file__", str(folder / "wrap.py"))
+    with config.patch("cpp.cxx", (None, "g++")):
+        prepare_compiler("--compile", "leave it out")
+        assert config.cpp.cxx == (None, "g++")
+
+
+COMPILE = """
+import torch
+from prepare.cli import run_script
+from train.job import one_line_errors
+from train.wrap import prepare_compiler
+def main():
+    prepare_compiler("train.compile", "set train.compile false")
+    with one_line_errors(1):
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(100))
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        ("exit 1", "InvalidCxxCompiler: No working C++ compiler found"),
+        ('case "$*" in *--version*) echo g++ 12;; *) echo "a.cpp:1:10: fatal error: Python.h: gone" >&2; exit 1;; esac',
+         "here: a.cpp:1:10: fatal error: Python.h: gone: mend that, or set train.compile false"),
+    ],
+)  # fmt: skip
+def test_a_compiler_that_does_not_work_is_one_line(tmp_path: Path, compiler: str, said: str) -> None:
+    (tmp_path / "g++").write_text(f"#!/bin/sh\n{compiler}\n")
+    (tmp_path / "g++").chmod(0o755)
+    places = {"CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    result = run_command("python", "-c", COMPILE, timeout=120, **places)
+    assert "train.compile needs a C++ compiler that works" in one_line_error(result)
+    assert said in result.stderr

@@ -11,13 +11,15 @@ from train.distributed import World
 from train.hardware import is_out_of_memory
 from train.loop import Training, run_steps
 from train.run_dir import RunDir
+from train.wrap import compiler_errors
 
 
 @contextmanager
 def one_line_errors(micro_batch_size: int | str) -> Iterator[None]:
-    """Say in one line that memory ran out, or that another process is gone."""
+    """Say in one line that memory ran out, that another process is gone, or that nothing can be compiled here."""
     try:
-        yield
+        with compiler_errors("train.compile", "set train.compile false"):
+            yield
     except (RuntimeError, MemoryError) as failure:
         if is_out_of_memory(failure):
             raise UserError(

@@ -1,7 +1,10 @@
 """The model as the training step calls it: compiled, and one of several replicas."""
 
 import os
+import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,8 +67,26 @@ def prepare_compiler(option: str, otherwise: str) -> None:
     from torch._inductor import config  # takes a moment, which a run without torch.compile need not wait for
 
     compiler, whole = config.cpp.cxx[-1], Path(__file__).with_name("whole_g++")
-    if "g++" in compiler and "clang" not in compiler and os.access(whole, os.X_OK):  # inductor goes by the name
+    plain = shlex.quote(str(whole)) == str(whole)  # inductor splits its commands at spaces
+    if "g++" in compiler and "clang" not in compiler and os.access(whole, os.X_OK) and plain:  # it goes by the name
         config.cpp.cxx = (None, str(whole))
+
+
+@contextmanager
+def compiler_errors(option: str, otherwise: str) -> Iterator[None]:
+    """Say in one line that the C++ compiler cannot do what torch.compile, by `option`, asks of it; what to do
+    `otherwise`."""
+    try:
+        yield
+    except RuntimeError as failure:
+        said = str(failure).splitlines()
+        if not said or not said[0].startswith(("CppCompileError", "InvalidCxxCompiler")):
+            raise
+        reason = next((line for line in said if " error: " in line), said[0])
+        raise UserError(
+            f"{option} needs a C++ compiler that works, with Python's headers (python3-dev), and here: {reason}: mend "
+            f"that, or {otherwise}"
+        ) from None
 
 
 def average_in_bf16(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
