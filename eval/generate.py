@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         'python eval/generate.py --model runs/quickstart --prompt "ROMEO:"',
     )
     add_model_options(parser)
-    parser.add_argument("--prompt", action="append", metavar="P", help="what to continue; may be given several times")
+    several = "what to continue; may be given several times; when not given, or empty, a text begins"
+    parser.add_argument("--prompt", action="append", metavar="P", help=several)
     parser.add_argument("--instruction", metavar="I", help="what to do, of a model of train/finetune_instruct.py")
     parser.add_argument("--input", default="", metavar="TEXT", help="what the instruction is about")
     parser.add_argument("--max-new-tokens", type=positive, default=200, metavar="N", help="at most so many tokens")

@@ -237,9 +237,10 @@ def entropy(counts: np.ndarray) -> float:
 
 @contextmanager
 def _progress(what: str, total: float, unit: str, world: World) -> Iterator[Callable[[int], object]]:
-    """What reports amounts done: rank 0's go to a progress bar over its share."""
+    """What reports amounts done: rank 0's stand for those of all ranks, whose shares are nearly as large."""
     if not world.is_main:
         yield lambda _amount: None
         return
-    with Progress(what, total / world.size, unit) as bar:
-        yield bar.update
+    with Progress(what, total, unit) as progress:
+        yield lambda amount: progress.update(min(amount * world.size, total - progress.bar.n))
+        progress.update(total - progress.bar.n)

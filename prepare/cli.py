@@ -98,6 +98,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except UserError as mistake:
         _fail(str(mistake), 2 if isinstance(mistake, ArgumentError) else 1)
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # the line has ^C in it, and perhaps what was printed last
         _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output (head, less) has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,8 +127,22 @@ def _fail(message: str, status: int) -> NoReturn:
         sys.stdout.flush()
     rank = os.environ.get("RANK", "0")  # under torchrun every process may say it; rank 0's is the line to read
     who = "error" if rank == "0" else f"rank {rank}"
-    print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    _say(f"{who}: {' '.join(message.split())}")
     raise SystemExit(status)
+
+
+def _say(line: str) -> None:
+    """A line on stderr, in one piece: print would write its end by itself, behind another process's line perhaps."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _is_terminal() -> bool:
+    """Whether stderr is a terminal wide enough for a bar; some do not say how wide they are."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:
+        return False
 
 
 class Progress:
@@ -135,9 +151,11 @@ class Progress:
     Use as a context manager; `unit` is scaled (k, M, G). `total` may be None when it is unknown.
     """
 
+    LINE = "{desc}: {percentage:3.0f}%, {n_fmt} of {total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
     def __init__(self, what: str, total: float | None, unit: str, every: float = 10.0) -> None:
         self.every, self.last, self.said = every, time.monotonic(), -1.0
-        self.terminal = sys.stderr.isatty()
+        self.terminal = _is_terminal()
         self.bar = tqdm(
             total=total,
             desc=what,
@@ -157,11 +175,12 @@ class Progress:
         if self.terminal:
             self.bar.write(text, file=sys.stderr)
         else:
-            print(text, file=sys.stderr, flush=True)
+            _say(text)
 
     def _line(self) -> None:
         if self.bar.n != self.said:
-            print(str(self.bar).strip(), file=sys.stderr, flush=True)
+            self.bar.bar_format = self.LINE if self.bar.total else None
+            _say(str(self.bar).strip())
         self.last, self.said = time.monotonic(), self.bar.n
 
     def __enter__(self) -> "Progress":

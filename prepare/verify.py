@@ -9,6 +9,8 @@ from pathlib import Path
 # Scripts run from anywhere, and from here on Ctrl-C is one line.
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
+from itertools import pairwise
+
 import numpy as np
 
 from prepare.cli import Parser, Progress, UserError, named_path, run_script
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     if manifest is None:
         records: list[dict] = [{"file": name} for name in present]
         vocab_size, eot, ours = GPT2_VOCAB_SIZE, EOT, False
+        damages += [f"{folder / name}: missing, between others that are there" for name in holes(present)]
     else:
         records = manifest["shards"]
         tokenizer = load_tokenizer(manifest["tokenizer"])
@@ -64,10 +67,21 @@ def main(argv: list[str] | None = None) -> None:
     for damage in sorted(damages):
         print(damage)
     if damages:
-        what = "the folder" if contradictions else f"those {len(damages)} files"
+        what = "the folder" if contradictions else "what is there of these"
         raise UserError(f"{folder} is not whole: delete {what} and run its preparation again")
-    known = "checksums match" if manifest else "no manifest: only structure and token ids were checked"
-    print(f"{folder}: {len(records)} shards, {tokens:,} tokens, {documents:,} documents: whole ({known})")
+    known = "whole (checksums match)" if manifest else "sound (no manifest: only structure and token ids were checked)"
+    print(f"{folder}: {len(records)} shards, {tokens:,} tokens, {documents:,} documents: {known}")
+
+
+def holes(names: list[str]) -> list[str]:
+    """The shards that are not among these, but whose numbers lie between two parts of one input file that are."""
+    numbers = {number: name for name in names if (number := shard_number(name)) is not None}
+    missing = []
+    for one, next_one in pairwise(sorted(numbers)):
+        if one // MAX_PARTS == next_one // MAX_PARTS:
+            dataset, _, _ = numbers[next_one].rpartition("_")
+            missing += [f"{dataset}_{number:06d}.bin" for number in range(one + 1, next_one)]
+    return missing
 
 
 def sums(folder: Path, manifest: dict) -> list[str]:

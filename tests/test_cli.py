@@ -1,5 +1,6 @@
 """What every script shares: one-line errors with their status, help that opens with a command, progress lines."""
 
+import io
 import os
 import pty
 import signal
@@ -54,6 +55,27 @@ def test_interrupted_while_it_imports() -> None:
 def test_under_torchrun_only_rank_0_says_error() -> None:
     result = run_command("python", "-c", FAIL.format("raise UserError('no')"), RANK="3")
     assert (result.returncode, result.stderr) == (1, "rank 3: no\n")
+
+
+def test_a_mistake_is_one_write_and_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return len(text)
+
+    for failure, said in ((UserError("no"), ["error: no\n"]), (KeyboardInterrupt(), ["\n", "error: interrupted\n"])):
+        writes: list[str] = []
+
+        def fail(failure: BaseException = failure) -> None:
+            raise failure
+
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with pytest.raises(SystemExit):
+            run_script(fail)
+        assert writes == said
 
 
 def test_output_into_a_closed_pipe_is_no_traceback() -> None:
@@ -118,18 +140,19 @@ def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture) -
         progress.update(60)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith("reading:  40%")
+    assert lines[0].startswith("reading:  40%, 40.0 of 100 [")
     assert lines[1] == "half way"
-    assert lines[2].startswith("reading: 100%")
+    assert lines[2].startswith("reading: 100%, 100 of 100 [")
     assert "\r" not in "".join(lines)
 
 
-def test_progress_on_a_terminal_is_a_bar(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "said"), [((24, 80), "\rreading: 100%|"), ((0, 0), "reading: 100%, 100 of 100 [")])
+def test_progress_on_a_terminal_is_a_bar_where_there_is_room(tmp_path: Path, size: tuple[int, int], said: str) -> None:
     script = tmp_path / "bar.py"
     script.write_text("from prepare.cli import Progress\nwith Progress('reading', 100, 'B') as p:\n    p.update(100)\n")
     read_end, write_end = pty.openpty()
-    termios.tcsetwinsize(write_end, (24, 80))
+    termios.tcsetwinsize(write_end, size)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, script], stderr=write_end, check=True, env=environment)
     os.close(write_end)
-    assert "\rreading: 100%|" in os.read(read_end, 10_000).decode()
+    assert said in os.read(read_end, 10_000).decode()

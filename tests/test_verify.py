@@ -169,12 +169,20 @@ def test_a_link_to_nowhere_is_a_missing_shard(folder):
     assert named(folder) == [f"{path}: missing"]
 
 
+def test_without_a_manifest_a_shard_between_others_is_missed(folder):
+    (folder / "manifest.json").unlink()
+    (folder / "x_train_000001.bin").unlink()
+    assert named(folder) == [f"{folder}/x_train_000001.bin: missing, between others that are there"]
+    (folder / "x_val_000000.bin").unlink()  # others' shards may begin anywhere
+    assert verify(folder).returncode == 0
+
+
 def test_without_a_manifest_only_the_structure(folder):
     (folder / "manifest.json").unlink()
     result = verify(folder)
     assert result.returncode == 0, result.stdout
     assert "6 shards, 4,080 tokens, 80 documents" in result.stdout
-    assert "no manifest" in result.stdout
+    assert "sound (no manifest" in result.stdout
     np.arange(50000, dtype=np.uint16).tofile(folder / "train.bin")
     np.save(folder / "edufineweb_train_000001.npy", np.arange(60000, dtype=np.uint16))
     (line,) = named(folder)

@@ -90,8 +90,9 @@ class Windows:
         self.tokens = sum(self.lengths)
         self._open = lru_cache(maxsize=4)(open_shard)  # shards have their turns: what was read of others may go
         if sum(self.counts) == 0:
+            several = f" and {len(paths) - 1} more shards hold" if len(paths) > 1 else " holds"
             raise UserError(
-                f"{self.paths[0]} and {len(paths) - 1} more shards hold {self.tokens} tokens, less than one window of "
+                f"{self.paths[0]}{several} {self.tokens} tokens, less than one window of "
                 f"model.block_size + 1 = {block_size + 1}: prepare more text, or lower model.block_size"
             )
 
