@@ -22,6 +22,7 @@ from eval.tasks import Request, encode_context, encode_pair
 from prepare.cli import Progress, UserError
 
 LONGEST_ANSWER = 256  # tokens, where a task does not say
+LIKELIEST = 50  # transformers, and so HFLM, samples among so many tokens where a task does not say
 CHOICES = ("top_k", "top_p", "min_p", "repetition_penalty")  # of a task, named as generate has them
 
 
@@ -77,6 +78,7 @@ class GPT2Run(LM):
             temperature = settings.pop("temperature", 1.0)
             if not settings.pop("do_sample"):
                 temperature = 0.0
+            settings.setdefault("top_k", LIKELIEST)
             if strange := sorted(settings.keys() - set(CHOICES)):
                 known = ", ".join(CHOICES)
                 raise UserError(f"generation_kwargs of the task: {strange[0]} is not known here, only {known}")

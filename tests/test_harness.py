@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
@@ -112,6 +113,17 @@ def test_what_cannot_be_asked_is_named(folder: Path) -> None:
         ask("generate_until", "The", {"max_gen_toks": 24})
     with pytest.raises(UserError, match="num_beams is not known here, only top_k, top_p, min_p, repetition_penalty"):
         ask("generate_until", "The", {"max_gen_toks": 4, "num_beams": 2})
+
+
+def test_a_task_that_samples_does_so_among_the_50_likeliest_unless_it_says_otherwise(folder: Path) -> None:
+    model = GPT2Run(run=str(folder / "run"), device="cpu")
+    prompt, settings = "Number 3 is", {"until": ["\n"], "do_sample": True, "temperature": 1.0, "max_gen_toks": 1}
+    tokenizer = model.loaded.tokenizer
+    likeliest = model.loaded.model(torch.tensor([tokenizer.encode(prompt)]))[0, -1].topk(50).indices.tolist()
+    known = {tokenizer.decode([token]) for token in likeliest}
+    for asked, inside in (({}, True), ({"top_k": 0}, False), ({"top_k": None}, False)):  # as transformers takes them
+        instances = [Instance("generate_until", {}, (prompt, settings | asked), number) for number in range(30)]
+        assert (set(model.generate_until(instances)) <= known) == inside, asked
 
 
 @pytest.mark.slow
