@@ -79,6 +79,8 @@ class GPT2Run(LM):
             if not settings.pop("do_sample"):
                 temperature = 0.0
             settings.setdefault("top_k", LIKELIEST)
+            if settings.get("num_beams") == 1:  # no search
+                del settings["num_beams"]
             if strange := sorted(settings.keys() - set(CHOICES)):
                 known = ", ".join(CHOICES)
                 raise UserError(f"generation_kwargs of the task: {strange[0]} is not known here, only {known}")

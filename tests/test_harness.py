@@ -113,6 +113,7 @@ def test_what_cannot_be_asked_is_named(folder: Path) -> None:
         ask("generate_until", "The", {"max_gen_toks": 24})
     with pytest.raises(UserError, match="num_beams is not known here, only top_k, top_p, min_p, repetition_penalty"):
         ask("generate_until", "The", {"max_gen_toks": 4, "num_beams": 2})
+    ask("generate_until", "The", {"max_gen_toks": 4, "num_beams": 1})  # no search
 
 
 def test_a_task_that_samples_does_so_among_the_50_likeliest_unless_it_says_otherwise(folder: Path) -> None:
