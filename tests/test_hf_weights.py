@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from prepare.cli import UserError
@@ -93,6 +93,13 @@ def test_a_head_of_its_own_is_refused(folder: Path) -> None:
         save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors")
         with pytest.raises(UserError, match=r"its lm_head\.weight is not its wte\.weight"):
             load_hf(folder)
+
+
+def test_a_head_alone_is_the_embedding_too(folder: Path) -> None:
+    """safetensors' save_model writes one name of tensors that are the same, and it is the head's."""
+    save_model(GPT2LMHeadModel.from_pretrained(folder), str(folder / "model.safetensors"), {"format": "pt"})
+    assert "transformer.wte.weight" not in load_file(folder / "model.safetensors")
+    same_logits(folder)
 
 
 def test_a_tensor_of_other_dimensions_is_refused(folder: Path) -> None:

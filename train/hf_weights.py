@@ -195,6 +195,8 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
     head, embedding = theirs.get("lm_head.weight"), theirs.get("wte.weight")
     if head is not None and embedding is not None and not (head.shape == embedding.shape and (head == embedding).all()):
         raise UserError(f"{source}: its lm_head.weight is not its wte.weight, and GPT-2 has one tensor for both")
+    if head is not None:  # which may be the only name that was written
+        theirs["wte.weight"] = head
     theirs = {name: tensor for name, tensor in theirs.items() if not NOT_WEIGHTS.search(name)}
     ours = dict(model.named_parameters())
     if wrong := sorted(ours.keys() ^ theirs.keys()):
