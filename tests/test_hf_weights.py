@@ -10,13 +10,13 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file, save_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from prepare.cli import UserError
 from prepare.tokenizer import gpt2_vocabulary_files
 from tests.loopback_hub import LoopbackHub
 from train.config import ModelConfig
-from train.hf_weights import hf_config, load_hf, to_hf
+from train.hf_weights import hf_config, load_hf, read_hf_config, to_hf
 from train.model import GPT
 from train.open_model import load_model
 
@@ -171,6 +171,22 @@ def test_what_is_not_this_gpt2_is_named(folder: Path, change: dict, message: str
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=message):
         load_hf(folder)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 99},
+        {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "max_position_embeddings": 16},
+        {"n_embd": 24, "hidden_size": 36},
+    ],
+)
+def test_sizes_by_other_names_or_not_at_all_are_those_of_transformers(tmp_path: Path, given: dict) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **given}))
+    theirs, ours = AutoConfig.from_pretrained(tmp_path), read_hf_config(tmp_path / "config.json")
+    assert (ours.n_layer, ours.n_head, ours.n_embd) == (theirs.n_layer, theirs.n_head, theirs.n_embd)
+    assert (ours.block_size, ours.vocab_size) == (theirs.n_positions, theirs.vocab_size)
 
 
 def test_damaged_and_missing_weights(folder: Path) -> None:
