@@ -6,7 +6,7 @@ The prompts, the cutting on the left and the windows of long texts are those of 
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 import lm_eval.models  # noqa: F401  the harness's own models, which it looks for only while it knows none
 from lm_eval.api.instance import Instance
@@ -35,6 +35,14 @@ class GPT2Run(LM):
         super().__init__()
         with opened(run, device or "auto") as (self.loaded, self.world):
             self.batch_tokens = batch_tokens
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """Open the model of --model_args, and say in them, in place, which it is: `path` is an argument that the
+        harness knows, and names its results after once the model is open."""
+        model = super().create_from_arg_obj(arg_dict, additional_config)
+        arg_dict["path"] = str(arg_dict.get("run") or model.loaded.run)
+        return model
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log-likelihood and whether it is greedy. Neighbours share a context."""
