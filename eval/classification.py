@@ -1,5 +1,6 @@
 """How well a classifier does: accuracy, F1, calibration, and the confusion of its labels, as numbers and a picture."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from eval.curves import STYLE, plain, plt, save
-from eval.scoring import evaluating
+from eval.scoring import DIVERGED, evaluating
+from prepare.cli import UserError
 from prepare.tokenizer import Tokenizer
 from train.classifier import Classifier
 from train.examples import Examples, bucketed
@@ -32,7 +34,11 @@ class Tally:
         self.confusion, self.bins = np.zeros((self.labels, self.labels)), np.zeros((BINS, 3))
 
     def add(self, probabilities: np.ndarray, truth: np.ndarray) -> None:
-        """Take examples: probabilities float64 (n, labels), true labels (n,)."""
+        """Take examples: probabilities float64 (n, labels), true labels (n,). With one that is not finite the model has
+        diverged: all sums are NaN from then on."""
+        if not np.isfinite(probabilities).all():
+            self.load([math.nan] * len(self.sums()))
+            return
         guess, confidence = probabilities.argmax(1), probabilities.max(1)
         tiny = np.finfo(float).tiny
         self.nll -= float(np.log(np.maximum(probabilities[np.arange(len(truth)), truth], tiny)).sum())
@@ -87,7 +93,11 @@ def class_probabilities(
 def classify(
     model: Classifier, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device | str, batch_size: int = 32
 ) -> tuple[np.ndarray, int]:
-    """The labels' probabilities for each text, float64 (len(texts), L), and how many texts lost their end."""
+    """The labels' probabilities for each text, float64 (len(texts), L), and how many texts lost their end.
+
+    Raises:
+        UserError: one of them is no number. Its argmax would look like a label.
+    """
     rows = [tokenizer.encode(text) for text in texts]
     size = model.config.block_size
     examples = Examples.of([labelled(row, 0, size) for row in rows])
@@ -95,6 +105,8 @@ def classify(
     for numbers in bucketed(examples, batch_size):
         found = class_probabilities(model, [examples.batch(numbers)], device)
         probabilities[numbers] = next(found)[0]
+    if not np.isfinite(probabilities).all():
+        raise UserError(DIVERGED)
     return probabilities, sum(len(row) > size for row in rows)
 
 

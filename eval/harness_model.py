@@ -6,7 +6,7 @@ The prompts, the cutting on the left and the windows of long texts are those of 
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 import lm_eval.models  # noqa: F401  the harness's own models, which it looks for only while it knows none
 from lm_eval.api.instance import Instance
@@ -22,6 +22,7 @@ from eval.tasks import Request, encode_context, encode_pair
 from prepare.cli import Progress, UserError
 
 LONGEST_ANSWER = 256  # tokens, where a task does not say
+LIKELIEST = 50  # transformers, and so HFLM, samples among so many tokens where a task does not say
 CHOICES = ("top_k", "top_p", "min_p", "repetition_penalty")  # of a task, named as generate has them
 
 
@@ -34,6 +35,14 @@ class GPT2Run(LM):
         super().__init__()
         with opened(run, device or "auto") as (self.loaded, self.world):
             self.batch_tokens = batch_tokens
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """Open the model of --model_args, and say in them, in place, which it is: `path` is an argument that the
+        harness knows, and names its results after once the model is open."""
+        model = super().create_from_arg_obj(arg_dict, additional_config)
+        arg_dict["path"] = str(arg_dict.get("run") or model.loaded.run)
+        return model
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log-likelihood and whether it is greedy. Neighbours share a context."""
@@ -77,6 +86,9 @@ class GPT2Run(LM):
             temperature = settings.pop("temperature", 1.0)
             if not settings.pop("do_sample"):
                 temperature = 0.0
+            settings.setdefault("top_k", LIKELIEST)
+            if settings.get("num_beams") == 1:  # no search
+                del settings["num_beams"]
             if strange := sorted(settings.keys() - set(CHOICES)):
                 known = ", ".join(CHOICES)
                 raise UserError(f"generation_kwargs of the task: {strange[0]} is not known here, only {known}")

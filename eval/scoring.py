@@ -181,7 +181,14 @@ def _score_batch(
         logliks.index_add_(0, owners[some], found.cpu().double())
         misses.index_add_(0, owners[some], (~first).cpu().double())
     scores = (Score(loglik, miss == 0) for loglik, miss in zip(logliks.tolist(), misses.tolist(), strict=True))
-    return [[next(scores) for _ in request.continuations] for request in requests]
+    return [_once([next(scores) for _ in request.continuations], request) for request in requests]
+
+
+def _once(scores: Sequence[Score], request: Request) -> list[Score]:
+    """The scores of a request, where equal continuations have the first one's: in other columns they differ by rounding
+    errors, and which of them is chosen would be chance."""
+    firsts: dict[tuple[int, ...], Score] = {}
+    return [firsts.setdefault(tuple(e), score) for e, score in zip(request.continuations, scores, strict=True)]
 
 
 def _side_by_side(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The scores of a classifier, against their definitions counted one example at a time."""
 
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ from matplotlib.cbook import is_math_text
 
 from eval import classification
 from eval.classification import BINS, Tally, class_probabilities, classify, labelled, plot_confusion
+from prepare.cli import UserError
 from prepare.tokenizer import GPT2Tokenizer
 from train.classifier import Classifier
 from train.config import ModelConfig
@@ -51,6 +53,27 @@ def test_tallies_add_up() -> None:
     parts[1].add(probabilities[70:], truth[70:])
     sums = [a + b for a, b in zip(parts[0].sums(), parts[1].sums(), strict=True)]
     assert Tally(3).load(sums).metrics() == pytest.approx(whole.metrics())
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_probability_leaves_no_score() -> None:
+    probabilities, truth = answers()
+    probabilities[3] = math.nan
+    tally = Tally(3)
+    for part in (slice(0, 2), slice(2, 6), slice(6, 200)):
+        tally.add(probabilities[part], truth[part])
+    assert all(math.isnan(value) for value in tally.metrics().values())
+    others = Tally(3)
+    others.add(*answers())
+    sums = [a + b for a, b in zip(tally.sums(), others.sums(), strict=True)]
+    assert all(math.isnan(value) for value in Tally(3).load(sums).metrics().values())  # any rank's is every rank's
+
+
+def test_a_diverged_model_names_no_label() -> None:
+    model = Classifier(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=12), 2)
+    torch.nn.init.constant_(model.score.weight, math.nan)
+    with pytest.raises(UserError, match="it has diverged"):
+        classify(model, GPT2Tokenizer(), ["one", "two words"], "cpu")
 
 
 def test_texts_together_are_classified_as_each_alone() -> None:

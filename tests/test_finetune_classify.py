@@ -202,6 +202,25 @@ def test_a_run_goes_on_with_the_model_that_it_began_with(
 
 
 @pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize(
+    ("steps", "message"), [(2, "the model's logits are not finite"), (6, "2 steps in a row had a non-finite loss")]
+)
+def test_a_run_that_diverges_says_so_and_scores_nothing(
+    steps: int, message: str, init: Path, data: Path, tmp_path: Path
+) -> None:
+    run, changes = tmp_path / "run", {"optim__max_lr": 1e10, "optim__warmup_steps": 0, "optim__max_skipped": 2}
+    changes |= {"train__max_steps": steps, "eval__every": 1, "tune__dropout": 0.0}
+    with pytest.raises(UserError, match=message):
+        finetune_classify.finetune(load_classify_config(words(init, data, run, **changes), ""), ALONE)
+    first, *others = rows(run, "val")
+    assert first["accuracy"] > 0
+    assert others
+    assert all(row[key] is None for row in others for key in ("loss", "accuracy", "macro_f1", "ece"))
+    assert not (run / "report.json").exists()
+    assert not (run / "DONE").exists()
+
+
+@pytest.mark.usefixtures("signals")
 def test_mistakes_are_named_before_anything_is_trained(init: Path, tmp_path: Path) -> None:
     data, run = tmp_path / "texts.csv", tmp_path / "run"
     data.write_text("text,label\n" + "some words,ham\nother words,spam\n" * 20)

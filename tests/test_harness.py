@@ -1,11 +1,14 @@
 """The lm-evaluation-harness on a run, with local tasks, beside its own HFLM on the exported directory."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
+from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
 from eval import harness
@@ -14,7 +17,7 @@ from prepare.cli import ArgumentError, UserError
 from prepare.tokenizer import GPT2Tokenizer
 from tests.conftest import one_line_error, run_command
 from tests.test_export_hf import make_run
-from train import export_hf
+from train import export_hf, open_model
 
 DOCUMENTS = [
     {
@@ -75,9 +78,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _evaluate(folder: Path, model: object, **options: object) -> dict:
+def _evaluate(folder: Path, model: object, tasks: Iterable[str] = TASKS, **options: object) -> dict:
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
-    return simple_evaluate(model, tasks=[*TASKS], task_manager=manager, bootstrap_iters=0, **options)
+    return simple_evaluate(model, tasks=[*tasks], task_manager=manager, bootstrap_iters=0, **options)
 
 
 @pytest.mark.slow
@@ -112,19 +115,47 @@ def test_what_cannot_be_asked_is_named(folder: Path) -> None:
         ask("generate_until", "The", {"max_gen_toks": 24})
     with pytest.raises(UserError, match="num_beams is not known here, only top_k, top_p, min_p, repetition_penalty"):
         ask("generate_until", "The", {"max_gen_toks": 4, "num_beams": 2})
+    ask("generate_until", "The", {"max_gen_toks": 4, "num_beams": 1})  # no search
+
+
+def test_a_task_that_samples_does_so_among_the_50_likeliest_unless_it_says_otherwise(folder: Path) -> None:
+    model = GPT2Run(run=str(folder / "run"), device="cpu")
+    prompt, settings = "Number 3 is", {"until": ["\n"], "do_sample": True, "temperature": 1.0, "max_gen_toks": 1}
+    tokenizer = model.loaded.tokenizer
+    likeliest = model.loaded.model(torch.tensor([tokenizer.encode(prompt)]))[0, -1].topk(50).indices.tolist()
+    known = {tokenizer.decode([token]) for token in likeliest}
+    for asked, inside in (({}, True), ({"top_k": 0}, False), ({"top_k": None}, False)):  # as transformers takes them
+        instances = [Instance("generate_until", {}, (prompt, settings | asked), number) for number in range(30)]
+        assert (set(model.generate_until(instances)) <= known) == inside, asked
 
 
 @pytest.mark.slow
-def test_the_command_line_is_lm_evals_with_gpt2_run(folder: Path) -> None:
+def test_the_command_line_is_lm_evals_with_gpt2_run(folder: Path, tmp_path: Path) -> None:
     command = ("python", "eval/harness.py", "--model", "gpt2_run", "--model_args", f"run={folder / 'run'}")
     tasks = ("--tasks", "local_choice", "--include_path", folder / "tasks", "--limit", 4, "--device", "cpu")
-    result = run_command(*command, *tasks, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    result = run_command(*command, *tasks, "--output_path", tmp_path, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     assert result.returncode == 0, result.stderr
     assert "|local_choice|" in result.stdout
     assert "acc_norm" in result.stdout
+    [results] = tmp_path.iterdir()
+    assert results.name == str(folder / "run").replace("/", "__")
     missing = run_command("python", "eval/harness.py", "--model_args", f"run={folder / 'absent'}", *tasks)
     assert "there is no such folder" in one_line_error(missing)
     assert "--tasks" in one_line_error(run_command("python", "eval/harness.py"), 2)
+
+
+def test_results_lie_under_the_name_of_their_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    make_run(tmp_path / "runs" / "newest", GPT2Tokenizer().describe())
+    monkeypatch.setattr(open_model, "RUNS", tmp_path / "runs")
+    for model_args in ({"run": str(folder / "run")}, {}):
+        tracker = EvaluationTracker(str(tmp_path / "scores"))
+        options = {"model_args": model_args, "device": "cpu", "evaluation_tracker": tracker}
+        results = _evaluate(folder, "gpt2_run", ["local_choice"], **options)
+        tracker.save_results_aggregated(results)
+    names = {json.loads(file.read_text())["model_name"]: file.parent.name for file in tmp_path.glob("scores/*/*.json")}
+    assert names.keys() == {str(folder / "run"), str(tmp_path / "runs" / "newest")}
+    assert {name.rpartition("__")[2] for name in names.values()} == {"run", "newest"}
 
 
 @pytest.mark.parametrize("wrong", ["runs=x", "run=x,device=cpu", "run=x,batch_tokens=many", "run", "batch_tokens="])

@@ -9,14 +9,14 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from safetensors.torch import load_file, save_file, save_model
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from prepare.cli import UserError
 from prepare.tokenizer import gpt2_vocabulary_files
 from tests.loopback_hub import LoopbackHub
 from train.config import ModelConfig
-from train.hf_weights import hf_config, load_hf, to_hf
+from train.hf_weights import hf_config, load_hf, read_hf_config, to_hf
 from train.model import GPT
 from train.open_model import load_model
 
@@ -95,6 +95,13 @@ def test_a_head_of_its_own_is_refused(folder: Path) -> None:
             load_hf(folder)
 
 
+def test_a_head_alone_is_the_embedding_too(folder: Path) -> None:
+    """safetensors' save_model writes one name of tensors that are the same, and it is the head's."""
+    save_model(GPT2LMHeadModel.from_pretrained(folder), str(folder / "model.safetensors"), {"format": "pt"})
+    assert "transformer.wte.weight" not in load_file(folder / "model.safetensors")
+    same_logits(folder)
+
+
 def test_a_tensor_of_other_dimensions_is_refused(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     for shape in ((2, 32, 96), (32 * 96,)):
@@ -164,6 +171,22 @@ def test_what_is_not_this_gpt2_is_named(folder: Path, change: dict, message: str
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=message):
         load_hf(folder)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 99},
+        {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "max_position_embeddings": 16},
+        {"n_embd": 24, "hidden_size": 36},
+    ],
+)
+def test_sizes_by_other_names_or_not_at_all_are_those_of_transformers(tmp_path: Path, given: dict) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **given}))
+    theirs, ours = AutoConfig.from_pretrained(tmp_path), read_hf_config(tmp_path / "config.json")
+    assert (ours.n_layer, ours.n_head, ours.n_embd) == (theirs.n_layer, theirs.n_head, theirs.n_embd)
+    assert (ours.block_size, ours.vocab_size) == (theirs.n_positions, theirs.vocab_size)
 
 
 def test_damaged_and_missing_weights(folder: Path) -> None:

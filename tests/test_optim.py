@@ -52,6 +52,18 @@ def test_a_run_shorter_than_its_warmup_only_warms_up() -> None:
     assert learning_rate(3, optim, 4) == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "warmup_steps", "last"),
+    [("cosine", 3, 0.1), ("linear", 3, 0.1), ("cosine", 4, 1.0), ("linear", 8, 0.5), ("constant", 3, 1.0)],
+)
+def test_min_lr_is_reached_where_help_says_so(schedule: str, warmup_steps: int, last: float) -> None:
+    optim = OptimConfig(max_lr=1.0, min_lr=0.1, warmup_steps=warmup_steps, schedule=schedule)
+    assert learning_rate(3, optim, 4) == pytest.approx(last)
+    said = next(line for line in OptimConfig.__doc__.splitlines() if "min_lr:" in line)
+    if last != 0.1:
+        assert ("constant" if schedule == "constant" else "no longer than the warmup") in said
+
+
 def test_only_matrices_decay() -> None:
     model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32))
     optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1))

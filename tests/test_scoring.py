@@ -156,6 +156,19 @@ def test_ranks_share_all_requests_and_are_polled_equally_often(pair, world_size)
     assert len(set(polled)) == 1
 
 
+def test_equal_continuations_have_equal_scores_and_the_first_is_chosen(pair):
+    _, ours = pair
+    requests, draw = [], random.Random(0)
+    for room in range(24):  # behind the context: up to 6 too little for one row
+        context, a, b = ([draw.randrange(90) for _ in range(n)] for n in (ours.config.block_size - room, 5, 7))
+        requests.append(Request(context, [a, b, a, a, b], [1] * 5, 0))
+    for batch_tokens in (1, 300, 100_000):
+        for index, scores in score_requests(ours, requests, CPU, batch_tokens=batch_tokens).items():
+            assert scores[0] == scores[2] == scores[3]  # to the last bit
+            assert scores[1] == scores[4]
+            assert choices(requests[index], scores)[0] in (0, 1)
+
+
 def test_an_exception_in_poll_ends_the_work(pair):
     _, ours = pair
     ours.train()

@@ -76,6 +76,32 @@ def test_clipping_scales_the_whole_gradient(grad_clip: float) -> None:
     assert moved == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("heavy", [10.0, 5000.0])
+def test_the_norm_of_a_long_gradient_is_that_of_float64(heavy: float) -> None:
+    """An embedding of whose rows one weighs more than all others: in float32, each of their squares would be lost."""
+
+    class Linear(torch.nn.Module):
+        """A loss whose gradient is `slopes`, at one of its two parameters."""
+
+        def __init__(self, slopes: torch.Tensor) -> None:
+            super().__init__()
+            self.slopes, self.unused = slopes, torch.nn.Parameter(torch.zeros(2))
+            self.weight = torch.nn.Parameter(torch.zeros_like(slopes))
+
+        def forward(self, _x: torch.Tensor, _y: torch.Tensor) -> torch.Tensor:
+            return (self.weight * self.slopes).sum()
+
+    slopes = torch.randn(50257, 32, generator=torch.Generator().manual_seed(0)) * 1e-2
+    slopes[0] *= heavy
+    model = Linear(slopes)
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    _, norm = step(model, sgd, split(1, 1), lr=1.0, grad_clip=0.5)
+    exact = slopes.double().norm().item()
+    assert norm.dtype == torch.float32
+    assert norm.item() == pytest.approx(exact, rel=1e-6)
+    assert model.weight.double().norm().item() == pytest.approx(0.5, rel=1e-6)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_moves_nothing(bad: float) -> None:
     model, optimizer = build()

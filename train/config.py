@@ -71,7 +71,7 @@ class OptimConfig:
 
     Args:
         max_lr: learning rate at the end of the warmup
-        min_lr: learning rate of the last step
+        min_lr: learning rate of the last step, unless schedule is constant or the run is no longer than the warmup
         warmup_steps: steps of linear warmup
         schedule: what follows the warmup
         weight_decay: on matrices and embeddings only

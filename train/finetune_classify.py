@@ -9,6 +9,7 @@ from pathlib import Path
 # Scripts run from anywhere, and from here on Ctrl-C is one line.
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from eval.classification import Tally, class_probabilities, labelled, plot_confusion
 from eval.curves import plot_runs
 from eval.finetune_monitor import ClassifyMonitor
+from eval.scoring import DIVERGED
 from prepare.cli import UserError, run_script
 from prepare.files import write_json
 from prepare.labelled import read_labelled
@@ -132,6 +134,8 @@ def report(training: Training, test: Examples) -> None:
     for probabilities, truth in class_probabilities(best.model, batches, training.world.device, training.context):
         tally.add(probabilities, truth)
     metrics = tally.metrics()
+    if not math.isfinite(metrics["loss"]):
+        raise UserError(DIVERGED)
     facts = {"model": best.name, "examples": len(test), **metrics, "labels": best.labels}
     write_json(path / "report.json", {**facts, "confusion": tally.confusion.astype(int).tolist()})
     plot_confusion(tally, best.labels, path / "report.png")

@@ -28,6 +28,13 @@ NOT_WEIGHTS = re.compile(r"(\.attn\.(bias|masked_bias)|^lm_head\.weight)$")  # c
 DAMAGED = (SafetensorError, UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, TypeError)
 DAMAGED += (AttributeError,)
 MOST_PARAMETERS = 100_000_000_000  # sixty times the largest GPT-2's: more is a mistake, not to be tried on the memory
+SIZES = (  # of checked_shape: GPT2Config's names, the first of which to be there counts, and its defaults
+    (("num_hidden_layers", "n_layer"), 12),
+    (("num_attention_heads", "n_head"), 12),
+    (("hidden_size", "n_embd"), 768),
+    (("max_position_embeddings", "n_positions", "n_ctx"), 1024),
+    (("vocab_size",), GPT2_VOCAB_SIZE),
+)
 VOCABULARIES = ("vocab.json", "encoder.json", "tokenizer.json")
 HUB_FILES = ["config.json", *VOCABULARIES, "model*.safetensors*"]
 HUB_PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
@@ -77,13 +84,12 @@ def download_hf(name: str, option: str = "--model") -> Path:
 
 
 def read_hf_config(path: Path) -> ModelConfig:
-    """The ModelConfig that a Hugging Face config.json describes."""
+    """The ModelConfig that a Hugging Face config.json describes; sizes that it leaves out are the smallest GPT-2's."""
     try:
         hf = json.loads(path.read_text("utf-8"))
         if hf.get("model_type") != "gpt2":
             raise UserError(f"{path}: model_type is {hf.get('model_type')!r}; only gpt2 models can be read")
-        hf.setdefault("n_positions", hf.get("n_ctx"))
-        config = checked_shape([hf[key] for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")])
+        config = checked_shape([next((hf[name] for name in names if name in hf), size) for names, size in SIZES])
         different = {
             "n_inner": (4 * config.n_embd, None),
             "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -96,7 +102,7 @@ def read_hf_config(path: Path) -> ModelConfig:
             if hf.get(key, known[0]) not in known:
                 raise UserError(f"{path}: {key} is {hf[key]!r}, but this model has {known[0]!r}: not GPT-2 as trained")
         return config
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as failure:
+    except (OSError, ValueError, AttributeError, RecursionError) as failure:
         raise UserError(f"{path}: not a readable GPT-2 configuration ({failure!r}); download it again") from None
 
 
@@ -195,6 +201,8 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
     head, embedding = theirs.get("lm_head.weight"), theirs.get("wte.weight")
     if head is not None and embedding is not None and not (head.shape == embedding.shape and (head == embedding).all()):
         raise UserError(f"{source}: its lm_head.weight is not its wte.weight, and GPT-2 has one tensor for both")
+    if head is not None:  # which may be the only name that was written
+        theirs["wte.weight"] = head
     theirs = {name: tensor for name, tensor in theirs.items() if not NOT_WEIGHTS.search(name)}
     ours = dict(model.named_parameters())
     if wrong := sorted(ours.keys() ^ theirs.keys()):
