@@ -294,7 +294,9 @@ class _Output:
             "skipped": batch.skipped,
         }
         facts = self.facts
-        engines = {name: facts["engines"].get(name, 0) + count for name, count in encoded.engines.items()}
+        engines = facts["engines"] | {  # an earlier run may have had another engine
+            name: facts["engines"].get(name, 0) + count for name, count in encoded.engines.items()
+        }
         longest = max(facts["longest"], int(lengths.max(initial=0)))
         # a new dictionary, since a shard on its way to disk keeps the old one
         self.facts = {fact: facts[fact] + now[fact] for fact in now} | {"longest": longest, "engines": engines}

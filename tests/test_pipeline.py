@@ -311,6 +311,20 @@ def test_the_shards_do_not_depend_on_the_engine(corpus, tmp_path):
     assert mixed["shards"] == fast["shards"]
 
 
+@pytest.mark.parametrize("engines", [ENGINES, ENGINES[::-1]])
+def test_a_file_that_both_engines_worked_on_counts_the_documents_of_each(tmp_path, monkeypatch, engines):
+    monkeypatch.setattr("prepare.pipeline.BACKLOG", 0)
+    source = Counted("a", ["word " * (number % 13) + "x" for number in range(60)], die=45)
+    first, second = (job([], sources=[source], shard_tokens=20, tokenizer=GPT2Tokenizer(engine)) for engine in engines)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(first, tmp_path / "out")
+    (facts,) = run_job(second, tmp_path / "out")["inputs"]
+    assert source.started[1] > 0
+    assert facts["engines"].keys() == set(ENGINES)
+    assert all(facts["engines"].values())
+    assert sum(facts["engines"].values()) == facts["documents"] == 40
+
+
 def test_a_difference_between_the_engines_stops_the_run_and_names_the_document(corpus, tmp_path, monkeypatch):
     tokenizer = GPT2Tokenizer("gigatoken")
     right = tokenizer._fast.encode
