@@ -35,6 +35,7 @@ SMALL_GROUP = 16 << 20  # bytes of a row group that may be read BATCH_BYTES at a
 FINGERPRINT_BYTES = 1 << 16
 FIRST = 100  # lines of a .jsonl, in one of which the column must be
 BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())  # Arrow's kinds of bytes, in which a parquet may have text
+TEXT = (pa.string(), pa.large_string(), pa.string_view(), *BINARY)  # and all in which it may have text
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -361,7 +362,7 @@ def _check_schema(path: Path | Remote, schema: pa.Schema, column: str) -> None:
         raise UserError(f"{path} has {schema.names.count(column)} columns {column!r}: rename all but one of them")
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if value not in (pa.string(), pa.large_string(), pa.string_view(), *BINARY, pa.null()):
+    if value not in (*TEXT, pa.null()):
         raise UserError(f"{path}: column {column!r} holds {kind}, not text: choose another with --column")
 
 
