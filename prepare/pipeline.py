@@ -8,6 +8,7 @@ bytes depend on the sources and the options alone, never on the engine or on the
 
 import argparse
 import functools
+import os
 import threading
 import time
 from collections import deque
@@ -112,7 +113,9 @@ def run_job(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as failure:
-        raise UserError(f"--out {out} is a file, or where no folder can be: choose another") from failure
+        # one that another process has just removed is made again below
+        if os.path.lexists(out) or not isinstance(failure, FileExistsError):
+            raise UserError(f"--out {out} is a file, or where no folder can be: choose another") from failure
     folder = Folder(out, job.plan())
     index, count = share
     with folder.claimed(index, count):

@@ -353,6 +353,18 @@ def test_nothing_is_left_when_nothing_was_finished(tmp_path):
     assert list(contents(tmp_path / "old")) == ["notes"]
 
 
+def test_a_folder_that_is_gone_once_it_was_found_to_be_there_is_no_file(tmp_path, monkeypatch):
+    make, found = os.mkdir, iter([True])
+
+    def made(path: Path, *more: object) -> None:
+        if Path(path).name == "out" and next(found, False):  # another process removes it before anybody looks again
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        make(path, *more)
+
+    monkeypatch.setattr(os, "mkdir", made)
+    assert run_job(job([], sources=[Failing("a", 3)]), tmp_path / "out")["inputs"][0]["documents"] == 3
+
+
 def test_a_failed_fetch_is_this_run_s_error(tmp_path):
     source = Failing("a", 3)
     source.fetch = lambda: (_ for _ in ()).throw(UserError("no network"))
