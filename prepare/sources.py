@@ -414,7 +414,7 @@ def _user_errors(path: Path | Remote | str) -> Iterator[None]:
         elif "://" in str(path) and not isinstance(failure, pa.ArrowException):
             # a store's own library has exceptions of its own: no credentials, no connection
             remedy = "check address, network and credentials, and whether it is cut short"
-        elif isinstance(failure, (OSError, pa.ArrowException)):
+        elif isinstance(failure, (OSError, pa.ArrowException, UnicodeDecodeError)):  # the last of a column's name
             remedy = "is it damaged or cut short? get it again"
         else:
             raise

@@ -164,6 +164,14 @@ def test_parquet_with_two_columns_of_a_name(tmp_path):
     assert read(path, "one") == (["c"], 0)
 
 
+def test_parquet_with_a_column_whose_name_is_no_utf8(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"], "naïve": [1]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace("ï".encode(), b"\xefx"))
+    with pytest.raises(UserError, match=r"cannot read .*a\.parquet \('utf-8' codec .*get it again"):
+        check_documents(path, "text")
+
+
 def test_parquet_columns_with_dots_in_their_names(tmp_path):
     """Parquet's paths do not tell them from the fields of a struct."""
     path, texts, wrong = tmp_path / "a.parquet", ["a", "b"], ["wrong", "wrong"]
