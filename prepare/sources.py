@@ -28,7 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from prepare.cli import UserError, well_formed
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")  # a name may be no more; pathlib finds none then
 BATCH_BYTES = 4 << 20  # enough that calling the engine costs little, little enough to keep many in memory
 READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet at a time, at most: READ_BYTES where its groups are large
 SMALL_GROUP = 16 << 20  # bytes of a row group that may be read BATCH_BYTES at a time
@@ -205,10 +205,10 @@ def _remote(pattern: str) -> list[Path | Remote]:
 def check_documents(path: Path | Remote, column: str) -> None:
     """Look at a file's beginning (a parquet's schema): UserError if its documents cannot be read from `column`."""
     with _user_errors(path):
-        if path.suffix == ".parquet":
+        if path.name.endswith(".parquet"):
             with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
-        elif path.suffix == ".txt":
+        elif path.name.endswith(".txt"):
             path.open("rb").close()
         else:
             with _open_lines(path) as (lines, _):
@@ -223,16 +223,16 @@ def read_documents(
 ) -> Iterator[Batch]:
     """The texts of a file's `column` from row `start` on. UserError names the file, and the line of a .jsonl."""
     with _user_errors(path):
-        if path.suffix == ".parquet":
+        if path.name.endswith(".parquet"):
             with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
                 yield from _parquet_batches(file, column, start)
-        elif path.suffix == ".txt" and separator is not None:
+        elif path.name.endswith(".txt") and separator is not None:
             with path.open("rb") as file:
                 size = max(1, file.seek(0, io.SEEK_END))
                 file.seek(0)
                 yield from group(_pieces(file, separator.encode()), lambda: file.tell() / size, start)
-        elif path.suffix == ".txt":
+        elif path.name.endswith(".txt"):
             if start == 0:
                 text = path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
                 yield batch_of([text], 1.0)

@@ -264,6 +264,14 @@ def test_links_to_folders_are_followed(tmp_path):
     assert [Path(file.path) for file in find_inputs([f"file://{corpus}"])] == find_inputs([corpus])
 
 
+def test_a_hidden_file_that_is_all_suffix(tmp_path):
+    for suffix in (".txt", ".jsonl", ".jsonl.gz", ".parquet"):
+        path = write(tmp_path / f"a{suffix}", [{"text": "a"}, {"text": "b"}]).rename(tmp_path / suffix)
+        (found,) = find_inputs([path])
+        check_documents(found, "text")
+        assert read(found)[0] == ([path.read_text()] if suffix == ".txt" else ["a", "b"])
+
+
 def test_folders_that_are_named_as_files(tmp_path):
     """As Spark and Dask write them."""
     folder = tmp_path / "all" / "out.parquet"
