@@ -3,8 +3,9 @@
 What happens to the odd ones: a null or a value that is no text is skipped and counted; an empty text is a document
 like any other; a byte-order mark at the beginning of a .txt or .jsonl file is dropped; bytes that are no UTF-8 become
 U+FFFD, as lone surrogates in JSON do; line ends stay as they are; blank lines of a .jsonl are nothing; any other line
-that is no JSON object is an error, or is named, skipped and counted while there are no more than `max_bad` in a file. A
-.txt is one document, or with a separator those that stand between, of which nothing after the last one is none.
+that is no JSON object is an error, or is named, skipped and counted while there are no more than `max_bad` in a file; a
+.gz of several members is read whole, and refused if anything, zeros too, is behind the last one. A .txt is one
+document, or with a separator those that stand between, of which nothing after the last one is none.
 """
 
 import glob

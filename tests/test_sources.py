@@ -272,6 +272,15 @@ def test_a_hidden_file_that_is_all_suffix(tmp_path):
         assert read(found)[0] == ([path.read_text()] if suffix == ".txt" else ["a", "b"])
 
 
+def test_a_gzip_file_with_zeros_behind_its_last_member_is_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz", [{"text": "a"}])
+    path.write_bytes(2 * path.read_bytes())
+    assert read(path) == (["a", "a"], 0)
+    path.write_bytes(path.read_bytes() + bytes(512))
+    with pytest.raises(UserError, match=r"cannot read .*a\.jsonl\.gz \(.*get it again"):
+        read(path)
+
+
 def test_folders_that_are_named_as_files(tmp_path):
     """As Spark and Dask write them."""
     folder = tmp_path / "all" / "out.parquet"
