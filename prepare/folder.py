@@ -7,7 +7,7 @@ FFF.json for one that is finished. The manifest takes their place when all are.
 import fcntl
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -121,9 +121,9 @@ class Folder:
             return None
         return record if all(record["input"].get(key) == identity[key] for key in identity) else None
 
-    def clean(self, numbers: Sequence[int], keep: bool = True) -> None:
+    def clean(self, numbers: Iterable[int], keep: bool = True) -> None:
         """Remove what an interrupted run left of these sources, but (`keep`) the shards that `begun` knows."""
-        kept = set()
+        numbers, kept = set(numbers), set()
         for number in numbers:
             for kind in ("", ".part"):
                 self._marker(number, kind).with_suffix(".json.tmp").unlink(missing_ok=True)  # of a full disk

@@ -22,6 +22,18 @@ def test_a_shard_that_has_grown_is_not_whole(tmp_path: Path) -> None:
     assert not folder._whole([record])
 
 
+def test_a_folder_is_cleaned_without_a_search_for_each_of_its_files(tmp_path: Path) -> None:
+    class Listed(list):
+        def __contains__(self, number: object) -> bool:
+            raise AssertionError(f"{number} is searched in a list, as long as there are input files")
+
+    folder = Folder(tmp_path, {"inputs": [{}] * 3})
+    for number in range(3):
+        write_shard(tmp_path / f"x_train_{number:03d}000.bin", np.arange(5))
+    folder.clean(Listed([0, 2]))
+    assert [path.name for path in tmp_path.iterdir()] == ["x_train_001000.bin"]
+
+
 def test_a_folder_of_another_dataset_has_no_revision_to_keep(tmp_path: Path) -> None:
     (tmp_path / ".progress").mkdir()
     (tmp_path / ".progress/plan.json").write_text(json.dumps({"dataset": "a", "revision": "0123"}))
