@@ -133,6 +133,8 @@ def run_job(
         except UserError as mistake:
             if count == 1:
                 folder.abandon(keep=not isinstance(mistake, TooManyParts))  # the next run has larger shards
+            if isinstance(mistake, TooManyParts) and folder.progress.is_dir():  # of other input files, or other tasks
+                raise TooManyParts(f"{mistake}, and delete {out}, where other shards are of this size") from mistake
             raise
         except OSError:  # a full disk: what has no final name makes room
             done = folder.finished()

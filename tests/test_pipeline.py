@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -406,14 +407,38 @@ def test_characters_have_no_separator_and_a_source_may_choose_its_split(tmp_path
     }
 
 
+@pytest.fixture
+def few_parts(monkeypatch):
+    """20 shards of an input file at most, which are quickly made."""
+    for module in ("shards", "folder", "pipeline"):
+        monkeypatch.setattr(f"prepare.{module}.MAX_PARTS", 20)
+
+
+@pytest.mark.usefixtures("few_parts")
 def test_too_many_parts_proposes_a_size_that_works(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("12345 xyz\n" * 2000)
+    path.write_text("12345 xyz\n" * 40)
     with pytest.raises(UserError, match=r"--shard-tokens 3 .*a\.txt") as refused:
         run_job(job([path], shard_tokens=3), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     proposed = int(str(refused.value).split()[-3])
     run_job(job([path], shard_tokens=proposed), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("share", [(1, 1), (2, 2)])
+def test_too_many_parts_in_a_folder_that_holds_others_says_to_delete_it(tmp_path, share):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path, lines in zip(paths, (2, 40), strict=True):
+        path.write_text("12345 xyz\n" * lines)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=rf"give --shard-tokens \d+ or more, and delete {out}") as refused:
+        run_job(job(paths, shard_tokens=3), out, share=share)
+    proposed = int(str(refused.value).split("--shard-tokens ")[2].split()[0])
+    with pytest.raises(UserError, match=f"shard_tokens 3, not {proposed}"):
+        run_job(job(paths, shard_tokens=proposed), out)
+    shutil.rmtree(out)
+    run_job(job(paths, shard_tokens=proposed), out)
 
 
 def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
