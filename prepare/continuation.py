@@ -76,11 +76,13 @@ def _task(index: int, passages: list[Passage], choice: random.Random) -> dict:
 def find_passages(document: str) -> list[Passage]:
     """The places in a document to make tasks of, in order."""
     words = list(re.finditer(r"\S+", document))
-    gaps = [document[word.end() : after.start()] for word, after in pairwise(words)]  # gaps[i] follows word i
+    # gaps[i] follows word i; Windows' line ends count as others, and stay in what is found
+    gaps = [document[word.end() : after.start()].replace("\r\n", "\n") for word, after in pairwise(words)]
     found = []
     for cut in range(CONTEXT_WORDS[1], len(words) - ENDING_WORDS[1], STRIDE):
         line_end = document.find("\n", words[cut].start())
-        if gaps[cut - 1] != " " or document.endswith(":", 0, line_end):  # between two lines, or in a speaker's name
+        # between two lines, or in a speaker's name
+        if gaps[cut - 1] != " " or document.endswith((":", ":\r"), 0, line_end):
             continue
         start = _first(gaps, "\n\n", cut) or _first(gaps, "\n", cut) or cut - CONTEXT_WORDS[1]
         end = _last(gaps, cut)

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.cli import DATA, ArgumentError, Parser, named, named_path, positive, run_script
+from prepare.cli import DATA, ArgumentError, Parser, named, named_path, positive, run_script, well_formed
 from prepare.download import fetch_hub_file, hub_files
 from prepare.folder import kept_revision
 from prepare.pipeline import KEEP_FILES, Job, add_options, run_job
@@ -145,6 +145,8 @@ def unescaped(text: str) -> str:
     """argparse's type for a separator, in which a shell cannot easily write a line end or a tab."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: say what stands between documents, or leave it out")
+    if well_formed(text) != text:
+        raise argparse.ArgumentTypeError(f"{text!a} is no UTF-8: give text that is")
     return text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t").replace("\\0", "\0")
 
 

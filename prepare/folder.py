@@ -6,9 +6,8 @@ FFF.json for one that is finished. The manifest takes their place when all are.
 
 import fcntl
 import os
-import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +33,7 @@ class Folder:
         self.path, self.plan = path, plan
         self.progress = path / PROGRESS
         self._plan_path = self.progress / "plan.json"
+        self._moment = self.progress / "lock"  # of `_alone`
 
     @contextmanager
     def claimed(self, index: int, count: int) -> Iterator[None]:
@@ -49,7 +49,7 @@ class Folder:
                     self._begin()
                 except UserError:
                     if not self._plan_path.is_file():  # nothing is under way here: leave the folder as it was
-                        shutil.rmtree(self.progress)
+                        self._remove_progress()
                     raise
             yield
 
@@ -121,9 +121,9 @@ class Folder:
             return None
         return record if all(record["input"].get(key) == identity[key] for key in identity) else None
 
-    def clean(self, numbers: Sequence[int], keep: bool = True) -> None:
+    def clean(self, numbers: Iterable[int], keep: bool = True) -> None:
         """Remove what an interrupted run left of these sources, but (`keep`) the shards that `begun` knows."""
-        kept = set()
+        numbers, kept = set(numbers), set()
         for number in numbers:
             for kind in ("", ".part"):
                 self._marker(number, kind).with_suffix(".json.tmp").unlink(missing_ok=True)  # of a full disk
@@ -152,13 +152,14 @@ class Folder:
     def abandon(self, keep: bool = True) -> None:
         """After a mistake of the user's: keep finished sources and (`keep`) finished shards, and leave nothing at all
         when there are none."""
-        done = self.finished()
-        numbers = [number for number in range(len(self.plan["inputs"])) if number not in done]
-        self.clean(numbers, keep)
-        if not done and not any(self._marker(number, ".part").is_file() for number in numbers):
-            shutil.rmtree(self.progress, ignore_errors=True)
-            with suppress(OSError):  # the folder holds something else
-                self.path.rmdir()
+        with self._alone():
+            done = self.finished()
+            numbers = [number for number in range(len(self.plan["inputs"])) if number not in done]
+            self.clean(numbers, keep)
+            if not done and not any(self._marker(number, ".part").is_file() for number in numbers):
+                self._remove_progress()
+                with suppress(OSError):  # the folder holds something else
+                    self.path.rmdir()
 
     def complete(self) -> dict | None:
         """The manifest; it is written here when every source is finished and no other process has done so."""
@@ -169,7 +170,7 @@ class Folder:
                 manifest = self._manifest([records[number] for number in range(len(records))])
                 write_manifest(self.path, manifest)
             if manifest is not None:
-                shutil.rmtree(self.progress, ignore_errors=True)
+                self._remove_progress()
             return manifest
 
     def _manifest(self, records: list[dict]) -> dict:
@@ -181,18 +182,30 @@ class Folder:
         shards = [shard for record in records for shard in record["shards"]]
         return build_manifest(**(self.plan | {"inputs": inputs}), shards=shards)
 
+    def _remove_progress(self) -> None:
+        """Remove .progress, in a moment of `_alone` whose lock goes last: who comes in then keeps what it begins."""
+        for path in self.progress.iterdir():
+            if path != self._moment:
+                path.unlink(missing_ok=True)
+        self._moment.unlink()
+        with suppress(OSError):  # somebody came in
+            self.progress.rmdir()
+
     def _marker(self, number: int, kind: str = "") -> Path:
         return self.progress / f"{number:03d}{kind}.json"
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """A moment in which no other task begins or completes this folder."""
+        """A moment in which no other task begins, completes or abandons this folder, which is made where it is gone."""
         while True:
-            self.progress.mkdir(exist_ok=True)
+            with suppress(FileExistsError):  # exist_ok would look again, when it may be gone
+                self.path.mkdir()
             try:
-                file = (self.progress / "lock").open("a")
+                with suppress(FileExistsError):
+                    self.progress.mkdir()
+                file = self._moment.open("a")
             except FileNotFoundError:
-                continue  # completed and removed at this very moment
+                continue  # completed or abandoned, and removed, at this very moment
             with file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if os.fstat(file.fileno()).st_nlink:  # else removed by the one who had it

@@ -9,14 +9,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.cli import UserError, well_formed
+from prepare.cli import UserError, first_line, well_formed
+from prepare.sources import TEXT
 
 csv.field_size_limit(2**31 - 1)
 
@@ -64,7 +65,7 @@ def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()
     """The place (file and line, for messages), label and text of each row."""
     try:
         if path.suffix == ".parquet":
-            records = _parquet(path)
+            records = _parquet(path, columns, optional)
         elif path.suffix == ".csv":
             records = _csv(path, columns)
         elif path.suffix == ".jsonl":
@@ -72,16 +73,20 @@ def _rows(path: Path, columns: Mapping[str, str], optional: tuple[str, ...] = ()
         else:
             records = _tabs(path, columns)
         for place, record in records:
-            if missing := [name for kind, name in columns.items() if name not in record and kind not in optional]:
-                there = ", ".join(map(str, record)) or "nothing"
-                raise UserError(
-                    f"{place}: there is no column {' and no column '.join(missing)}, but {there}: name them "
-                    "(data.text and data.label, or --text-column and --label-column)"
-                )
+            _check_there(place, record, columns, optional)
             label, text = record.get(columns.get("label", "")), record[columns["text"]]
             yield place, _text(label, place), _text(text, place)
     except OSError as failure:
         raise UserError(f"{path} cannot be read ({failure.strerror or failure}): name a file that is there") from None
+
+
+def _check_there(place: str, names: Collection[str], columns: Mapping[str, str], optional: tuple[str, ...]) -> None:
+    """UserError if a column that is wanted, and not optional, is not there."""
+    if missing := [name for kind, name in columns.items() if name not in names and kind not in optional]:
+        raise UserError(
+            f"{place}: there is no column {' and no column '.join(missing)}, but {', '.join(names) or 'nothing'}: name "
+            "them (data.text and data.label, or --text-column and --label-column)"
+        )
 
 
 def _text(value: object, place: str) -> str:
@@ -173,9 +178,28 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}:{number}", record
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(path: Path, columns: Mapping[str, str], optional: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as failure:
-        raise UserError(f"{path} is no parquet file ({str(failure).splitlines()[0]}): write it again") from None
-    yield from ((f"{path}, row {row}", record) for row, record in enumerate(table.to_pylist(), 1))
+        dataset = pq.ParquetDataset(path)
+        names = dataset.schema.names
+        _check_names(str(path), names, columns)
+        _check_there(str(path), names, columns, optional)
+        # no more than these: Python's objects cannot hold all that other columns may have
+        table = dataset.read([name for name in names if name in columns.values()])
+    except (pa.ArrowException, UnicodeDecodeError) as failure:  # of a column's name
+        raise UserError(f"{path} is no parquet file ({first_line(failure)}): write it again") from None
+    fields = [(field.name, _readable(path, field)) for field in table.schema]
+    records = table.cast(pa.schema(fields)).to_pylist()
+    yield from ((f"{path}, row {row}", record) for row, record in enumerate(records, 1))
+
+
+def _readable(path: Path, field: pa.Field) -> pa.DataType:
+    """The kind to read a column as: text as bytes, which need not be UTF-8. UserError if it holds no text or number."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if kind in TEXT or pa.types.is_fixed_size_binary(kind):
+        return pa.large_binary()
+    if pa.types.is_null(kind) or (pa.types.is_primitive(kind) and not pa.types.is_temporal(kind)):
+        return kind
+    raise UserError(
+        f"{path}: column {field.name!r} holds {field.type}, no text: write texts and labels as texts or numbers"
+    )

@@ -8,6 +8,7 @@ bytes depend on the sources and the options alone, never on the engine or on the
 
 import argparse
 import functools
+import os
 import threading
 import time
 from collections import deque
@@ -112,7 +113,9 @@ def run_job(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as failure:
-        raise UserError(f"--out {out} is a file, or where no folder can be: choose another") from failure
+        # one that another process has just removed is made again below
+        if os.path.lexists(out) or not isinstance(failure, FileExistsError):
+            raise UserError(f"--out {out} is a file, or where no folder can be: choose another") from failure
     folder = Folder(out, job.plan())
     index, count = share
     with folder.claimed(index, count):
@@ -130,6 +133,8 @@ def run_job(
         except UserError as mistake:
             if count == 1:
                 folder.abandon(keep=not isinstance(mistake, TooManyParts))  # the next run has larger shards
+            if isinstance(mistake, TooManyParts) and folder.progress.is_dir():  # of other input files, or other tasks
+                raise TooManyParts(f"{mistake}, and delete {out}, where other shards are of this size") from mistake
             raise
         except OSError:  # a full disk: what has no final name makes room
             done = folder.finished()
@@ -294,7 +299,9 @@ class _Output:
             "skipped": batch.skipped,
         }
         facts = self.facts
-        engines = {name: facts["engines"].get(name, 0) + count for name, count in encoded.engines.items()}
+        engines = facts["engines"] | {  # an earlier run may have had another engine
+            name: facts["engines"].get(name, 0) + count for name, count in encoded.engines.items()
+        }
         longest = max(facts["longest"], int(lengths.max(initial=0)))
         # a new dictionary, since a shard on its way to disk keeps the old one
         self.facts = {fact: facts[fact] + now[fact] for fact in now} | {"longest": longest, "engines": engines}

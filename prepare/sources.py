@@ -3,8 +3,9 @@
 What happens to the odd ones: a null or a value that is no text is skipped and counted; an empty text is a document
 like any other; a byte-order mark at the beginning of a .txt or .jsonl file is dropped; bytes that are no UTF-8 become
 U+FFFD, as lone surrogates in JSON do; line ends stay as they are; blank lines of a .jsonl are nothing; any other line
-that is no JSON object is an error, or is named, skipped and counted while there are no more than `max_bad` in a file. A
-.txt is one document, or with a separator those that stand between, of which nothing after the last one is none.
+that is no JSON object is an error, or is named, skipped and counted while there are no more than `max_bad` in a file; a
+.gz of several members is read whole, and refused if anything, zeros too, is behind the last one. A .txt is one
+document, or with a separator those that stand between, of which nothing after the last one is none.
 """
 
 import glob
@@ -28,13 +29,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from prepare.cli import UserError, well_formed
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")  # a name may be no more; pathlib finds none then
 BATCH_BYTES = 4 << 20  # enough that calling the engine costs little, little enough to keep many in memory
 READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet at a time, at most: READ_BYTES where its groups are large
 SMALL_GROUP = 16 << 20  # bytes of a row group that may be read BATCH_BYTES at a time
 FINGERPRINT_BYTES = 1 << 16
 FIRST = 100  # lines of a .jsonl, in one of which the column must be
 BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())  # Arrow's kinds of bytes, in which a parquet may have text
+TEXT = (pa.string(), pa.large_string(), pa.string_view(), *BINARY)  # and all in which it may have text
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -204,10 +206,10 @@ def _remote(pattern: str) -> list[Path | Remote]:
 def check_documents(path: Path | Remote, column: str) -> None:
     """Look at a file's beginning (a parquet's schema): UserError if its documents cannot be read from `column`."""
     with _user_errors(path):
-        if path.suffix == ".parquet":
+        if path.name.endswith(".parquet"):
             with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
-        elif path.suffix == ".txt":
+        elif path.name.endswith(".txt"):
             path.open("rb").close()
         else:
             with _open_lines(path) as (lines, _):
@@ -222,16 +224,16 @@ def read_documents(
 ) -> Iterator[Batch]:
     """The texts of a file's `column` from row `start` on. UserError names the file, and the line of a .jsonl."""
     with _user_errors(path):
-        if path.suffix == ".parquet":
+        if path.name.endswith(".parquet"):
             with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
                 yield from _parquet_batches(file, column, start)
-        elif path.suffix == ".txt" and separator is not None:
+        elif path.name.endswith(".txt") and separator is not None:
             with path.open("rb") as file:
                 size = max(1, file.seek(0, io.SEEK_END))
                 file.seek(0)
                 yield from group(_pieces(file, separator.encode()), lambda: file.tell() / size, start)
-        elif path.suffix == ".txt":
+        elif path.name.endswith(".txt"):
             if start == 0:
                 text = path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
                 yield batch_of([text], 1.0)
@@ -361,7 +363,7 @@ def _check_schema(path: Path | Remote, schema: pa.Schema, column: str) -> None:
         raise UserError(f"{path} has {schema.names.count(column)} columns {column!r}: rename all but one of them")
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if value not in (pa.string(), pa.large_string(), pa.string_view(), *BINARY, pa.null()):
+    if value not in (*TEXT, pa.null()):
         raise UserError(f"{path}: column {column!r} holds {kind}, not text: choose another with --column")
 
 
@@ -413,7 +415,7 @@ def _user_errors(path: Path | Remote | str) -> Iterator[None]:
         elif "://" in str(path) and not isinstance(failure, pa.ArrowException):
             # a store's own library has exceptions of its own: no credentials, no connection
             remedy = "check address, network and credentials, and whether it is cut short"
-        elif isinstance(failure, (OSError, pa.ArrowException)):
+        elif isinstance(failure, (OSError, pa.ArrowException, UnicodeDecodeError)):  # the last of a column's name
             remedy = "is it damaged or cut short? get it again"
         else:
             raise

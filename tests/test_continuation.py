@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prepare.cli import UserError
-from prepare.continuation import find_passages, make_tasks
+from prepare.continuation import Passage, find_passages, make_tasks
 from prepare.manifest import build_manifest, write_manifest
 from prepare.plays import HELD_OUT, read_play
 from prepare.shards import write_shard
@@ -79,6 +79,17 @@ def test_a_literal_end_of_text_is_text(tmp_path: Path) -> None:
     document = " ".join(f"<|endoftext|> v{number}" for number in range(300))
     shard = shard_of(tmp_path / "data", [document], GPT2Tokenizer())
     assert all(task["ctx"] in document for task in make_tasks([shard], 20, 0))
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_windows_line_ends_make_the_same_passages(name: str) -> None:
+    play = read_play(name)
+    assert "\r" not in play
+    windows = play.replace("\n", "\r\n")
+    passages = find_passages(windows)
+    assert all(f"{passage.context} {passage.ending}" in windows for passage in passages)
+    unix = [Passage(*(text.replace("\r\n", "\n") for text in (p.context, p.ending))) for p in passages]
+    assert unix == find_passages(play)
 
 
 def test_no_passage_in_a_short_document_or_a_speakers_name() -> None:

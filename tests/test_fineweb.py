@@ -1,6 +1,7 @@
 """fineweb.py end to end: local files, the real corpus against tiktoken, a hub on loopback, mistakes."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
         (["--input", good, "--shard-tokens", "0"], 2, "'0' is not a whole number above zero"),
         (["--input", good, "--shard-tokens", "3_000_000_000"], 2, "3,000,000,000"),
         (["--input", bad, "--separator", ""], 2, "--separator: it is empty"),
+        (["--input", bad, "--separator", os.fsdecode(b"\xff")], 2, "--separator: '\\udcff' is no UTF-8"),
         (["--input", "x" * 300], 1, "File name too long"),
         (["--input", good, "--task", "3/2"], 2, "'3/2'"),
         (["--input", good, "--pretokenized"], 2, "one of them"),

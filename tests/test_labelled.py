@@ -60,6 +60,70 @@ def test_values_that_are_no_texts_become_what_they_say(tmp_path: Path) -> None:
     assert read_labelled(lines, "text", "label") == (expected, 1)
 
 
+NO_UTF8 = pa.array([b"bad \xff", b"ok"])
+
+
+@pytest.mark.parametrize(
+    "neighbour",
+    [
+        pa.array([2**62, 1], pa.timestamp("us")),
+        pa.array([2**30, 1], pa.date32()),
+        pa.array([2**62, 1], pa.duration("s")),
+        pa.array([1, 1], pa.timestamp("us", tz="Mars/Base")),
+        NO_UTF8.view(pa.string()),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_what_a_parquet_holds_beside_texts_and_labels_is_not_looked_at(tmp_path: Path, neighbour: pa.Array) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["one", "two"], "other": neighbour, "label": ["ham", "spam"]}), path)
+    assert read_labelled(path, "text", "label") == ([("ham", "one"), ("spam", "two")], 0)
+    with pytest.raises(UserError, match=r"a\.parquet: there is no column kind, but text, other, label"):
+        read_labelled(path, "text", "kind")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        NO_UTF8,
+        NO_UTF8.cast(pa.binary_view()),
+        NO_UTF8.view(pa.string()),
+        NO_UTF8.cast(pa.large_binary()).view(pa.large_string()),
+        NO_UTF8.view(pa.string()).dictionary_encode(),
+        pa.array([b"bad \xff", b"ok   "], pa.binary(5)),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_a_parquet_s_text_that_is_no_utf8(tmp_path: Path, texts: pa.Array) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": texts, "label": texts}), path)
+    (label, text), (_, other) = read_labelled(path, "text", "label")[0]
+    assert label == text.strip() == "bad \ufffd"
+    assert other.strip() == "ok"
+
+
+def test_two_columns_of_a_parquet_with_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([["one"], ["two"], ["1"], ["2"], ["ham"]], names=["text", "text", "x", "x", "label"]), path)
+    with pytest.raises(UserError, match=r"a\.parquet names 2 columns 'text': give each a name"):
+        read_labelled(path, "text", "label")
+    assert read_texts(path, "label", "none") == (["ham"], None)
+    with pytest.raises(
+        UserError, match=r"a\.parquet: there is no column a and no column b, but text, text, x, x, label"
+    ):
+        read_labelled(path, "a", "b")
+
+
+@pytest.mark.parametrize(
+    "values", [pa.array([2**62], pa.timestamp("us")), pa.array([["one"]])], ids=lambda array: str(array.type)
+)
+def test_a_column_of_a_parquet_that_holds_no_text(tmp_path: Path, values: pa.Array) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": values, "label": ["ham"]}), path)
+    with pytest.raises(UserError, match=r"a\.parquet: column 'text' holds (timestamp|list).*, no text"):
+        read_labelled(path, "text", "label")
+
+
 def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
     path = tmp_path / "lines.txt"
     path.write_text("one\n\ntwo words\n")
@@ -115,6 +179,14 @@ def test_a_mistake_names_its_place(tmp_path: Path, name: str, text: str, words: 
         read_labelled(path, "text", "label")
     for word in words:
         assert word in str(failure.value)
+
+
+def test_a_parquet_s_column_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["one"], "label": ["ham"], "naïve": [1]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace("ï".encode(), b"\xefx"))
+    with pytest.raises(UserError, match=r"a\.parquet is no parquet file \('utf-8' codec"):
+        read_labelled(path, "text", "label")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

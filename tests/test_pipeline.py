@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -311,6 +312,20 @@ def test_the_shards_do_not_depend_on_the_engine(corpus, tmp_path):
     assert mixed["shards"] == fast["shards"]
 
 
+@pytest.mark.parametrize("engines", [ENGINES, ENGINES[::-1]])
+def test_a_file_that_both_engines_worked_on_counts_the_documents_of_each(tmp_path, monkeypatch, engines):
+    monkeypatch.setattr("prepare.pipeline.BACKLOG", 0)
+    source = Counted("a", ["word " * (number % 13) + "x" for number in range(60)], die=45)
+    first, second = (job([], sources=[source], shard_tokens=20, tokenizer=GPT2Tokenizer(engine)) for engine in engines)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(first, tmp_path / "out")
+    (facts,) = run_job(second, tmp_path / "out")["inputs"]
+    assert source.started[1] > 0
+    assert facts["engines"].keys() == set(ENGINES)
+    assert all(facts["engines"].values())
+    assert sum(facts["engines"].values()) == facts["documents"] == 40
+
+
 def test_a_difference_between_the_engines_stops_the_run_and_names_the_document(corpus, tmp_path, monkeypatch):
     tokenizer = GPT2Tokenizer("gigatoken")
     right = tokenizer._fast.encode
@@ -337,6 +352,18 @@ def test_nothing_is_left_when_nothing_was_finished(tmp_path):
     with pytest.raises(UserError, match="a broke"):
         run_job(job([], sources=[Failing("a", 20, 1)]), tmp_path / "old")
     assert list(contents(tmp_path / "old")) == ["notes"]
+
+
+def test_a_folder_that_is_gone_once_it_was_found_to_be_there_is_no_file(tmp_path, monkeypatch):
+    make, found = os.mkdir, iter([True])
+
+    def made(path: Path, *more: object) -> None:
+        if Path(path).name == "out" and next(found, False):  # another process removes it before anybody looks again
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        make(path, *more)
+
+    monkeypatch.setattr(os, "mkdir", made)
+    assert run_job(job([], sources=[Failing("a", 3)]), tmp_path / "out")["inputs"][0]["documents"] == 3
 
 
 def test_a_failed_fetch_is_this_run_s_error(tmp_path):
@@ -380,14 +407,38 @@ def test_characters_have_no_separator_and_a_source_may_choose_its_split(tmp_path
     }
 
 
+@pytest.fixture
+def few_parts(monkeypatch):
+    """20 shards of an input file at most, which are quickly made."""
+    for module in ("shards", "folder", "pipeline"):
+        monkeypatch.setattr(f"prepare.{module}.MAX_PARTS", 20)
+
+
+@pytest.mark.usefixtures("few_parts")
 def test_too_many_parts_proposes_a_size_that_works(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("12345 xyz\n" * 2000)
+    path.write_text("12345 xyz\n" * 40)
     with pytest.raises(UserError, match=r"--shard-tokens 3 .*a\.txt") as refused:
         run_job(job([path], shard_tokens=3), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     proposed = int(str(refused.value).split()[-3])
     run_job(job([path], shard_tokens=proposed), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("share", [(1, 1), (2, 2)])
+def test_too_many_parts_in_a_folder_that_holds_others_says_to_delete_it(tmp_path, share):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path, lines in zip(paths, (2, 40), strict=True):
+        path.write_text("12345 xyz\n" * lines)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=rf"give --shard-tokens \d+ or more, and delete {out}") as refused:
+        run_job(job(paths, shard_tokens=3), out, share=share)
+    proposed = int(str(refused.value).split("--shard-tokens ")[2].split()[0])
+    with pytest.raises(UserError, match=f"shard_tokens 3, not {proposed}"):
+        run_job(job(paths, shard_tokens=proposed), out)
+    shutil.rmtree(out)
+    run_job(job(paths, shard_tokens=proposed), out)
 
 
 def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):

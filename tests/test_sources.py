@@ -164,6 +164,14 @@ def test_parquet_with_two_columns_of_a_name(tmp_path):
     assert read(path, "one") == (["c"], 0)
 
 
+def test_parquet_with_a_column_whose_name_is_no_utf8(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"], "naïve": [1]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace("ï".encode(), b"\xefx"))
+    with pytest.raises(UserError, match=r"cannot read .*a\.parquet \('utf-8' codec .*get it again"):
+        check_documents(path, "text")
+
+
 def test_parquet_columns_with_dots_in_their_names(tmp_path):
     """Parquet's paths do not tell them from the fields of a struct."""
     path, texts, wrong = tmp_path / "a.parquet", ["a", "b"], ["wrong", "wrong"]
@@ -254,6 +262,23 @@ def test_links_to_folders_are_followed(tmp_path):
     (corpus / "f.jsonl").symlink_to(tmp_path / "hidden/6.jsonl")
     assert find_inputs([corpus]) == [*found, corpus / "f.jsonl"]
     assert [Path(file.path) for file in find_inputs([f"file://{corpus}"])] == find_inputs([corpus])
+
+
+def test_a_hidden_file_that_is_all_suffix(tmp_path):
+    for suffix in (".txt", ".jsonl", ".jsonl.gz", ".parquet"):
+        path = write(tmp_path / f"a{suffix}", [{"text": "a"}, {"text": "b"}]).rename(tmp_path / suffix)
+        (found,) = find_inputs([path])
+        check_documents(found, "text")
+        assert read(found)[0] == ([path.read_text()] if suffix == ".txt" else ["a", "b"])
+
+
+def test_a_gzip_file_with_zeros_behind_its_last_member_is_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz", [{"text": "a"}])
+    path.write_bytes(2 * path.read_bytes())
+    assert read(path) == (["a", "a"], 0)
+    path.write_bytes(path.read_bytes() + bytes(512))
+    with pytest.raises(UserError, match=r"cannot read .*a\.jsonl\.gz \(.*get it again"):
+        read(path)
 
 
 def test_folders_that_are_named_as_files(tmp_path):
