@@ -1,16 +1,14 @@
-"""How well a classifier does: accuracy, F1, calibration, and the confusion of its labels, as numbers and a picture."""
+"""How well a classifier does: accuracy, F1, calibration, and the confusion of its labels."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eval.curves import STYLE, plain, plt, save
 from eval.scoring import DIVERGED, evaluating
 from prepare.cli import UserError
 from prepare.tokenizer import Tokenizer
@@ -114,29 +112,3 @@ def labelled(tokens: Sequence[int], label: int, block_size: int) -> tuple[Sequen
     """A text's first block_size tokens, with the label as the target of the last of them."""
     kept = tokens[:block_size]
     return kept, [IGNORED] * (len(kept) - 1) + [label]
-
-
-def plot_confusion(tally: Tally, labels: Sequence[str], path: Path) -> None:
-    """Draw the confusion matrix and the reliability diagram as a PNG."""
-    metrics = tally.metrics()
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-        names = [plain(label) for label in labels]
-        share = tally.confusion / np.maximum(tally.confusion.sum(1, keepdims=True), 1)
-        left.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), count in np.ndenumerate(tally.confusion):
-            color = "white" if share[row, column] > 0.5 else "#333333"
-            left.text(column, row, f"{count:.0f}", ha="center", va="center", color=color)
-        left.set_xticks(range(len(names)), names, rotation=0 if len(names) < 5 else 90)
-        left.set_yticks(range(len(names)), names)
-        title = f"accuracy {metrics['accuracy']:.2%}, macro F1 {metrics['macro_f1']:.3f}"
-        left.set(xlabel="predicted", ylabel="true", title=title)
-        known = tally.bins[:, 0] > 0
-        count, confidence, correct = tally.bins[known].T
-        right.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":")
-        right.plot(confidence / count, correct / count, marker="o", linewidth=1.4)
-        for x, y, n in zip(confidence / count, correct / count, count, strict=True):
-            right.annotate(f"{n:.0f}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
-        right.set(xlabel="confidence", ylabel="accuracy", title=f"calibration: ECE {metrics['ece']:.3f}")
-        right.set(xlim=(0, 1.03), ylim=(0, 1.08))
-        save(figure, path)

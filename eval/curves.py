@@ -1,4 +1,4 @@
-"""metrics.jsonl as a picture: loss, learning rate, throughput and a score, of one run or several."""
+"""Pictures: metrics.jsonl as curves of loss, learning rate, throughput and a score; a report; a classifier's errors."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from eval.classification import Tally
 from eval.published import PUBLISHED
 from prepare.cli import UserError
 from train.run_log import METRICS, read_rows
@@ -246,3 +247,29 @@ def _short(value: float, _position: int | None = None) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
+
+
+def plot_confusion(tally: Tally, labels: Sequence[str], path: Path) -> None:
+    """Draw the confusion matrix and the reliability diagram as a PNG."""
+    metrics = tally.metrics()
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+        names = [plain(label) for label in labels]
+        share = tally.confusion / np.maximum(tally.confusion.sum(1, keepdims=True), 1)
+        left.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(tally.confusion):
+            color = "white" if share[row, column] > 0.5 else "#333333"
+            left.text(column, row, f"{count:.0f}", ha="center", va="center", color=color)
+        left.set_xticks(range(len(names)), names, rotation=0 if len(names) < 5 else 90)
+        left.set_yticks(range(len(names)), names)
+        title = f"accuracy {metrics['accuracy']:.2%}, macro F1 {metrics['macro_f1']:.3f}"
+        left.set(xlabel="predicted", ylabel="true", title=title)
+        known = tally.bins[:, 0] > 0
+        count, confidence, correct = tally.bins[known].T
+        right.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":")
+        right.plot(confidence / count, correct / count, marker="o", linewidth=1.4)
+        for x, y, n in zip(confidence / count, correct / count, count, strict=True):
+            right.annotate(f"{n:.0f}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+        right.set(xlabel="confidence", ylabel="accuracy", title=f"calibration: ECE {metrics['ece']:.3f}")
+        right.set(xlim=(0, 1.03), ylim=(0, 1.08))
+        save(figure, path)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from matplotlib.cbook import is_math_text
 
-from eval import classification
-from eval.classification import BINS, Tally, class_probabilities, classify, labelled, plot_confusion
+from eval import curves
+from eval.classification import BINS, Tally, class_probabilities, classify, labelled
+from eval.curves import plot_confusion
 from prepare.cli import UserError
 from prepare.tokenizer import GPT2Tokenizer
 from train.classifier import Classifier
@@ -99,7 +100,7 @@ def test_labels_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.Monkey
     tally, labels, figures = Tally(3), ["$10_^$", "$50k-$100k", "\u826f\u3044"], []
     tally.add(*answers())
     plot_confusion(tally, labels, tmp_path / "report.png")
-    monkeypatch.setattr(classification, "save", lambda figure, _: figures.append(figure))
+    monkeypatch.setattr(curves, "save", lambda figure, _: figures.append(figure))
     plot_confusion(tally, labels, tmp_path / "report.png")
     ticks = figures[0].axes[0].get_xticklabels()
     assert [tick.get_text().replace(r"\$", "$") for tick in ticks] == labels

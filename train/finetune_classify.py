@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.classification import Tally, class_probabilities, labelled, plot_confusion
-from eval.curves import plot_runs
+from eval.classification import Tally, class_probabilities, labelled
 from eval.finetune_monitor import ClassifyMonitor
 from eval.scoring import DIVERGED
 from prepare.cli import UserError, run_script
@@ -81,6 +80,8 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     )  # fmt: skip
     stopped = complete(training)
     if world.is_main:
+        from eval.curves import plot_runs  # matplotlib, which no other process has to wait for
+
         plot_runs([run.path], run.path / "loss.png", "steps")
         if not stopped:
             report(training, parts["test"])
@@ -126,6 +127,8 @@ def label_weights(kind: str, train: Examples, labels: int) -> np.ndarray:
 
 def report(training: Training, test: Examples) -> None:
     """What the run has achieved, on texts that had no part in it: report.json, report.png and a line."""
+    from eval.curves import plot_confusion  # matplotlib: as above
+
     best = best_model(training, classifier=True)
     if not len(test):
         return

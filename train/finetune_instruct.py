@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from eval.answers import first_question, greedy_answers
-from eval.curves import plot_runs
 from eval.finetune_monitor import InstructMonitor
 from eval.scoring import sum_loss
 from prepare.cli import UserError, run_script
@@ -78,6 +77,8 @@ def finetune(config: InstructConfig, world: World) -> None:
     )  # fmt: skip
     stopped = complete(training)
     if world.is_main:
+        from eval.curves import plot_runs  # matplotlib, which no other process has to wait for
+
         plot_runs([run.path], run.path / "loss.png", "steps")
         if not stopped:
             report(training, parts["test"], base)
