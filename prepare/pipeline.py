@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_workers(parser)
     add_engine(parser)
     parser.add_argument(
-        "--task", type=task, default="1/1", metavar="I/N", help="do the Ith of N shares of the input files (job arrays)"
+        "--task", type=task_of, default="1/1", metavar="I/N", help="do the Ith of N shares of the files (job arrays)"
     )
 
 
@@ -65,7 +65,7 @@ def shard_size(text: str) -> int:
     return tokens
 
 
-def task(text: str) -> tuple[int, int]:
+def task_of(text: str) -> tuple[int, int]:
     """argparse's type for I/N: which share, from 1, of how many."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
@@ -100,7 +100,7 @@ def run_job(
     job: Job,
     out: Path,
     workers: int = 1,
-    share: tuple[int, int] = (1, 1),
+    task: tuple[int, int] = (1, 1),
     keep_files: int = KEEP_FILES,
     seconds: dict[str, float] | None = None,
 ) -> dict | None:
@@ -117,7 +117,7 @@ def run_job(
         if os.path.lexists(out) or not isinstance(failure, FileExistsError):
             raise UserError(f"--out {out} is a file, or where no folder can be: choose another") from failure
     folder = Folder(out, job.plan())
-    index, count = share
+    index, count = task
     with folder.claimed(index, count):
         mine = range(index - 1, len(job.sources), count)
         done = folder.finished()
@@ -193,8 +193,8 @@ class _Run:
                     source = self.job.sources[number]
                     for batch in self._timed("reading", source.batches(output.rows)):
                         encoded = self.pool.submit(self._encode, batch)
-                        share = (position + batch.done) / len(todo)
-                        waiting.append(functools.partial(self._write, progress, share, output, batch, encoded))
+                        done = (position + batch.done) / len(todo)
+                        waiting.append(functools.partial(self._write, progress, done, output, batch, encoded))
                         if len(waiting) > 2 * self.workers:
                             waiting.popleft()()
                     waiting.append(functools.partial(output.finish, functools.partial(fetches.release, position)))
@@ -213,7 +213,7 @@ class _Run:
             return self.job.tokenizer.encode_texts(batch.texts)
 
     def _write(
-        self, progress: Progress, share: float, output: "_Output", batch: Batch, encoded: Future[Encoded]
+        self, progress: Progress, done: float, output: "_Output", batch: Batch, encoded: Future[Encoded]
     ) -> None:
         try:
             result = encoded.result()
@@ -224,13 +224,12 @@ class _Run:
             ) from None
         with self._clock("writing"):
             output.write(batch, result)
-        size = output.size_of(batch)
-        self.text, self.tokens = self.text + size, self.tokens + len(result.tokens)
+        self.text, self.tokens = self.text + batch.size, self.tokens + len(result.tokens)
         self.documents += len(batch.texts)
-        progress.bar.total = self.text / max(share, 1e-9)  # as if all files were alike
+        progress.bar.total = self.text / max(done, 1e-9)  # as if all files were alike
         speed = self.tokens / (time.monotonic() - self.start)
         progress.bar.set_postfix_str(f"{self.documents:,} documents, {speed:,.0f} tokens/s", refresh=False)
-        progress.update(size)
+        progress.update(batch.size)
 
     def _report(self) -> None:
         seconds = time.monotonic() - self.start
@@ -271,7 +270,7 @@ class _Output:
         # tokens of the next rows that the last finished shard holds already: encoded again, and not written
         self.skip = sum(shard["tokens"] for shard in record["shards"]) - self.facts["tokens"]
         self.writer = ShardWriter(
-            folder.path, job.name, number, job.shard_tokens, self.source.split, record["shards"], self._publish
+            folder.path, job.name, number, job.shard_tokens, self.source.split, record["shards"], self._shard_is_full
         )
 
     def write(self, batch: Batch, encoded: Encoded) -> None:
@@ -284,7 +283,7 @@ class _Output:
             self.writer.write(tokens, starts)
         except TooManyParts as failure:
             # no text has more tokens than bytes, besides the one before each document
-            most = sum(self.size_of(batch) + len(batch.texts) for batch in self.source.batches())
+            most = sum(batch.size + len(batch.texts) for batch in self.source.batches())
             unit = 10 ** max(0, len(str(most // MAX_PARTS)) - 2)
             raise TooManyParts(
                 f"--shard-tokens {self.shard_tokens} makes {failure} ({self.source.name}): "
@@ -307,10 +306,6 @@ class _Output:
         self.facts = {fact: facts[fact] + now[fact] for fact in now} | {"longest": longest, "engines": engines}
         self.rows += batch.read
 
-    @staticmethod
-    def size_of(batch: Batch) -> int:
-        return int(batch.lengths().sum())
-
     def finish(self, then: Callable[[], None]) -> None:
         """Publish the last shard and the source's record; then() when all of it is on disk."""
         self.writer.finish()
@@ -322,14 +317,14 @@ class _Output:
 
         self.disk.do(finished)
 
-    def _publish(self, publish: Callable[[], None]) -> None:
+    def _shard_is_full(self, bring_to_disk: Callable[[], None]) -> None:
         facts, rows = self.facts, self.rows
 
-        def published() -> None:
-            publish()
+        def bring_and_record() -> None:
+            bring_to_disk()
             self.folder.save(self.number, {"input": facts, "rows": rows, "shards": self.writer.records})
 
-        self.disk.do(published)
+        self.disk.do(bring_and_record)
 
 
 class _Disk:
@@ -363,9 +358,11 @@ class _Disk:
         if self.failed:
             return
         start = time.thread_time()
-        self.failed = True
-        work()
-        self.failed = False
+        try:
+            work()
+        except BaseException:
+            self.failed = True
+            raise
         self.seconds += time.thread_time() - start
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -145,7 +146,7 @@ class ShardWriter:
     """Cuts one input file's stream of tokens into shards of `shard_tokens`; the last may be shorter.
 
     A shard has a temporary name until it is whole and on disk. `records` lists the finished ones as the manifest does:
-    file, tokens, documents (those that begin in it) and sha256; those given are already there. `publish` is called with
+    file, tokens, documents (those that begin in it) and sha256; those given are already there. `defer` is called with
     the work that remains when a shard is full, which may be done later, in order. Leaving the `with` block finishes the
     last shard; an exception discards it. Nothing is created before the first token.
     """
@@ -158,14 +159,14 @@ class ShardWriter:
         shard_tokens: int = SHARD_TOKENS,
         split: str | None = None,
         records: Sequence[dict] = (),
-        publish: Callable[[Callable[[], None]], None] = lambda work: work(),
+        defer: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         if not 0 < shard_tokens <= MAX_TOKENS:
             raise UserError(f"a shard of {shard_tokens:,} tokens cannot be: give 1 to {MAX_TOKENS:,}")
         self.folder, self.name, self.file, self.shard_tokens, self.split = folder, name, file, shard_tokens, split
         self.records = list(records)
         self._part = len(self.records)
-        self._publish = publish
+        self._defer = defer
         self._stream = None
         self._path = folder
         self._tokens = self._documents = 0
@@ -204,7 +205,7 @@ class ShardWriter:
         self._stream = None
         self._part += 1
         self._tokens = self._documents = 0
-        self._publish(lambda: self.records.append(_publish(stream, path, tokens, documents)))
+        self._defer(lambda: self.records.append(_bring_to_disk(stream, path, tokens, documents)))
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -225,7 +226,7 @@ def write_shard(path: Path, tokens: np.ndarray, documents: int = 1) -> dict:
     with naming(_temporary(path)), _temporary(path).open("wb") as stream:
         stream.write(_header(len(tokens)))
         stream.write(np.ascontiguousarray(tokens, dtype=TOKEN).data)
-        return _publish(stream, path, len(tokens), documents)
+        return _bring_to_disk(stream, path, len(tokens), documents)
 
 
 def _header(tokens: int) -> bytes:
@@ -238,7 +239,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
-def _publish(stream, path: Path, tokens: int, documents: int) -> dict:
+def _bring_to_disk(stream: BinaryIO, path: Path, tokens: int, documents: int) -> dict:
     """Bring a written temporary file to disk and give it its final name; its record for the manifest."""
     with naming(_temporary(path)):
         stream.flush()

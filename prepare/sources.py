@@ -24,6 +24,7 @@ from typing import BinaryIO
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
@@ -55,8 +56,12 @@ class Batch:
 
     def lengths(self) -> np.ndarray:
         """The documents' lengths in bytes, int64."""
-        offsets = np.frombuffer(self.texts.buffers()[1], np.int64)
-        return np.diff(offsets[self.texts.offset : self.texts.offset + len(self.texts) + 1])
+        return pc.binary_length(self.texts).to_numpy()
+
+    @property
+    def size(self) -> int:
+        """Bytes of text."""
+        return int(self.lengths().sum())
 
 
 class Source:

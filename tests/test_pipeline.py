@@ -21,7 +21,7 @@ import pytest
 from prepare import sources
 from prepare.cli import UserError, positive
 from prepare.manifest import build_manifest, read_manifest, write_manifest
-from prepare.pipeline import Job, run_job, task
+from prepare.pipeline import Job, run_job, task_of
 from prepare.shards import find_shards, open_shard, write_shard
 from prepare.sources import Batch, LocalFile, Source, batch_of
 from prepare.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
@@ -426,14 +426,14 @@ def test_too_many_parts_proposes_a_size_that_works(tmp_path):
 
 
 @pytest.mark.usefixtures("few_parts")
-@pytest.mark.parametrize("share", [(1, 1), (2, 2)])
-def test_too_many_parts_in_a_folder_that_holds_others_says_to_delete_it(tmp_path, share):
+@pytest.mark.parametrize("task", [(1, 1), (2, 2)])
+def test_too_many_parts_in_a_folder_that_holds_others_says_to_delete_it(tmp_path, task):
     paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for path, lines in zip(paths, (2, 40), strict=True):
         path.write_text("12345 xyz\n" * lines)
     out = tmp_path / "out"
     with pytest.raises(UserError, match=rf"give --shard-tokens \d+ or more, and delete {out}") as refused:
-        run_job(job(paths, shard_tokens=3), out, share=share)
+        run_job(job(paths, shard_tokens=3), out, task=task)
     proposed = int(str(refused.value).split("--shard-tokens ")[2].split()[0])
     with pytest.raises(UserError, match=f"shard_tokens 3, not {proposed}"):
         run_job(job(paths, shard_tokens=proposed), out)
@@ -538,11 +538,11 @@ def test_deleted_shards_of_a_finished_folder_are_made_again(corpus, tmp_path):
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/4", ""])
 def test_task_refuses(text):
     with pytest.raises(argparse.ArgumentTypeError):
-        task(text)
+        task_of(text)
 
 
 def test_option_types():
-    assert task("3/8") == (3, 8)
+    assert task_of("3/8") == (3, 8)
     assert positive("100_000") == 100_000
     assert positive(str(2**63 - 1)) == 2**63 - 1
     for wrong in ("0", "-1", "1.5", "1e6", "", "_", str(2**63), "1" + 21 * "0"):
