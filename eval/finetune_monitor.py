@@ -4,12 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from eval.answers import first_question, greedy_answers
 from eval.classification import Tally, class_probabilities
 from eval.monitor import BATCHES, Measurements
-from eval.scoring import sum_loss
 from prepare.cli import UserError
 from prepare.tokenizer import Tokenizer
 from train.classifier import Classifier
@@ -18,6 +16,7 @@ from train.examples import Examples, bucketed
 from train.finetune_config import ClassifyConfig, ClassifyEval, FinetuneConfig, InstructConfig
 from train.model import GPT
 from train.run_log import RunLog
+from train.step import MicroBatches
 from train.stopping import StopRequest
 
 
@@ -53,7 +52,7 @@ class FinetuneMonitor(Measurements):
         losses = [loss for _, loss in sorted(self.log.val_losses.items())]
         return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= self.eval.patience
 
-    def my_batches(self) -> list[list[tuple[Tensor, Tensor]]]:
+    def my_batches(self) -> list[MicroBatches]:
         """This rank's validation batches, as many groups of them on every rank."""
         size, rank = self.world.size, self.world.rank
         groups = range(0, len(self.batches), size * BATCHES)
@@ -106,11 +105,7 @@ class InstructMonitor(FinetuneMonitor):
         self.model, self.tokenizer, self.context = model, tokenizer, context
 
     def _validate(self) -> dict[str, float]:
-        nll, tokens = 0.0, 0.0
-        for group in self.my_batches():
-            sums = self.exchange(*sum_loss(self.model, group, self.world.device, self.context))
-            nll, tokens = nll + sums[0], tokens + sums[1]
-        return {"loss": nll / tokens, "tokens": int(tokens)}
+        return self.mean_loss(self.model, self.my_batches(), self.context)
 
     def _sample(self) -> dict[str, list[dict[str, str]]]:
         """Rank 0 answers the first held-out instructions, always with the likeliest token."""

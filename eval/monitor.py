@@ -4,7 +4,7 @@ Between two pieces of it the ranks exchange their sums, and with them whether an
 measurement is given up, and the run can be saved at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from train.distributed import World
 from train.loader import Windows, validation_batches
 from train.model import GPT
 from train.run_log import RunLog
+from train.step import MicroBatches
 from train.stopping import StopRequest
 
 BATCHES = 8  # validation batches a rank takes between two exchanges
@@ -77,6 +78,15 @@ class Measurements:
         if asked:
             raise Stopped
         return totals
+
+    def mean_loss(self, model: GPT, groups: Iterable[MicroBatches], context: torch.autocast) -> dict[str, float]:
+        """The mean loss over the targets of all ranks' batches, and how many these are. Every rank has as many groups,
+        and a stop that was asked for is seen after each."""
+        nll, tokens = 0.0, 0.0
+        for group in groups:
+            sums = self.exchange(*sum_loss(model, group, self.world.device, context))
+            nll, tokens = nll + sums[0], tokens + sums[1]
+        return {"loss": nll / tokens, "tokens": int(tokens)}
 
 
 class Monitor(Measurements):
@@ -155,11 +165,8 @@ class Monitor(Measurements):
         batches: Iterator = validation_batches(
             self.windows, self.eval.val_tokens, self.batch_size, self.world.rank, self.world.size
         )
-        loss_sum, tokens = 0.0, 0.0
-        while some := list(islice(batches, BATCHES)):
-            sums = self.exchange(*sum_loss(self.model, some, self.world.device, self.context))
-            loss_sum, tokens = loss_sum + sums[0], tokens + sums[1]
-        return {"loss": loss_sum / tokens, "tokens": int(tokens)}
+        groups = iter(lambda: list(islice(batches, BATCHES)), [])
+        return self.mean_loss(self.model, groups, self.context)
 
     def _hellaswag(self) -> dict[str, float]:
         scores = score_requests(

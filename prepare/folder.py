@@ -184,10 +184,9 @@ class Folder:
 
     def _remove_progress(self) -> None:
         """Remove .progress, in a moment of `_alone` whose lock goes last: who comes in then keeps what it begins."""
-        for path in self.progress.iterdir():
-            if path != self._moment:
-                path.unlink(missing_ok=True)
-        self._moment.unlink()
+        for path in [*(path for path in self.progress.iterdir() if path != self._moment), self._moment]:
+            with suppress(OSError):  # NFS keeps what a process has open
+                path.unlink()
         with suppress(OSError):  # somebody came in
             self.progress.rmdir()
 

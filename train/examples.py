@@ -26,7 +26,7 @@ from prepare.files import read_object, write_json
 from train.distributed import World
 from train.loader import START, permutation, read_ahead
 from train.model import IGNORED
-from train.step import dropout_seeds
+from train.step import MicroBatches, dropout_seeds
 
 PARTS = ("train", "val", "test")
 DESCRIPTION = "data.json"
@@ -127,7 +127,7 @@ class ExampleLoader:
     def _mine(self, parts: Sequence[Any]) -> Sequence[Any]:
         return parts[self.rank :: self.world_size]
 
-    def micro_batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
+    def micro_batches(self, step: int) -> MicroBatches:
         """The inputs and targets of one step, int64 (micro_batch_size, longest of them) each."""
         batches = [self.examples.batch(rows) for rows in self._mine(self.numbers(step))]
         return [(x.pin_memory(), y.pin_memory()) for x, y in batches] if self.pin else batches
@@ -157,7 +157,7 @@ class ExampleLoader:
         """Where the data is after `step` steps, as a checkpoint states it: the next example, and the epoch begun."""
         return {"window": step * self.batch_examples, "epoch": int(self.epoch_of(step))}
 
-    def prefetch(self, first: int, last: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def prefetch(self, first: int, last: int) -> Iterator[MicroBatches]:
         """The micro-batches of steps first ... last - 1, read ahead."""
         return read_ahead(self.micro_batches, first, last)
 

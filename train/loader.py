@@ -25,9 +25,7 @@ from torch import Tensor
 from prepare.cli import UserError
 from prepare.manifest import read_manifest
 from prepare.shards import open_shard
-from train.step import dropout_seeds
-
-MicroBatches = list[tuple[Tensor, Tensor]]
+from train.step import MicroBatches, dropout_seeds
 
 
 @lru_cache(maxsize=8)

@@ -18,14 +18,14 @@ from train.checkpoint import Resumed
 from train.config import Config
 from train.distributed import World
 from train.grad_norms import GradNorms
-from train.loader import Began, MicroBatches
+from train.loader import Began
 from train.model import GPT
 from train.optim import gather_moments, learning_rate
 from train.replicas import check_replicas
 from train.run_dir import RunDir
 from train.run_log import CHANGED, RunLog
 from train.saver import Saver
-from train.step import train_step
+from train.step import MicroBatches, train_step
 from train.stopping import StopRequest
 
 

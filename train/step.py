@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-MicroBatch = tuple[Tensor, Tensor]
+MicroBatch = tuple[Tensor, Tensor]  # inputs and targets, int64 (B, T) each
+MicroBatches = list[MicroBatch]  # of one rank's step
 
 
 def train_step(
@@ -38,8 +39,9 @@ def train_step(
         weights: one for each micro-batch, what its mean loss counts; None: all the same, and 1 together.
 
     Returns:
-        this rank's mean loss and the norm of the whole gradient before clipping, float32 scalars on the device. The
-        norm is that of the averaged gradient, the same on every rank: all of them skip a step, or none.
+        this rank's part of the loss, whose mean over the ranks is the batch's, and the norm of the whole gradient
+        before clipping, float32 scalars on the device. The norm is that of the averaged gradient, the same on every
+        rank: all of them skip a step, or none.
     """
     device = next(model.parameters()).device
     loss = torch.zeros((), device=device)
