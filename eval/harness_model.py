@@ -33,7 +33,8 @@ class GPT2Run(LM):
     def __init__(self, run: str | None = None, device: str | None = None, batch_tokens: int | None = None, **_: Any):
         """Open the model. The harness's batch sizes are passed over: `batch_tokens` bounds a forward pass."""
         super().__init__()
-        with opened(run, device or "auto") as (self.loaded, self.world):
+        name = None if run is None else str(run)  # the harness has made a number of one
+        with opened(name, device or "auto") as (self.loaded, self.world):
             self.batch_tokens = batch_tokens
 
     @classmethod
