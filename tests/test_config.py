@@ -91,6 +91,25 @@ def test_mistakes_are_named(words: list[str], message: str) -> None:
         load_config(words, "")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("optim:\n  maxlr: 1\n", "does not accept option 'maxlr'"),
+        ("optim: {max_lr: abc}\n", 'Parser key "optim.max_lr"'),
+        ("foo: {a: 1}\n", "'foo.a' is not accepted"),
+        ("optim: [1\n", "Problems parsing config"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(ArgumentError, match=rf"(?s)^{file}: .*{message}"):
+        load_config(["--config", str(file)], "")
+    file.write_text("optim: {max_lr: 1e-3}\n")
+    with pytest.raises(ArgumentError, match=r"^unrecognized"):  # not the file's
+        load_config(["--config", str(file), "--optim.maxlr", "3"], "")
+
+
 @pytest.mark.parametrize("content", [b"PAR1\x15\x04\xd6\xff", b"\x00" * 100, b"- 1\n", b"text"])
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "ok.parquet"

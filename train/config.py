@@ -222,13 +222,14 @@ class _Parser(jsonargparse.ArgumentParser):
     """A jsonargparse parser with this project's help and one-line errors."""
 
     opening = ""
+    where = ""  # the file that is read, for messages
 
     def format_help(self) -> str:
         return self.opening + super().format_help()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         hint = "quote globs, so that the shell leaves them alone" if ".bin" in message else "see --help for every key"
-        raise ArgumentError(f"{message} ({hint})") from ex
+        raise ArgumentError(f"{self.where}{message} ({hint})") from ex
 
 
 def load_config(argv: list[str] | None, opening: str) -> Config:
@@ -264,6 +265,10 @@ def read_config(
     for name, section in sections.items():
         parser.add_argument(f"--{name}", type=section.type, default=section.default_factory(), **section.metadata)
     try:
+        if chosen.config.is_file():
+            parser.where = f"{chosen.config}: "
+            parser.parse_path(chosen.config)  # by itself first, so that its mistakes are called its own
+            parser.where = ""
         values = parser.instantiate(parser.parse_args(["--config", str(chosen.config), *words]))
         config = kind(**{name: values[name] for name in sections})
         if config.run.dir is None:
