@@ -224,12 +224,13 @@ class _Run:
             ) from None
         with self._clock("writing"):
             output.write(batch, result)
-        self.text, self.tokens = self.text + batch.size, self.tokens + len(result.tokens)
+        size = batch.size
+        self.text, self.tokens = self.text + size, self.tokens + len(result.tokens)
         self.documents += len(batch.texts)
         progress.bar.total = self.text / max(done, 1e-9)  # as if all files were alike
         speed = self.tokens / (time.monotonic() - self.start)
         progress.bar.set_postfix_str(f"{self.documents:,} documents, {speed:,.0f} tokens/s", refresh=False)
-        progress.update(batch.size)
+        progress.update(size)
 
     def _report(self) -> None:
         seconds = time.monotonic() - self.start
