@@ -90,11 +90,11 @@ test: $(ready)
 
 exhaustive: $(ready)
 	@echo "== Every code point"
-	@$(python) -m tests.exhaustive
+	@$(python) -m tests.programs.exhaustive
 
 torture: $(ready)
 	@echo "== Kill -9, 200 times"
-	@mkdir -p runs && $(python) -m tests.torture 200 | tee runs/torture.txt
+	@mkdir -p runs && $(python) -m tests.programs.torture 200 | tee runs/torture.txt
 
 # Needs the hub and GitHub: 0.2955, 0.3114, 32.56% and 40.06 beside what comes out. Not yet run by us, who had no network.
 reproduce-gpt2-scores: $(ready)

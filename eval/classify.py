@@ -8,10 +8,10 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); impo
 
 import numpy as np
 
-from eval.classification import Tally, classify
-from eval.model_option import opened
-from prepare.cli import ArgumentError, Parser, UserError, named, named_path, positive, run_script
-from prepare.labelled import read_texts
+from eval.common.options import opened
+from eval.scoring.classification import Tally, classify
+from prepare.common.cli import ArgumentError, Parser, UserError, named, named_path, positive, run_script
+from prepare.finetuning.labelled import read_texts
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,14 +14,14 @@ from contextlib import suppress
 
 import torch
 
-from eval.compiled import CompiledStep
-from eval.model_option import add_model_options, opened
-from eval.sampling import TextStream, generate, stream_texts
-from prepare.cli import ArgumentError, Parser, UserError, positive, run_script
-from prepare.instructions import Message, question
-from prepare.tokenizer import Tokenizer
-from train.model import GPT
-from train.open_model import LoadedModel
+from eval.common.options import add_model_options, opened
+from eval.generation.compiled import CompiledStep
+from eval.generation.sampling import TextStream, generate, stream_texts
+from prepare.common.cli import ArgumentError, Parser, UserError, positive, run_script
+from prepare.finetuning.instructions import Message, question
+from prepare.tokens.tokenizer import Tokenizer
+from train.model.gpt import GPT
+from train.weights.load_model import LoadedModel
 
 LEAST_PENALTY = 1e-3  # below, logits divided by it leave float32
 

@@ -12,7 +12,7 @@ from pathlib import Path
 # Scripts run from anywhere, and from here on Ctrl-C is one line.
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
-from prepare.cli import ArgumentError, Parser, UserError, run_script
+from prepare.common.cli import ArgumentError, Parser, UserError, run_script
 
 ARGUMENTS = {"run": "run=X (as --model elsewhere)", "batch_tokens": "batch_tokens=N (in a forward pass)"}
 
@@ -29,7 +29,7 @@ def main() -> None:
     if options.model == "gpt2_run":
         check_model_args(options.model_args or "")
     try:
-        from eval import harness_model  # noqa: F401  registers gpt2_run
+        from eval.scoring import harness_model  # noqa: F401  registers gpt2_run
     except ImportError as missing:
         raise UserError(f"lm-eval is not installed ({missing}): pip install -r requirements.txt") from None
     from lm_eval.__main__ import cli_evaluate

@@ -12,7 +12,7 @@ Published for OpenAI's GPT-2 on the original file (10,042 tasks):
     1558M          0.3842           0.4893        0.4004             0.5089
 
 build-nanogpt's hellaswag.py states all of them. Its plain scores are of the original texts, tags and all: copies that
-have been cleaned give slightly others. A copy without ctx_a and ctx_b is divided as eval/tasks.py says.
+have been cleaned give slightly others. A copy without ctx_a and ctx_b is divided as eval/scoring/tasks.py says.
 """
 
 import sys
@@ -21,11 +21,11 @@ from pathlib import Path
 # Scripts run from anywhere, and from here on Ctrl-C is one line.
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
-from eval.measures import measure_hellaswag
-from eval.model_option import add_set_options, opened, report
-from eval.tasks import FORMATS, load_hellaswag
-from prepare.cli import Parser, run_script
-from prepare.known_files import HELLASWAG
+from eval.common.options import add_set_options, opened, report
+from eval.scoring.evaluate import measure_hellaswag
+from eval.scoring.tasks import FORMATS, load_hellaswag
+from prepare.common.cli import Parser, run_script
+from prepare.sources.published import HELLASWAG
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 # Scripts run from anywhere, and from here on Ctrl-C is one line.
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
-from eval.measures import measure_lambada
-from eval.model_option import add_set_options, opened, report
-from eval.tasks import load_lambada
-from prepare.cli import Parser, run_script
-from prepare.known_files import LAMBADA
+from eval.common.options import add_set_options, opened, report
+from eval.scoring.evaluate import measure_lambada
+from eval.scoring.tasks import load_lambada
+from prepare.common.cli import Parser, run_script
+from prepare.sources.published import LAMBADA
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 # Scripts run from anywhere, and from here on Ctrl-C is one line.
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
-from eval.curves import plot_runs, read_metrics
-from prepare.cli import RUNS, ArgumentError, Parser, UserError, named_path, run_script
-from train.run_log import METRICS
+from eval.common.curves import plot_runs, read_metrics
+from prepare.common.cli import RUNS, ArgumentError, Parser, UserError, named_path, run_script
+from train.run.metrics_log import METRICS
 
 
 def main(argv: list[str] | None = None) -> None:

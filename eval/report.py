@@ -16,20 +16,20 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from eval.curves import plot_report, read_metrics
-from eval.detokenize import load_wikitext
-from eval.measures import measure_hellaswag, measure_lambada, measure_shards, measure_wikitext
-from eval.model_option import add_model_options, opened
-from eval.published import NOTES, PUBLISHED, SIZES
-from eval.tasks import FORMATS, Format, load_hellaswag, load_lambada
-from prepare.cli import DATA, Parser, UserError, named_path, positive, run_script
-from prepare.files import write_json, write_whole
-from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
-from prepare.shards import find_shards
-from train.config import EvalConfig
-from train.distributed import World
-from train.open_model import LoadedModel, newest_run
-from train.run_log import METRICS
+from eval.common.curves import plot_report, read_metrics
+from eval.common.options import add_model_options, opened
+from eval.common.published import NOTES, PUBLISHED, SIZES
+from eval.scoring.detokenize import load_wikitext
+from eval.scoring.evaluate import measure_hellaswag, measure_lambada, measure_shards, measure_wikitext
+from eval.scoring.tasks import FORMATS, Format, load_hellaswag, load_lambada
+from prepare.common.cli import DATA, Parser, UserError, named_path, positive, run_script
+from prepare.common.files import write_json, write_whole
+from prepare.sources.published import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
+from prepare.tokens.shards import find_shards
+from train.config.pretrain import EvalConfig
+from train.parallel.world import World
+from train.run.metrics_log import METRICS
+from train.weights.load_model import LoadedModel, newest_run
 
 
 def main(argv: list[str] | None = None) -> None:

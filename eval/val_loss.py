@@ -10,11 +10,11 @@ from pathlib import Path
 # Scripts run from anywhere, and from here on Ctrl-C is one line.
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
-from eval.measures import measure_shards
-from eval.model_option import add_model_options, opened
-from prepare.cli import Parser, positive, run_script
-from prepare.shards import find_shards
-from train.config import EvalConfig
+from eval.common.options import add_model_options, opened
+from eval.scoring.evaluate import measure_shards
+from prepare.common.cli import Parser, positive, run_script
+from prepare.tokens.shards import find_shards
+from train.config.pretrain import EvalConfig
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Score a model on WikiText-2 or WikiText-103: perplexity per word, by sliding windows.
 
-The text is joined again as eval/detokenize.py says, and read in windows of the block size that move by `--stride`
-tokens (half a window unless told otherwise); each window predicts what the one before it did not. The loss of all
+The text is joined again as eval/scoring/detokenize.py says, and read in windows of the block size that move by
+`--stride` tokens (half a window unless told otherwise); each window predicts what the one before it did not. The loss of all
 tokens is divided by the words of the original file (the ends of lines are words there), as the GPT-2 paper does:
 
              WikiText-2   WikiText-103      the paper's, zero-shot; its stride is not stated and its
@@ -15,11 +15,11 @@ from pathlib import Path
 # Scripts run from anywhere, and from here on Ctrl-C is one line.
 if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
 
-from eval.detokenize import load_wikitext
-from eval.measures import measure_wikitext
-from eval.model_option import add_model_options, opened, output_file, report
-from prepare.cli import Parser, named_path, positive, run_script
-from prepare.known_files import WIKITEXT103
+from eval.common.options import add_model_options, opened, output_file, report
+from eval.scoring.detokenize import load_wikitext
+from eval.scoring.evaluate import measure_wikitext
+from prepare.common.cli import Parser, named_path, positive, run_script
+from prepare.sources.published import WIKITEXT103
 
 
 def main(argv: list[str] | None = None) -> None:

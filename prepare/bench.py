@@ -27,11 +27,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prepare.cli import ROOT, Parser, UserError, available_cores, named, named_path, positive, run_script
-from prepare.pipeline import Job, add_workers, run_job
-from prepare.plays import HELD_OUT, PLAYS, read_play
-from prepare.sources import LocalFile, find_inputs, read_documents
-from prepare.tokenizer import GPT2Tokenizer
+from prepare.common.cli import ROOT, Parser, UserError, available_cores, named, named_path, positive, run_script
+from prepare.pipeline.tokenize_job import Job, add_workers, run_job
+from prepare.sources.plays import HELD_OUT, PLAYS, read_play
+from prepare.sources.readers import LocalFile, find_inputs, read_documents
+from prepare.tokens.tokenizer import GPT2Tokenizer
 
 TIKTOKEN_BYTES = 50_000_000  # it is slow, and as fast on little text as on much
 

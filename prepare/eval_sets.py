@@ -15,11 +15,11 @@ import argparse
 import json
 from dataclasses import replace
 
-from prepare.cli import DATA, ArgumentError, Parser, named_path, positive, run_script
-from prepare.continuation import make_tasks
-from prepare.files import write_whole
-from prepare.known_files import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
-from prepare.shards import find_shards
+from prepare.common.cli import DATA, ArgumentError, Parser, named_path, positive, run_script
+from prepare.common.files import write_whole
+from prepare.pipeline.continuation import make_tasks
+from prepare.sources.published import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
+from prepare.tokens.shards import find_shards
 
 KNOWN = {"hellaswag": HELLASWAG, "lambada": LAMBADA, "wikitext2": WIKITEXT2, "wikitext103": WIKITEXT103}
 

@@ -16,13 +16,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.cli import DATA, ArgumentError, Parser, named, named_path, positive, run_script, well_formed
-from prepare.download import fetch_hub_file, hub_files
-from prepare.folder import kept_revision
-from prepare.pipeline import KEEP_FILES, Job, add_options, run_job
-from prepare.pretokenized import fetch_shards
-from prepare.sources import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
-from prepare.tokenizer import GPT2Tokenizer
+from prepare.common.cli import DATA, ArgumentError, Parser, named, named_path, positive, run_script, well_formed
+from prepare.pipeline.output_folder import kept_revision
+from prepare.pipeline.pretokenized import fetch_shards
+from prepare.pipeline.tokenize_job import KEEP_FILES, Job, add_options, run_job
+from prepare.sources.hub import fetch_hub_file, hub_files
+from prepare.sources.readers import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
+from prepare.tokens.tokenizer import GPT2Tokenizer
 
 
 @dataclass

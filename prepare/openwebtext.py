@@ -25,12 +25,21 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.cli import DATA, Parser, UserError, named, named_path, run_script
-from prepare.download import fetch_hub_file, hub_files
-from prepare.folder import PROGRESS, kept_revision
-from prepare.pipeline import Job, add_engine, add_shard_tokens, add_workers, run_job
-from prepare.sources import Batch, LocalFile, Source, arrow_batch, check_documents, find_inputs, read_documents, sized
-from prepare.tokenizer import GPT2Tokenizer
+from prepare.common.cli import DATA, Parser, UserError, named, named_path, run_script
+from prepare.pipeline.output_folder import PROGRESS, kept_revision
+from prepare.pipeline.tokenize_job import Job, add_engine, add_shard_tokens, add_workers, run_job
+from prepare.sources.hub import fetch_hub_file, hub_files
+from prepare.sources.readers import (
+    Batch,
+    LocalFile,
+    Source,
+    arrow_batch,
+    check_documents,
+    find_inputs,
+    read_documents,
+    sized,
+)
+from prepare.tokens.tokenizer import GPT2Tokenizer
 
 REPO, FOLDER = "Skylion007/openwebtext", "plain_text"
 TEST_SIZE, SEED = 0.0005, 2357  # nanoGPT's

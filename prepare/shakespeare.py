@@ -18,12 +18,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.cli import DATA, ArgumentError, Parser, UserError, named_path, run_script
-from prepare.download import fetch_url
-from prepare.pipeline import Job, add_shard_tokens, run_job
-from prepare.plays import HELD_OUT, PLAYS, read_play
-from prepare.sources import Batch, Source, batch_of
-from prepare.tokenizer import CharTokenizer, GPT2Tokenizer
+from prepare.common.cli import DATA, ArgumentError, Parser, UserError, named_path, run_script
+from prepare.pipeline.tokenize_job import Job, add_shard_tokens, run_job
+from prepare.sources.hub import fetch_url
+from prepare.sources.plays import HELD_OUT, PLAYS, read_play
+from prepare.sources.readers import Batch, Source, batch_of
+from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

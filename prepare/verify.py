@@ -13,12 +13,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from prepare.cli import Parser, Progress, UserError, named_path, run_script
-from prepare.files import file_sha256
-from prepare.folder import PROGRESS
-from prepare.manifest import MANIFEST, read_manifest
-from prepare.shards import HEADER_BYTES, MAX_PARTS, open_shard, shard_number
-from prepare.tokenizer import EOT, GPT2_VOCAB_SIZE, load_tokenizer
+from prepare.common.cli import Parser, Progress, UserError, named_path, run_script
+from prepare.common.files import file_sha256
+from prepare.pipeline.output_folder import PROGRESS
+from prepare.tokens.manifest import MANIFEST, read_manifest
+from prepare.tokens.shards import HEADER_BYTES, MAX_PARTS, open_shard, shard_number
+from prepare.tokens.tokenizer import EOT, GPT2_VOCAB_SIZE, load_tokenizer
 
 CHUNK = 1 << 24  # tokens looked at together
 

@@ -33,20 +33,20 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from prepare.cli import ArgumentError, UserError, positive, run_script
-from prepare.shards import find_shards, write_shard
-from train import distributed
-from train.config import Config, LogConfig, load_config, sequences_per_rank
-from train.distributed import World
-from train.hardware import autocast, computes_in, fitting_micro_batch, peak_flops, prepare_device
-from train.loader import Loader, WindowOrder, Windows
-from train.model import GPT
-from train.optim import build_optimizer, gather_moments, learning_rate
+from prepare.common.cli import ArgumentError, UserError, positive, run_script
+from prepare.tokens.shards import find_shards, write_shard
+from train.config.pretrain import Config, LogConfig, load_config, sequences_per_rank
+from train.data.windows import Loader, WindowOrder, Windows
+from train.model.gpt import GPT
+from train.parallel import world as distributed
+from train.parallel.compile_ddp import wrap
+from train.parallel.device import autocast, computes_in, fitting_micro_batch, peak_flops, prepare_device
+from train.parallel.world import World
 from train.peers import Peer
-from train.run_log import METRICS, RunLog, read_rows
-from train.saver import Saver
-from train.step import train_step
-from train.wrap import wrap
+from train.run.async_saver import Saver
+from train.run.metrics_log import METRICS, RunLog, read_rows
+from train.trainer.optim import build_optimizer, gather_moments, learning_rate
+from train.trainer.step import train_step
 
 OPENING = """Measure the training step: tokens a second, where its time goes, MFU, memory.
 

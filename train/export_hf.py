@@ -13,11 +13,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors.torch import save_file
 
-from prepare.cli import Parser, UserError, first_line, named, named_path, run_script
-from prepare.files import write_json
-from prepare.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
-from train.hf_weights import hf_config, to_hf
-from train.open_model import load_model
+from prepare.common.cli import Parser, UserError, first_line, named, named_path, run_script
+from prepare.common.files import write_json
+from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
+from train.weights.huggingface import hf_config, to_hf
+from train.weights.load_model import load_model
 
 
 def main(argv: list[str] | None = None) -> None:

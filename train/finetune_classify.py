@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.classification import Tally, class_probabilities, labelled
-from eval.finetune_monitor import ClassifyMonitor
-from eval.scoring import DIVERGED
-from prepare.cli import UserError, run_script
-from prepare.files import write_json
-from prepare.labelled import read_labelled
-from train import distributed
-from train.classifier import Classifier
-from train.distributed import World
-from train.examples import PARTS, Examples, bucketed, divide, prepare_once
-from train.finetune import assemble, best_model, freeze, identity, initial_model
-from train.finetune_config import ClassifyConfig, check_batch, load_classify_config
-from train.hardware import prepare_device
-from train.job import close, complete, one_line_errors, open_run
-from train.loop import Training
-from train.open_model import LoadedModel
-from train.stopping import StopRequest
+from eval.monitor.finetuning import ClassifyMonitor
+from eval.scoring.classification import Tally, class_probabilities, labelled
+from eval.scoring.log_likelihood import DIVERGED
+from prepare.common.cli import UserError, run_script
+from prepare.common.files import write_json
+from prepare.finetuning.labelled import read_labelled
+from train.config.finetune import ClassifyConfig, check_batch, load_classify_config
+from train.data.examples import PARTS, Examples, bucketed, divide, prepare_once
+from train.model.classifier import Classifier
+from train.parallel import world as distributed
+from train.parallel.device import prepare_device
+from train.parallel.world import World
+from train.run.stop_request import StopRequest
+from train.trainer.finetune import assemble, best_model, freeze, identity, initial_model
+from train.trainer.job import close, complete, one_line_errors, open_run
+from train.trainer.trainer import Training
+from train.weights.load_model import LoadedModel
 
 OPENING = """Fine-tune a model to classify texts; the same command again goes on where a run stopped.
 
@@ -80,7 +80,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     )  # fmt: skip
     stopped = complete(training)
     if world.is_main:
-        from eval.curves import plot_runs  # matplotlib, which no other process has to wait for
+        from eval.common.curves import plot_runs  # matplotlib, which no other process has to wait for
 
         plot_runs([run.path], run.path / "loss.png", "steps")
         if not stopped:
@@ -127,7 +127,7 @@ def label_weights(kind: str, train: Examples, labels: int) -> np.ndarray:
 
 def report(training: Training, test: Examples) -> None:
     """What the run has achieved, on texts that had no part in it: report.json, report.png and a line."""
-    from eval.curves import plot_confusion  # matplotlib: as above
+    from eval.common.curves import plot_confusion  # matplotlib: as above
 
     best = best_model(training, classifier=True)
     if not len(test):

@@ -15,23 +15,23 @@ from typing import Any
 
 import torch
 
-from eval.answers import first_question, greedy_answers
-from eval.finetune_monitor import InstructMonitor
-from eval.scoring import sum_loss
-from prepare.cli import UserError, run_script
-from prepare.files import write_json
-from prepare.instructions import encode, read_instructions
-from train import distributed
-from train.distributed import World
-from train.examples import PARTS, Examples, bucketed, divide, next_tokens, prepare_once
-from train.finetune import assemble, best_model, freeze, identity, initial_model
-from train.finetune_config import InstructConfig, check_batch, load_instruct_config
-from train.hardware import prepare_device
-from train.job import close, complete, one_line_errors, open_run
-from train.loop import Training
-from train.model import GPT
-from train.open_model import LoadedModel
-from train.stopping import StopRequest
+from eval.generation.answers import first_question, greedy_answers
+from eval.monitor.finetuning import InstructMonitor
+from eval.scoring.log_likelihood import sum_loss
+from prepare.common.cli import UserError, run_script
+from prepare.common.files import write_json
+from prepare.finetuning.instructions import encode, read_instructions
+from train.config.finetune import InstructConfig, check_batch, load_instruct_config
+from train.data.examples import PARTS, Examples, bucketed, divide, next_tokens, prepare_once
+from train.model.gpt import GPT
+from train.parallel import world as distributed
+from train.parallel.device import prepare_device
+from train.parallel.world import World
+from train.run.stop_request import StopRequest
+from train.trainer.finetune import assemble, best_model, freeze, identity, initial_model
+from train.trainer.job import close, complete, one_line_errors, open_run
+from train.trainer.trainer import Training
+from train.weights.load_model import LoadedModel
 
 ANSWERS = 20  # in the report
 OPENING = """Fine-tune a model to follow instructions; the same command again goes on where a run stopped.
@@ -77,7 +77,7 @@ def finetune(config: InstructConfig, world: World) -> None:
     )  # fmt: skip
     stopped = complete(training)
     if world.is_main:
-        from eval.curves import plot_runs  # matplotlib, which no other process has to wait for
+        from eval.common.curves import plot_runs  # matplotlib, which no other process has to wait for
 
         plot_runs([run.path], run.path / "loss.png", "steps")
         if not stopped:

@@ -14,9 +14,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from prepare.cli import UserError
-from train.config import ModelConfig, OptimConfig
-from train.step import MicroBatch
+from prepare.common.cli import UserError
+from train.config.pretrain import ModelConfig, OptimConfig
+from train.trainer.step import MicroBatch
 
 PROGRAMS = {"nanoGPT": "model.py", "build-nanogpt": "train_gpt2.py"}  # the file that defines GPT
 
@@ -45,7 +45,7 @@ class Peer:
     def step(
         self, micro_batches: Sequence[MicroBatch], lr: float, grad_clip: float, mark: Callable[[str], None]
     ) -> Tensor:
-        """What both programs do in a step; returns the mean loss. `mark` as in train/step.py."""
+        """What both programs do in a step; returns the mean loss. `mark` as in train/trainer/step.py."""
         device = next(self.model.parameters()).device
         total = torch.zeros((), device=device)
         for inputs, targets in micro_batches:

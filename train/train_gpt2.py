@@ -1,6 +1,7 @@
 """Train a GPT-2: shards in, checkpoints out. Alone, or under torchrun on as many processes as there are.
 
-The whole run is below, top to bottom. What a step does is in train/step.py, what it reads in train/loader.py.
+The whole run is below, top to bottom. What a step does is in train/trainer/step.py, what it reads in
+train/data/windows.py.
 """
 
 import sys
@@ -12,22 +13,23 @@ if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); impo
 
 import torch
 
-from eval.monitor import Monitor
-from prepare.cli import UserError, run_script
-from prepare.shards import find_shards
-from train import checkpoint, distributed
-from train.config import Config, load_config, sequences_per_rank
-from train.distributed import World
-from train.hardware import autocast, computes_in, fitting_micro_batch, prepare_device
-from train.job import changeable, close, complete, one_line_errors, open_run
-from train.loader import Loader, WindowOrder, Windows, common_tokenizer, fingerprint
-from train.loop import Training
-from train.model import GPT
-from train.open_model import begin_from
-from train.optim import build_optimizer
-from train.run_log import RunLog
-from train.stopping import StopRequest
-from train.wrap import wrap
+from eval.monitor.pretraining import Monitor
+from prepare.common.cli import UserError, run_script
+from prepare.tokens.shards import find_shards
+from train.config.pretrain import Config, load_config, sequences_per_rank
+from train.data.windows import Loader, WindowOrder, Windows, common_tokenizer, fingerprint
+from train.model.gpt import GPT
+from train.parallel import world as distributed
+from train.parallel.compile_ddp import wrap
+from train.parallel.device import autocast, computes_in, fitting_micro_batch, prepare_device
+from train.parallel.world import World
+from train.run import checkpoint
+from train.run.metrics_log import RunLog
+from train.run.stop_request import StopRequest
+from train.trainer.job import changeable, close, complete, one_line_errors, open_run
+from train.trainer.optim import build_optimizer
+from train.trainer.trainer import Training
+from train.weights.load_model import begin_from
 
 OPENING = """Train a GPT-2 on token shards, alone or under torchrun; the same command again goes on where a run stopped.
 
@@ -105,7 +107,9 @@ def train(config: Config, world: World) -> None:
     )
     stopped = complete(training)
     if world.is_main:
-        from eval.curves import plot_runs  # matplotlib, which no other process has to wait for, nor the first step
+        from eval.common.curves import (
+            plot_runs,  # matplotlib, which no other process has to wait for, nor the first step
+        )
 
         plot_runs([run.path], run.path / "loss.png")
     close(training, stopped)

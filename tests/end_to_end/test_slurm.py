@@ -1,0 +1,440 @@
+"""The sbatch scripts on a real Slurm of two nodes: training that comes back by itself, a job array, scores."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import string
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, run_command
+from tests.helpers.slurm_cluster import SlurmCluster
+from tests.helpers.tiny import rows
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
+TRAIN, PREPARE, EVAL = (ROOT / "slurm" / f"{name}.sbatch" for name in ("train", "prepare", "eval"))
+TOY = ("--level", "char", "--input", "toy.txt", "--out", "data")
+NODES_USE = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+
+CONFIG = """
+model: {{n_layer: 1, n_head: 2, n_embd: 16, block_size: 32, vocab_size: 64}}
+data:
+  train: "{folder}/data/*_train_*.bin"
+  val: "{folder}/data/*_val_*.bin"
+  batch_tokens: 256
+  micro_batch_size: 2
+optim: {{max_lr: 0.01, warmup_steps: 2}}
+train: {{max_steps: 8, device: cpu, precision: fp32, compile: false}}
+eval: {{every: 4, val_tokens: 256, hellaswag_every: 0, sample_every: 0}}
+checkpoint: {{every: 4, margin_seconds: 0}}
+"""
+
+# For runs that are interrupted: their length is set once they were. A constant rate, so that it changes nothing before.
+EVERY = 20
+ENDLESS = """
+model: {{n_layer: 1, n_head: 2, n_embd: 16, block_size: 32, vocab_size: 64, dropout: 0.1}}
+data:
+  train: "{folder}/data/*_train_*.bin"
+  val: "{folder}/data/*_val_*.bin"
+  batch_tokens: 256
+  micro_batch_size: 2
+optim: {{max_lr: 0.01, warmup_steps: 2, schedule: constant}}
+train: {{max_steps: {max_steps}, device: cpu, precision: fp32, compile: false}}
+eval: {{every: 0, hellaswag_every: 0, sample_every: 0}}
+checkpoint: {{every: 20, margin_seconds: {margin_seconds}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory that is not the repository, with a toy's shards and configuration in it."""
+    folder = tmp_path_factory.mktemp("submitted from here")
+    letters = np.array([*(string.ascii_letters + string.digits + " \n")])
+    (folder / "toy.txt").write_text("".join(np.random.default_rng(0).choice(letters, 20_000)))
+    made = run_command("python", ROOT / "prepare/shakespeare.py", *TOY, cwd=folder)
+    assert made.returncode == 0, made.stderr
+    (folder / "toy.yaml").write_text(CONFIG.format(folder=folder))
+    return folder
+
+
+def log_of(name: str, job: str, folder: Path) -> str:
+    return (folder / f"{name}-{job}.log").read_text()
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows(run, "train")}
+
+
+@pytest.fixture(scope="module")
+def finished(slurm: SlurmCluster, work: Path) -> Path:
+    """A run that a job of two nodes has trained; its log is beside it."""
+    # habits that are wrong here, and do no harm: a task for each process, and no environment but what is named
+    habits = ("--ntasks-per-node=2", "--export=" + ",".join(f"{name}={value}" for name, value in NODES_USE.items()))
+    job = slurm.sbatch("--nodes=2", *habits, TRAIN, "--config", "toy.yaml", "--run.dir", "two", cwd=work)
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
+    (work / "two.log").write_text(log_of("train", job, work))
+    return work / "two"
+
+
+def test_two_nodes_train_one_run_and_finish_it(finished: Path, work: Path):
+    log = (work / "two.log").read_text()
+    assert (finished / "DONE").exists(), log
+    assert "2 node(s) n[1-2], 1 process(es) on each" in log
+    assert "step:  2 processes" in log
+    alone = run_command("python", ROOT / "train/train_gpt2.py", "--config", "toy.yaml", "--run.dir", "alone", cwd=work)
+    assert alone.returncode == 0, alone.stderr
+    assert list(losses(finished)) == list(range(1, 9))
+    assert losses(finished) == pytest.approx(losses(work / "alone"), abs=1e-5)
+
+
+class Interrupted:
+    """A job that trains `work / name`, what befalls it, and how it ends."""
+
+    def __init__(self, slurm: SlurmCluster, work: Path, name: str, *options: str, **config: int) -> None:
+        self.slurm, self.run, self.config = slurm, work / name, work / f"{name}.yaml"
+        self.configure(**config)
+        command = (*(options or ["--nodes=2"]), TRAIN, "--config", self.config.name, "--run.dir", name)
+        self.job = slurm.sbatch(*command, cwd=work, **NODES_USE)
+        self.log = work / f"train-{self.job}.log"
+
+    def configure(self, max_steps: int = 1_000_000, margin_seconds: int = 0) -> None:
+        """Write its configuration, which each start reads."""
+        self.steps = max_steps
+        text = ENDLESS.format(folder=self.run.parent, max_steps=max_steps, margin_seconds=margin_seconds)
+        self.config.write_text(text)
+
+    def wait_for(self, happened: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 240
+        while not happened():
+            assert time.monotonic() < deadline, self.log.read_text() if self.log.exists() else "it has not begun"
+            time.sleep(0.1)
+
+    def trained(self, steps: int) -> "Interrupted":
+        """Wait until it has done so many steps."""
+        metrics = self.run / "metrics.jsonl"
+        self.wait_for(lambda: metrics.exists() and max(losses(self.run), default=0) >= steps)
+        return self
+
+    def requeued(self) -> "Interrupted":
+        """Wait until it waits for its second start, and set an end to the run."""
+        self.wait_for(lambda: self.slurm.restarts(self.job) == 1)
+        self.configure((max(losses(self.run)) // EVERY + 1) * EVERY)
+        return self
+
+    def ended(self) -> "Interrupted":
+        """Wait for the job's end."""
+        self.states = self.slurm.wait(self.job)
+        self.text, self.restarts = self.log.read_text(), self.slurm.restarts(self.job)
+        return self
+
+    def kill_rank_0(self) -> None:
+        """kill -9 of the training process that writes the checkpoints."""
+        wanted = {f"SLURM_JOB_ID={self.job}".encode(), b"RANK=0"}
+        found = [
+            int(process.name)
+            for process in Path("/proc").glob("[0-9]*")
+            if wanted <= set(contents(process / "environ").split(b"\0"))
+        ]
+        assert len(found) == 1
+        assert b"slurmstepd" in ancestry(found[0])
+        os.kill(found[0], signal.SIGKILL)
+
+
+def contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended
+        return b""
+
+
+def ancestry(pid: int) -> bytes:
+    """The names of a process and of those that it descends from."""
+    name, _, rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")
+    parent = int(rest.split()[1])
+    return name + (ancestry(parent) if parent else b"")
+
+
+@pytest.fixture(scope="module")
+def interrupted(slurm: SlurmCluster, work: Path) -> dict[str, Interrupted]:
+    """Jobs that each meet with something different, two at a time."""
+
+    def limits() -> Interrupted:
+        """A limit of one minute, to be left a minute before: there is time for one step in each start."""
+        return Interrupted(slurm, work, "limits", "--nodes=2", "--time=1", max_steps=4, margin_seconds=60).ended()
+
+    def stuck() -> Interrupted:
+        (work / "stuck").mkdir()
+        (work / "stuck" / "checkpoints").touch()  # not a folder: nothing can be saved
+        return Interrupted(slurm, work, "stuck", "--nodes=1", max_steps=1).ended()
+
+    def requeue() -> Interrupted:
+        job = Interrupted(slurm, work, "requeue").trained(EVERY)
+        slurm.run("scontrol", "requeue", job.job)
+        return job.requeued().ended()
+
+    def signalled() -> Interrupted:
+        job = Interrupted(slurm, work, "signalled").trained(EVERY)
+        slurm.run("scancel", "--batch", "--signal=USR1", job.job)  # what --signal=B:USR1@120 does, without the wait
+        return job.requeued().ended()
+
+    def term() -> Interrupted:
+        job = Interrupted(slurm, work, "term").trained(EVERY)
+        slurm.run("scancel", "--signal=TERM", job.job)
+        return job.requeued().ended()
+
+    def kill() -> Interrupted:
+        job = Interrupted(slurm, work, "kill").trained(EVERY + 1)
+        job.kill_rank_0()
+        return job.requeued().ended()
+
+    def stop() -> Interrupted:
+        job = Interrupted(slurm, work, "stop").trained(1)
+        (job.run / "STOP").touch()
+        return job.ended()
+
+    def down() -> Interrupted:
+        job = Interrupted(slurm, work, "down").trained(EVERY + 1)
+        slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+        try:
+            job.requeued()
+        finally:
+            # refused where the node has answered meanwhile, and is back by itself
+            slurm.run("scontrol", "update", "nodename=n2", "state=resume", check=False)
+        return job.ended()
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {each.__name__: pool.submit(each) for each in (limits, stuck, requeue, signalled, term, kill, stop)}
+    return {name: job.result() for name, job in jobs.items()} | {"down": down()}  # alone: it takes all jobs of the node
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(slurm: SlurmCluster, interrupted: dict[str, Interrupted], work: Path) -> Path:
+    """The checkpoints of a run on two nodes that nothing befalls, as long as the longest of the others."""
+    steps = max(job.steps for name, job in interrupted.items() if name != "stop")
+    options = ("--config", "down.yaml", "--run.dir", "whole", "--train.max_steps", steps)
+    keep = ("--checkpoint.every", 4, "--checkpoint.keep", 10_000)
+    job = slurm.sbatch("--nodes=2", TRAIN, *options, *keep, cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
+    assert slurm.restarts(job) == 0
+    return work / "whole" / "checkpoints"
+
+
+def check_whole(job: Interrupted, checkpoints: Path) -> None:
+    """It is finished, has every step once, and its losses and weights are, bit for bit, those of the run that nothing
+    befell."""
+    assert job.states == {"COMPLETED"}, job.text
+    assert (job.run / "DONE").exists(), job.text
+    assert "the run is complete" in job.text
+    assert [row["step"] for row in rows(job.run, "train")] == list(range(1, job.steps + 1))
+    undisturbed = losses(checkpoints.parent)
+    assert losses(job.run) == {step: undisturbed[step] for step in range(1, job.steps + 1)}
+    weights = f"step_{job.steps:08d}/model.safetensors"
+    assert (job.run / "checkpoints" / weights).read_bytes() == (checkpoints / weights).read_bytes()
+
+
+def test_a_run_that_needs_four_times_its_time_limit_finishes_by_itself(
+    interrupted: dict[str, Interrupted], uninterrupted: Path
+):
+    job = interrupted["limits"]
+    check_whole(job, uninterrupted)
+    assert job.restarts >= 3
+    again = re.findall(r"stopped by (?:Slurm's time limit|SIGUSR1); it goes into the queue again", job.text)
+    assert len(again) == job.restarts, job.text
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("requeue", "ended by Slurm; what is saved stays"),
+        ("signalled", "the time limit is near; asking the run to save and stop"),
+        ("term", "stopped by SIGTERM; it goes into the queue again, to go on from step_"),
+        ("kill", "the run failed with status 1: the first error above says why; it goes into the queue again"),
+        ("down", "DUE TO NODE FAILURE"),
+    ],
+)
+def test_an_interrupted_job_comes_back_and_ends_as_if_it_had_not_been(
+    name: str, why: str, interrupted: dict[str, Interrupted], uninterrupted: Path
+):
+    check_whole(interrupted[name], uninterrupted)
+    assert interrupted[name].restarts == 1
+    assert why in interrupted[name].text
+
+
+def test_the_last_task_of_an_array_which_has_the_arrays_id_comes_back_alone(slurm: SlurmCluster, work: Path):
+    job = Interrupted(slurm, work, "array", "--array=1-2%1").trained(1)
+    first, job.job = f"{job.job}_1", f"{job.job}_2"
+    (job.run / "STOP").touch()
+    job.wait_for(job.log.exists)  # named after the array, and so the second's
+    job.trained(max(losses(job.run)) + EVERY)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.job)
+    job.requeued().ended()
+    assert (job.states, job.restarts, slurm.restarts(first)) == ({"COMPLETED"}, 1, 0), job.text
+    assert "the time limit is near; asking the run to save and stop" in job.text
+    assert "stopped by SIGUSR1; it goes into the queue again" in job.text
+    assert "the run is complete" in job.text
+
+
+def test_a_job_that_cannot_be_requeued_and_is_not_finished_has_failed(slurm: SlurmCluster, work: Path):
+    job = Interrupted(slurm, work, "once", "--no-requeue").trained(1)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.job)
+    job.ended()
+    assert (job.states, job.restarts) == ({"FAILED"}, 0), job.text
+    assert "stopped by SIGUSR1; it goes into the queue again" in job.text
+    assert "not requeued: submit it again" in job.text
+
+
+def test_help_is_printed_and_nothing_trained(slurm: SlurmCluster, work: Path):
+    before = {path for path in work.iterdir() if path.is_dir()}
+    job = slurm.sbatch(TRAIN, "--help", cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
+    alone = run_command("python", ROOT / "train/train_gpt2.py", "--help", cwd=work)
+    assert log_of("train", job, work) == alone.stdout
+    assert {path for path in work.iterdir() if path.is_dir()} == before
+
+
+def test_a_stop_file_ends_the_job_and_any_number_of_nodes_goes_on(
+    slurm: SlurmCluster, work: Path, interrupted: dict[str, Interrupted]
+):
+    job = interrupted["stop"]
+    assert (job.states, job.restarts) == ({"COMPLETED"}, 0), job.text
+    assert "the run has saved and stopped, as its STOP file asked" in job.text
+    assert not (job.run / "DONE").exists()
+    saved = max(losses(job.run))
+    assert (job.run / "checkpoints" / f"step_{saved:08d}" / "meta.json").exists()
+    job = Interrupted(slurm, work, "stop", "--nodes=1", max_steps=saved + 2).ended()
+    assert job.states == {"COMPLETED"}, job.text
+    assert (job.run / "DONE").exists()
+    assert list(losses(job.run)) == list(range(1, saved + 3))
+
+
+def test_a_job_without_progress_is_given_up(interrupted: dict[str, Interrupted]):
+    job = interrupted["stuck"]
+    assert (job.states, job.restarts) == ({"FAILED"}, 3), job.text
+    assert job.text.count("given up: 3 restarts from the beginning made no progress") == 1
+
+
+def test_a_mistake_fails_the_job_and_its_log_says_which(slurm: SlurmCluster, work: Path):
+    arguments = ("--config", "toy.yaml", "--run.dir", "mistaken", "--data.train", "none*.bin")
+    job = slurm.sbatch("--nodes=2", TRAIN, *arguments, cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"FAILED"}
+    assert "error: no token shards match 'none*.bin'" in log_of("train", job, work)
+    assert "the run failed with status 1 before its first step" in log_of("train", job, work)
+    assert slurm.restarts(job) == 0
+
+
+def test_a_mistaken_argument_fails_the_job_before_it_starts_anything(slurm: SlurmCluster, work: Path):
+    job = slurm.sbatch("--nodes=2", TRAIN, "--run.dir", "never", "--train.max_step", 3, cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"FAILED"}
+    log = log_of("train", job, work).splitlines()
+    assert [line.partition(":")[0] for line in log] == ["error"], log
+    assert not (work / "never").exists()
+
+
+@pytest.fixture(scope="module")
+def mistaken(slurm: SlurmCluster, work: Path) -> dict[str, tuple[set[str], str]]:
+    """Jobs that end before they do anything, by the name of what is mistaken: their states and logs."""
+    clone = work / "a clone"
+    shutil.copytree(ROOT / "slurm", clone / "slurm")
+    shutil.copy(EVAL, clone / "slurm" / "my_eval.sbatch")
+    shutil.copy(EVAL, work / "lone.sbatch")
+    (clone / "eval").symlink_to(ROOT / "eval")
+    other = work / "other"
+    other.mkdir()
+    cases = {
+        "dot": (clone, "--chdir", work, "./slurm/eval.sbatch", "none"),
+        "inside": (clone / "slurm", "--chdir", work, "eval.sbatch", "none"),
+        "up": (other, "--chdir", work, f"../{clone.name}/slurm/my_eval.sbatch", "none", "/a/slurm/b.sbatch"),
+        "lone": (work, "lone.sbatch", "none"),
+        "python": (work, "--export=PYTHON=/no/such/python", EVAL),
+        "list": (work, "--array=1,2,5", PREPARE),
+    }
+    log = "--output=mistaken-%A.log"
+    jobs = {name: slurm.sbatch(log, *words, cwd=cwd, **NODES_USE) for name, (cwd, *words) in cases.items()}
+    return {name: (slurm.wait(job), (work / f"mistaken-{job}.log").read_text()) for name, job in jobs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        *((path, "error: no script eval/none.py: name one of classify generate") for path in ("dot", "inside", "up")),
+        ("lone", "error: no slurm/site.sh in {work}: submit the job from the repository's folder"),
+        ("python", "error: no PyTorch or no tqdm for /no/such/python: make an environment"),
+        ("list", "error: this --array is a list with gaps, which would leave out input: sbatch --array=1-3"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_repository_is_found_however_the_script_is_named(
+    name: str, line: str, mistaken: dict[str, tuple[set[str], str]], work: Path
+):
+    states, log = mistaken[name]
+    assert states == {"FAILED"}
+    assert set(log.splitlines()) == {log.splitlines()[0]}, log
+    assert log.startswith(line.format(work=work)), log
+
+
+def write_documents(folder: Path, files: int, documents: int, words: int) -> None:
+    generator = np.random.default_rng(1)
+    folder.mkdir()
+    for number in range(files):
+        texts = (" ".join(map(str, generator.integers(0, 10**6, words).tolist())) for _ in range(documents))
+        (folder / f"{number}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+
+
+def check_same_folders(ours: Path, alone: Path, at_least: int) -> None:
+    """They hold the same shards and the same manifest, byte for byte."""
+    names = sorted(path.name for path in alone.glob("*.bin"))
+    assert len(names) >= at_least
+    assert sorted(path.name for path in ours.glob("*.bin")) == names
+    for name in [*names, "manifest.json"]:
+        assert (ours / name).read_bytes() == (alone / name).read_bytes(), name
+
+
+def test_two_tasks_of_an_array_write_what_one_process_writes(slurm: SlurmCluster, work: Path):
+    write_documents(work / "docs", files=5, documents=30, words=40)
+    inputs = ("--input", *(f"docs/{number}.jsonl" for number in range(5)), "--shard-tokens", "3000")
+    job = slurm.sbatch("--array=3-5:2", PREPARE, *inputs, "--out", "array", cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, [log.read_text() for log in work.glob("prepare-*.log")]
+    logs = [log_of("prepare", f"{job}_{task}", work) for task in (3, 5)]
+    assert "task 1/2 with 4 workers" in logs[0]
+    assert "task 2/2 with 4 workers" in logs[1]
+    alone = run_command("python", ROOT / "prepare/fineweb.py", *inputs, "--out", "alone_shards", cwd=work)
+    assert alone.returncode == 0, alone.stderr
+    check_same_folders(work / "array", work / "alone_shards", at_least=5)
+
+
+def test_a_task_of_an_array_that_is_requeued_in_the_middle_of_a_file_goes_on(slurm: SlurmCluster, work: Path):
+    write_documents(work / "long", files=2, documents=800, words=4000)
+    inputs = ("--input", "long", "--shard-tokens", "20000")
+    job = slurm.sbatch("--array=1-2", PREPARE, *inputs, "--out", "requeued", cwd=work, **NODES_USE)
+    log = work / f"prepare-{job}_2.log"
+    begun, finished = (work / "requeued" / ".progress" / name for name in ("001.part.json", "001.json"))
+    deadline = time.monotonic() + 120
+    while not (begun.exists() and len(json.loads(begun.read_text())["shards"]) >= 10):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.005)
+    slurm.run("scontrol", "requeue", f"{job}_2")
+    while not slurm.restarts(f"{job}_2"):
+        time.sleep(0.1)
+    assert begun.exists(), "the file was finished before the task was killed"
+    assert not finished.exists()
+    kept = [work / "requeued" / shard["file"] for shard in json.loads(begun.read_text())["shards"]]
+    files = [path.stat().st_ino for path in kept]
+    assert slurm.wait(job) == {"COMPLETED"}, log.read_text()
+    assert [path.stat().st_ino for path in kept] == files  # not made again
+    assert log.read_text().count("task 2/2 with 4 workers") == 2
+    alone = run_command("python", ROOT / "prepare/fineweb.py", *inputs, "--out", "long_shards", cwd=work)
+    assert alone.returncode == 0, alone.stderr
+    check_same_folders(work / "requeued", work / "long_shards", at_least=100)
+
+
+def test_a_finished_run_is_scored(slurm: SlurmCluster, finished: Path, work: Path):
+    job = slurm.sbatch(EVAL, "val_loss", "--model", finished, "--data", "data/*_val_*.bin", cwd=work, **NODES_USE)
+    assert slurm.wait(job) == {"COMPLETED"}, log_of("eval", job, work)
+    assert "loss:    4." in log_of("eval", job, work)  # random letters: ln 64 = 4.16

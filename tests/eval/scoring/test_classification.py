@@ -1,0 +1,116 @@
+"""The scores of a classifier, against their definitions counted one example at a time."""
+
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.cbook import is_math_text
+
+from eval.common import curves
+from eval.common.curves import plot_confusion
+from eval.scoring.classification import BINS, Tally, class_probabilities, classify, labelled
+from prepare.common.cli import UserError
+from prepare.tokens.tokenizer import GPT2Tokenizer
+from train.config.pretrain import ModelConfig
+from train.model.classifier import Classifier
+from train.model.gpt import IGNORED
+
+
+def answers(n: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet([0.6, 0.4, 0.3], size=n), rng.integers(3, size=n)
+
+
+def test_metrics_are_their_definitions() -> None:
+    probabilities, truth = answers()
+    tally = Tally(3)
+    tally.add(probabilities, truth)
+    guesses = [max(range(3), key=lambda label, row=row: row[label]) for row in probabilities]
+    f1, gaps = [], 0.0
+    for label in range(3):
+        both = sum(guess == label == true for guess, true in zip(guesses, truth, strict=True))
+        precision, recall = both / guesses.count(label), both / list(truth).count(label)
+        f1.append(2 * precision * recall / (precision + recall))
+    for low in range(BINS):
+        inside = [i for i, row in enumerate(probabilities) if low / BINS <= row.max() < (low + 1) / BINS]
+        if inside:
+            accuracy = np.mean([guesses[i] == truth[i] for i in inside])
+            gaps += len(inside) * abs(accuracy - np.mean([probabilities[i].max() for i in inside]))
+    metrics = tally.metrics()
+    assert metrics["accuracy"] == np.mean(np.array(guesses) == truth)
+    assert metrics["macro_f1"] == pytest.approx(np.mean(f1))
+    assert metrics["ece"] == pytest.approx(gaps / 200)
+    assert metrics["loss"] == pytest.approx(-np.mean(np.log(probabilities[range(200), truth])))
+
+
+def test_tallies_add_up() -> None:
+    probabilities, truth = answers()
+    whole, parts = Tally(3), [Tally(3), Tally(3)]
+    whole.add(probabilities, truth)
+    parts[0].add(probabilities[:70], truth[:70])
+    parts[1].add(probabilities[70:], truth[70:])
+    sums = [a + b for a, b in zip(parts[0].sums(), parts[1].sums(), strict=True)]
+    assert Tally(3).load(sums).metrics() == pytest.approx(whole.metrics())
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_probability_leaves_no_score() -> None:
+    probabilities, truth = answers()
+    probabilities[3] = math.nan
+    tally = Tally(3)
+    for part in (slice(0, 2), slice(2, 6), slice(6, 200)):
+        tally.add(probabilities[part], truth[part])
+    assert all(math.isnan(value) for value in tally.metrics().values())
+    others = Tally(3)
+    others.add(*answers())
+    sums = [a + b for a, b in zip(tally.sums(), others.sums(), strict=True)]
+    assert all(math.isnan(value) for value in Tally(3).load(sums).metrics().values())  # any rank's is every rank's
+
+
+def test_a_diverged_model_names_no_label() -> None:
+    model = Classifier(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=12), 2)
+    torch.nn.init.constant_(model.score.weight, math.nan)
+    with pytest.raises(UserError, match="it has diverged"):
+        classify(model, GPT2Tokenizer(), ["one", "two words"], "cpu")
+
+
+def test_texts_together_are_classified_as_each_alone() -> None:
+    torch.manual_seed(0)
+    model = Classifier(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12), 3).eval()
+    torch.nn.init.normal_(model.score.weight, std=2.0)
+    tokenizer = GPT2Tokenizer()
+    texts = ["one", "a much longer text of more than twelve tokens, which loses its end here", "two words", "3"]
+    found, cut = classify(model, tokenizer, texts, "cpu", batch_size=2)
+    assert cut == 1
+    for text, row in zip(texts, found, strict=True):
+        tokens = torch.tensor([tokenizer.encode(text)[:12]])
+        alone = torch.softmax(model(tokens)[0, -1].double(), -1)
+        np.testing.assert_allclose(row, alone.detach().numpy(), atol=1e-6)
+    tokens, targets = labelled(tokenizer.encode(texts[1]), 2, 12)
+    assert (len(tokens), targets) == (12, [IGNORED] * 11 + [2])
+    (_, truth), *_ = class_probabilities(model, [(torch.tensor([tokens]), torch.tensor([targets]))])
+    assert truth.tolist() == [2]
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tally, labels, figures = Tally(3), ["$10_^$", "$50k-$100k", "\u826f\u3044"], []
+    tally.add(*answers())
+    plot_confusion(tally, labels, tmp_path / "report.png")
+    monkeypatch.setattr(curves, "save", lambda figure, _: figures.append(figure))
+    plot_confusion(tally, labels, tmp_path / "report.png")
+    ticks = figures[0].axes[0].get_xticklabels()
+    assert [tick.get_text().replace(r"\$", "$") for tick in ticks] == labels
+    assert not any(is_math_text(tick.get_text()) for tick in ticks)
+    plt.close(figures[0])
+
+
+def test_the_picture_is_a_png(tmp_path: Path) -> None:
+    tally = Tally(3)
+    tally.add(*answers())
+    plot_confusion(tally, ["a", "b", "c"], tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.png"]

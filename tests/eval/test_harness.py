@@ -1,0 +1,174 @@
+"""The lm-evaluation-harness on a run, with local tasks, beside its own HFLM on the exported directory."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+
+from eval import harness
+from eval.scoring.harness_model import GPT2Run
+from prepare.common.cli import ArgumentError, UserError
+from prepare.tokens.tokenizer import GPT2Tokenizer
+from tests.conftest import one_line_error, run_command
+from tests.train.test_export_hf import make_run
+from train import export_hf
+from train.weights import load_model as open_model
+
+DOCUMENTS = [
+    {
+        "query": f"Number {n} is a word, and",
+        "choices": [f"number {n + k} " + "is " * k + "not." for k in range(3)],
+        "label": n % 3,
+        "text": f"Sentence {n} of a text that is longer than the block. " * (1 + n % 3),
+    }
+    for n in range(8)
+]
+COMMON = """\
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: {data}}}}}
+validation_split: validation
+"""
+TASKS = {
+    "local_choice": """\
+output_type: multiple_choice
+doc_to_text: "{{query}}"
+doc_to_target: "{{label}}"
+doc_to_choice: choices
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "local_text": """\
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+""",
+    "local_answer": """\
+output_type: generate_until
+doc_to_text: "{{query}}"
+doc_to_target: "{{text}}"
+generation_kwargs: {until: [" the", "\\n"], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: exact_match}]
+""",
+    "local_answer_penalized": """\
+output_type: generate_until
+doc_to_text: "{{query}}"
+doc_to_target: "{{text}}"
+generation_kwargs: {until: "\\n", max_new_tokens: "8", repetition_penalty: 1.5, top_k: 0}
+metric_list: [{metric: exact_match}]
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, its export, and task files."""
+    folder = tmp_path_factory.mktemp("harness")
+    make_run(folder / "run", GPT2Tokenizer().describe())
+    export_hf.main([f"--model={folder / 'run'}", f"--output={folder / 'hf'}"])
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DOCUMENTS))
+    (folder / "tasks").mkdir()
+    for name, text in TASKS.items():
+        head = COMMON.format(data=folder / "data.jsonl")
+        (folder / "tasks" / f"{name}.yaml").write_text(f"task: {name}\n{head}{text}")
+    return folder
+
+
+def _evaluate(folder: Path, model: object, tasks: Iterable[str] = TASKS, **options: object) -> dict:
+    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    return simple_evaluate(model, tasks=[*tasks], task_manager=manager, bootstrap_iters=0, **options)
+
+
+@pytest.mark.slow
+def test_every_score_and_answer_is_the_harness_s_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    theirs = _evaluate(folder, "hf", model_args=f"pretrained={folder / 'hf'},dtype=float32", device="cpu")
+    ours = _evaluate(folder, GPT2Run(run=str(folder / "run"), device="cpu"))
+    for name in ("local_choice", "local_text"):
+        for metric, value in theirs["results"][name].items():
+            if isinstance(value, float):
+                assert ours["results"][name][metric] == pytest.approx(value, rel=1e-4), metric
+    for name in TASKS:
+        for a, b in zip(ours["samples"][name], theirs["samples"][name], strict=True):
+            if name.startswith("local_answer"):
+                assert a["resps"] == b["resps"]
+                continue
+            logliks = [[value if name == "local_text" else value[0] for value in x["filtered_resps"]] for x in (a, b)]
+            assert logliks[0] == pytest.approx(logliks[1], abs=1e-3)
+
+
+def test_what_cannot_be_asked_is_named(folder: Path) -> None:
+    model = GPT2Run(run=str(folder / "run"), device="cpu")
+
+    def ask(kind: str, *args: object) -> None:
+        getattr(model, kind)([Instance(kind, {}, args, 0)])
+
+    for pair in (("The answer", ""), ("th", "e")):  # "the" is one token, and so is "th"
+        with pytest.raises(UserError, match="has no tokens of its own behind"):
+            ask("loglikelihood", *pair)
+    with pytest.raises(UserError, match="max_gen_toks 24 of the task: this model sees 24 tokens"):
+        ask("generate_until", "The", {"max_gen_toks": 24})
+    with pytest.raises(UserError, match="num_beams is not known here, only top_k, top_p, min_p, repetition_penalty"):
+        ask("generate_until", "The", {"max_gen_toks": 4, "num_beams": 2})
+    ask("generate_until", "The", {"max_gen_toks": 4, "num_beams": 1})  # no search
+
+
+def test_a_task_that_samples_does_so_among_the_50_likeliest_unless_it_says_otherwise(folder: Path) -> None:
+    model = GPT2Run(run=str(folder / "run"), device="cpu")
+    prompt, settings = "Number 3 is", {"until": ["\n"], "do_sample": True, "temperature": 1.0, "max_gen_toks": 1}
+    tokenizer = model.loaded.tokenizer
+    likeliest = model.loaded.model(torch.tensor([tokenizer.encode(prompt)]))[0, -1].topk(50).indices.tolist()
+    known = {tokenizer.decode([token]) for token in likeliest}
+    for asked, inside in (({}, True), ({"top_k": 0}, False), ({"top_k": None}, False)):  # as transformers takes them
+        instances = [Instance("generate_until", {}, (prompt, settings | asked), number) for number in range(30)]
+        assert (set(model.generate_until(instances)) <= known) == inside, asked
+
+
+@pytest.mark.slow
+def test_the_command_line_is_lm_evals_with_gpt2_run(folder: Path, tmp_path: Path) -> None:
+    command = ("python", "eval/harness.py", "--model", "gpt2_run", "--model_args", f"run={folder / 'run'}")
+    tasks = ("--tasks", "local_choice", "--include_path", folder / "tasks", "--limit", 4, "--device", "cpu")
+    result = run_command(*command, *tasks, "--output_path", tmp_path, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    assert result.returncode == 0, result.stderr
+    assert "|local_choice|" in result.stdout
+    assert "acc_norm" in result.stdout
+    [results] = tmp_path.iterdir()
+    assert results.name == str(folder / "run").replace("/", "__")
+    missing = run_command("python", "eval/harness.py", "--model_args", f"run={folder / 'absent'}", *tasks)
+    assert "there is no such folder" in one_line_error(missing)
+    assert "--tasks" in one_line_error(run_command("python", "eval/harness.py"), 2)
+
+
+def test_results_lie_under_the_name_of_their_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    make_run(tmp_path / "runs" / "newest", GPT2Tokenizer().describe())
+    monkeypatch.setattr(open_model, "RUNS", tmp_path / "runs")
+    for model_args in ({"run": str(folder / "run")}, {}):
+        tracker = EvaluationTracker(str(tmp_path / "scores"))
+        options = {"model_args": model_args, "device": "cpu", "evaluation_tracker": tracker}
+        results = _evaluate(folder, "gpt2_run", ["local_choice"], **options)
+        tracker.save_results_aggregated(results)
+    names = {json.loads(file.read_text())["model_name"]: file.parent.name for file in tmp_path.glob("scores/*/*.json")}
+    assert names.keys() == {str(folder / "run"), str(tmp_path / "runs" / "newest")}
+    assert {name.rpartition("__")[2] for name in names.values()} == {"run", "newest"}
+
+
+@pytest.mark.parametrize("wrong", ["runs=x", "run=x,device=cpu", "run=x,batch_tokens=many", "run", "batch_tokens="])
+def test_model_args_that_nobody_would_read_are_refused(wrong: str) -> None:
+    with pytest.raises(ArgumentError, match="gpt2_run takes run=X"):
+        harness.check_model_args(wrong)
+    harness.check_model_args("")
+    harness.check_model_args("run=runs/x,batch_tokens=4096")
+
+
+def test_a_task_that_is_not_there_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["harness.py", "--model_args", f"run={folder / 'run'}", "--tasks", "no_such_task"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(UserError, match="Tasks not found: no_such_task"):
+        harness.main()

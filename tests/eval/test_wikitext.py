@@ -1,0 +1,96 @@
+"""wikitext.py against transformers, window by window; two processes; its messages."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from eval import wikitext
+from eval.scoring.detokenize import load_wikitext
+from eval.scoring.evaluate import sliding_batches
+from prepare.common.cli import UserError
+from prepare.tokens.tokenizer import GPT2Tokenizer
+from tests.conftest import one_line_error, run_command
+from tests.helpers.random_gpt2 import save_random_gpt2
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "random"
+    return folder, save_random_gpt2(folder, n_layer=1, n_positions=SIZE, n_embd=16, n_head=2)
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "wiki.test.tokens"
+    sentences = (f" The {n} @-@ th café , of {n * 7} @,@ 000 ( or so ) . \n" for n in range(8))
+    path.write_text(" \n = Words = \n \n" + "".join(sentences))
+    return path
+
+
+@torch.no_grad()
+def _perplexity(theirs, data, stride):
+    """As in transformers' guide to perplexity of fixed-length models, one window at a time."""
+    text = load_wikitext(data)
+    tokens = torch.tensor([50256, *GPT2Tokenizer().encode(text.detokenized)])
+    nll, predicted = 0.0, 1
+    for start in range(0, len(tokens), stride):
+        window = tokens[start : start + SIZE + 1]
+        logprobs = torch.log_softmax(theirs(window[None, :-1]).logits[0].double(), -1)
+        losses = -logprobs.gather(1, window[1:, None])[:, 0]
+        nll += losses[predicted - start - 1 :].sum().item()
+        predicted = start + len(window)
+        if predicted == len(tokens):
+            return math.exp(nll / text.words), nll / math.log(2) / len(text.detokenized.encode())
+
+
+@pytest.mark.parametrize("stride", [None, 1, 5, 16])
+def test_perplexity_is_transformers(model, data, tmp_path, stride, capsys):
+    folder, theirs = model
+    output = tmp_path / "scores.json"
+    options = [] if stride is None else [f"--stride={stride}"]
+    wikitext.main([f"--model={folder}", f"--data={data}", f"--output={output}", "--device=cpu", *options])
+    perplexity, bits = _perplexity(theirs, data, stride or SIZE // 2)
+    found = json.loads(output.read_text())
+    assert found["perplexity"] == pytest.approx(perplexity, rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+    assert (found["stride"], found["window"]) == (stride or SIZE // 2, SIZE)
+    printed = dict(re.findall(r"^(\w+): +(.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert printed["perplexity"] == f"{found['perplexity']:,.2f} per word"
+
+
+@pytest.mark.parametrize("n", [1, 7, 16, 17, 18, 40])
+@pytest.mark.parametrize("stride", [1, 6, 16])
+def test_each_token_is_predicted_once_from_the_tokens_before_it(n, stride):
+    tokens = torch.arange(100, 101 + n)
+    seen = []
+    for x, y in sliding_batches(tokens, 16, stride, 3):
+        assert x.shape == y.shape == (len(x), 16)
+        for inputs, targets in zip(x.tolist(), y.tolist(), strict=True):
+            for place, target in enumerate(targets):
+                if target >= 0:
+                    assert inputs[: place + 1] == list(range(target - place - 1, target))
+                    assert place >= min(16 - stride, target - 101)  # as much context as promised
+                    seen.append(target)
+    assert seen == tokens[1:].tolist()
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_does(model, data):
+    options = ["eval/wikitext.py", "--model", model[0], "--data", data, "--stride", 3, "--device", "cpu"]
+    launcher = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    alone = run_command("python", *options)
+    both = run_command(*launcher, *options, OMP_NUM_THREADS="1")
+    assert alone.returncode == both.returncode == 0, alone.stderr + both.stderr
+    assert alone.stdout == both.stdout
+
+
+def test_mistakes_are_one_line(model, data, tmp_path):
+    command = ("python", "eval/wikitext.py", "--model", model[0], "--data")
+    assert "python prepare/eval_sets.py" in one_line_error(run_command(*command, tmp_path / "absent"))
+    with pytest.raises(UserError, match="a window holds 16 tokens"):
+        wikitext.main([f"--model={model[0]}", f"--data={data}", "--stride=17", "--device=cpu"])

@@ -1,0 +1,86 @@
+"""Data and settings small enough for a test: a learnable stream of tokens, and a model that learns it in seconds."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prepare.tokens.shards import write_shard
+from train.model.gpt import GPT
+from train.run import checkpoint
+
+VOCAB = 64
+
+
+def rows(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, of one kind or all, each line of which must be JSON."""
+    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [row for row in found if kind in (None, row["kind"])]
+
+
+def markov_tokens(n: int, seed: int) -> np.ndarray:
+    """n tokens below VOCAB, uint16, each mostly decided by the one before: entropy about 1 nat a token."""
+    rng = np.random.default_rng(0)
+    follow = rng.integers(VOCAB, size=(VOCAB, 4))  # four likely successors of each token
+    rng = np.random.default_rng(seed)
+    choices, noise = rng.integers(4, size=n), rng.random(n)
+    tokens = np.empty(n, dtype=np.uint16)
+    token = 0
+    for i in range(n):
+        token = follow[token, choices[i]] if noise[i] < 0.95 else int(noise[i] * 1e6) % VOCAB
+        tokens[i] = token
+    return tokens
+
+
+def write_shards(folder: Path, sizes: tuple[int, ...] = (6000, 5000, 3001), val: int = 3000) -> Path:
+    """tiny_train_*.bin of the given sizes and a tiny_val_000000.bin in `folder`, without a manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_shard(folder / "tiny_val_000000.bin", markov_tokens(val, seed=99))
+    for number, size in enumerate(sizes, 1):
+        write_shard(folder / f"tiny_train_{number:06d}.bin", markov_tokens(size, seed=number))
+    return folder
+
+
+def save_checkpoint(
+    run: Path, step: int, model: GPT, optimizer: torch.optim.Optimizer | None = None, **meta: Any
+) -> Path:
+    """A checkpoint of a model as it is now; without an optimizer, of one that has not moved."""
+    state = optimizer.state_dict()["state"] if optimizer else {}
+    described = {"model": asdict(model.config), "tokenizer": None, **meta}
+    return checkpoint.write(run, step, model.state_dict(), {"optimizer": state}, described)
+
+
+def settings(data: Path, run: Path, **changes: object) -> list[str]:
+    """A command line of train_gpt2.py for a model of 30,000 parameters on write_shards' data, on CPU.
+
+    `changes` are keys with `__` for the dot: data__batch_tokens=256.
+    """
+    keys = {
+        "model__n_layer": 2,
+        "model__n_head": 2,
+        "model__n_embd": 32,
+        "model__block_size": 32,
+        "model__vocab_size": VOCAB,
+        "data__train": f"{data}/tiny_train_*.bin",
+        "data__val": f"{data}/tiny_val_*.bin",
+        "data__batch_tokens": 512,
+        "data__micro_batch_size": 4,
+        "optim__max_lr": 1e-2,
+        "optim__warmup_steps": 5,
+        "train__max_steps": 20,
+        "train__device": "cpu",
+        "train__precision": "fp32",  # sums in another order differ by less than the tests allow
+        "train__compile": "false",
+        "eval__every": 0,
+        "eval__val_tokens": 2048,
+        "eval__hellaswag_every": 0,
+        "eval__sample_every": 0,
+        "checkpoint__every": 0,
+        "log__wandb": "disabled",
+        "run__dir": run,
+        **changes,
+    }
+    return [word for key, value in keys.items() for word in (f"--{key.replace('__', '.')}", str(value))]

@@ -1,0 +1,158 @@
+"""What every script shares: one-line errors with their status, help that opens with a command, progress lines."""
+
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from prepare.common.cli import ArgumentError, Parser, Progress, UserError, run_script
+from tests.conftest import ROOT, one_line_error, run_command
+
+FAIL = "import sys\nfrom prepare.cli import *\ndef main(): {}\nrun_script(main)"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ("raise UserError('a file is\\n  missing: make it')", 1, "error: a file is missing: make it"),
+        ("raise ArgumentError('--n is 0: give more')", 2, "error: --n is 0: give more"),
+        ("raise OSError(28, 'No space left on device', '/x')", 1, "error: No space left on device (/x): free space"),
+        ("raise PermissionError(13, 'Permission denied', 'f')", 1, "error: Permission denied (f)"),
+        ("raise KeyboardInterrupt", 130, "error: interrupted"),
+    ],
+)
+def test_mistakes_are_one_line_with_their_status(body: str, status: int, message: str) -> None:
+    result = run_command("python", "-c", FAIL.format(body))
+    assert one_line_error(result, status).startswith(message)
+
+
+def test_a_mistake_is_said_though_nothing_can_be_printed() -> None:
+    script = FAIL.format("print('x'); raise UserError('no')")
+    result = run_command("sh", "-c", '"$0" -c "$1" > /dev/full', sys.executable, script, PYTHONUNBUFFERED="")
+    assert result.stderr.startswith("error: no\n")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    result = run_command("python", "-c", FAIL.format("raise ValueError('a bug')"))
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_interrupted_while_it_imports() -> None:
+    result = run_command("python", "-c", "import prepare, os; os.kill(os.getpid(), 2)")
+    assert one_line_error(result, 130) == "error: interrupted"
+    result = run_command("python", "-c", "import prepare; prepare.no_such_name")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_under_torchrun_only_rank_0_says_error() -> None:
+    result = run_command("python", "-c", FAIL.format("raise UserError('no')"), RANK="3")
+    assert (result.returncode, result.stderr) == (1, "rank 3: no\n")
+
+
+def test_a_mistake_is_one_write_and_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return len(text)
+
+    for failure, said in ((UserError("no"), ["error: no\n"]), (KeyboardInterrupt(), ["\n", "error: interrupted\n"])):
+        writes: list[str] = []
+
+        def fail(failure: BaseException = failure) -> None:
+            raise failure
+
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with pytest.raises(SystemExit):
+            run_script(fail)
+        assert writes == said
+
+
+def test_output_into_a_closed_pipe_is_no_traceback() -> None:
+    script = FAIL.format("[print(i, flush=True) for i in range(100_000)]")
+    result = run_command("bash", "-c", f'{sys.executable} -c "{script}" | head -n 1')
+    assert result.stdout == "0\n"
+    assert result.stderr == ""
+
+
+def test_closed_streams_are_as_good_as_devnull() -> None:
+    def run(body: str, closing: str) -> subprocess.CompletedProcess:
+        return run_command("bash", "-c", f'{sys.executable} -c "$0" {closing}', FAIL.format(body))
+
+    assert one_line_error(run("raise UserError('no')", ">&-")) == "error: no"
+    result = run("print(sys.stdin.read(), file=sys.stderr); print('unheard')", ">&- <&-")
+    assert (result.returncode, result.stderr) == (0, "\n")
+    result = run("print('heard', flush=True); raise UserError('unheard')", "2>&-")
+    assert (result.returncode, result.stdout) == (1, "heard\n")
+
+
+def test_help_opens_with_a_sentence_and_a_command(capsys: pytest.CaptureFixture) -> None:
+    parser = Parser("Count things.", "python prepare/count.py --n 3")
+    parser.add_argument("--n", type=int, default=5, help="how many")
+    parser.add_argument("--out", help="where to")
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Count things.\n\n    python prepare/count.py --n 3\n")
+    assert "how many (default: 5)" in out
+    assert "None" not in out
+    with pytest.raises(ArgumentError, match=r"invalid int value: 'x' \(see .* --help\)"):
+        parser.parse_args(["--n", "x"])
+
+
+def test_run_script_ends_with_status_0() -> None:
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: None)
+    assert end.value.code == 0
+    assert issubclass(ArgumentError, UserError)
+
+
+def test_one_of_several_processes_ends_without_python_s_finalization() -> None:
+    code = """import atexit, os, sys
+from prepare.common.cli import run_script
+class Aborts:
+    def __del__(self, abort=os.abort): abort()
+def main():
+    sys.kept = Aborts()  # until the very end
+    atexit.register(lambda: print("exit function"))
+    print("worked")
+run_script(main)"""
+    result = run_command("python", "-c", code, WORLD_SIZE="2")
+    assert (result.returncode, result.stdout) == (0, "worked\nexit function\n")
+    assert run_command("python", "-c", code, WORLD_SIZE="1").returncode == -signal.SIGABRT
+
+
+def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture) -> None:
+    with Progress("reading", 100, "B", every=0.0) as progress:
+        progress.update(40)
+        progress.note("half way")
+        progress.update(60)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("reading:  40%, 40.0 of 100 [")
+    assert lines[1] == "half way"
+    assert lines[2].startswith("reading: 100%, 100 of 100 [")
+    assert "\r" not in "".join(lines)
+
+
+@pytest.mark.parametrize(("size", "said"), [((24, 80), "\rreading: 100%|"), ((0, 0), "reading: 100%, 100 of 100 [")])
+def test_progress_on_a_terminal_is_a_bar_where_there_is_room(tmp_path: Path, size: tuple[int, int], said: str) -> None:
+    script = tmp_path / "bar.py"
+    script.write_text("from prepare.cli import Progress\nwith Progress('reading', 100, 'B') as p:\n    p.update(100)\n")
+    read_end, write_end = pty.openpty()
+    termios.tcsetwinsize(write_end, size)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, script], stderr=write_end, check=True, env=environment)
+    os.close(write_end)
+    assert said in os.read(read_end, 10_000).decode()

@@ -1,0 +1,111 @@
+"""Published shards: downloaded once, checked, never mixed with others, and described by a manifest."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub.utils import close_session
+
+from prepare.common.cli import ArgumentError, UserError
+from prepare.pipeline.pretokenized import fetch_shards
+from prepare.tokens.manifest import read_manifest
+from prepare.tokens.shards import write_shard
+from prepare.tokens.tokenizer import EOT
+from tests.conftest import one_line_error, run_command
+from tests.helpers.loopback_hub import LoopbackHub
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    (tmp_path / "hub").mkdir()
+    with LoopbackHub(tmp_path / "hub") as server:
+        yield server
+    close_session()
+
+
+def publish(hub: LoopbackHub, name: str = "fineweb10B", train: int = 3) -> Path:
+    """A repository of a validation shard and so many training shards."""
+    repo = hub.folder / f"datasets/kjj0/{name}-gpt2"
+    repo.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(train + 1):
+        file = f"{name.partition('1')[0]}_{'train' if number else 'val'}_{number:06d}.bin"
+        write_shard(repo / file, rng.integers(0, EOT + 1, 1000).astype(np.uint16))
+    return repo
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_there_and_right_stays(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.adopt(monkeypatch, tmp_path)
+    repo, two = publish(hub, "finewebedu10B"), tmp_path / "two"
+    shards = sorted(path.name for path in repo.iterdir())
+    shards = shards[-1:] + shards[:-1]  # the validation shard first
+    for chunks in (2, 1):
+        manifest = fetch_shards(two, edu=True, version="10BT", chunks=chunks)
+        assert sorted(contents(two)) == sorted([*shards[:3], "manifest.json"]), "those of before stay"
+        assert sorted(shard["file"] for shard in manifest["shards"]) == sorted(shards[:3])
+        assert len(hub.ranges(".bin")) == 3
+    (two / shards[2]).write_bytes(b"of something else")
+    fetch_shards(two, edu=True, version="10BT", chunks=1)
+    assert (two / shards[2]).read_bytes() == (repo / shards[2]).read_bytes()
+    fetch_shards(tmp_path / "all", edu=True, version="10BT", chunks=None)
+    assert sorted(contents(tmp_path / "all")) == sorted([*shards, "manifest.json"])
+    with pytest.raises(ArgumentError, match=r"4.*3 training shards"):
+        fetch_shards(tmp_path / "more", edu=True, version="10BT", chunks=4)
+    with pytest.raises(ArgumentError, match="FineWeb-Edu 350BT"):
+        fetch_shards(tmp_path / "none", edu=True, version="350BT", chunks=None)
+
+
+@pytest.mark.parametrize("strange", ["mine.bin", "fineweb_train_000009.bin", "mine.npy"])
+def test_they_are_not_mixed_with_others(
+    tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, strange: str
+) -> None:
+    hub.adopt(monkeypatch, tmp_path)
+    publish(hub)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / strange).touch()
+    with pytest.raises(UserError, match=f"{strange} is there, but not in kjj0/fineweb10B-gpt2: choose another --out"):
+        fetch_shards(tmp_path / "out", edu=False, version="10BT", chunks=None)
+    assert list(contents(tmp_path / "out")) == [strange]
+    assert not hub.ranges(".bin")
+
+
+def test_two_datasets_are_not_mixed(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.adopt(monkeypatch, tmp_path)
+    for name in ("fineweb10B", "fineweb100B", "finewebedu10B"):
+        publish(hub, name, train=1)
+    fetch_shards(tmp_path / "out", edu=False, version="10BT", chunks=None)
+    before = contents(tmp_path / "out")
+    for edu, version, other in ((False, "100BT", "fineweb100B"), (True, "10BT", "finewebedu10B")):
+        with pytest.raises(UserError, match=f"was made with dataset kjj0/fineweb10B-gpt2, not kjj0/{other}-gpt2"):
+            fetch_shards(tmp_path / "out", edu, version, None)
+        assert contents(tmp_path / "out") == before
+
+
+def test_the_command(tmp_path: Path, hub: LoopbackHub) -> None:
+    def fineweb(*words: object) -> subprocess.CompletedProcess[str]:
+        return run_command("python", "prepare/fineweb.py", *words, timeout=120, **hub.environment(tmp_path))
+
+    repo, out = publish(hub), tmp_path / "out"
+    for chunks, names in ((2, 3), ("", 4)):
+        result = fineweb("--pretokenized", *([chunks] if chunks else []), "--out", out)
+        assert result.returncode == 0, result.stderr
+        manifest = read_manifest(out)
+        assert len(manifest["shards"]) == names
+        assert manifest["revision"] == hub.commit(repo)
+        assert (out / "fineweb_train_000002.bin").read_bytes() == (repo / "fineweb_train_000002.bin").read_bytes()
+        verified = run_command("python", "prepare/verify.py", out)
+        assert verified.returncode == 0, verified.stdout
+    assert "3 training shards" in one_line_error(fineweb("--pretokenized", 9, "--out", out), 2)
+    write_shard(repo / "fineweb_train_000001.bin", np.full(1000, 50257, np.uint16))
+    assert "token 50257" in one_line_error(fineweb("--pretokenized", "--out", tmp_path / "bad"))
+    text = tmp_path / "a.txt"
+    text.write_text("text")
+    assert "was made with dataset kjj0" in one_line_error(fineweb("--input", text, "--out", out))
+    fineweb("--input", text, "--out", tmp_path / "mine")
+    assert "tokenized here" in one_line_error(fineweb("--pretokenized", "--out", tmp_path / "mine"))

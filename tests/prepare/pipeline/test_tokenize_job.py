@@ -1,0 +1,641 @@
+"""The pipeline: the same bytes whatever the workers, tasks and interruptions; one process to a folder."""
+
+import argparse
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prepare.common.cli import UserError, positive
+from prepare.pipeline.tokenize_job import Job, run_job, task_of
+from prepare.sources import readers as sources
+from prepare.sources.readers import Batch, LocalFile, Source, batch_of
+from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest
+from prepare.tokens.shards import find_shards, open_shard, write_shard
+from prepare.tokens.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
+from tests.conftest import ROOT, one_line_error, run_command
+
+
+def make_corpus(folder: Path, files: int = 4, documents: int = 60) -> list[Path]:
+    rng = random.Random(0)
+    folder.mkdir()
+    words = ["token", "shard", "the", "naïve", "日本", "😀", "\n", "<|endoftext|>", "resumes", "42", "  "]
+    for number in range(files):
+        records = [{"text": " ".join(rng.choices(words, k=rng.randrange(200)))} for _ in range(documents)]
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def corpus(tmp_path) -> list[Path]:
+    return make_corpus(tmp_path / "corpus")
+
+
+def job(paths: list[Path], **changes: object) -> Job:
+    sources = [LocalFile(path, "text") for path in paths]
+    return Job(**({
+        "sources": sources, "name": "x", "dataset": "test", "revision": None, "tokenizer": GPT2Tokenizer(),
+        "options": {"column": "text"}, "shard_tokens": 3000,
+    } | changes))  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def texts(paths: list[Path]) -> list[str]:
+    return [json.loads(line)["text"] for path in paths for line in path.read_text().splitlines()]
+
+
+def test_tokens_are_those_of_tiktoken(corpus, tmp_path):
+    manifest = run_job(job(corpus), tmp_path / "out")
+    encoding = GPT2Tokenizer()._encoding
+    for number, path in enumerate(corpus):
+        expected = [token for text in texts([path]) for token in (EOT, *encoding.encode_ordinary(text))]
+        shards = [shard for shard in manifest["shards"] if int(shard["file"][-10:-4]) // 1000 == number]
+        tokens = [token for shard in shards for token in open_shard(tmp_path / "out" / shard["file"]).tolist()]
+        assert tokens == expected
+        assert {shard["tokens"] for shard in shards[:-1]} == {3000}
+        assert manifest["inputs"][number] == LocalFile(path, "text").identity() | {
+            "documents": len(texts([path])),
+            "tokens": len(expected),
+            "bytes": len("".join(texts([path])).encode()),
+            "empty": texts([path]).count(""),
+            "skipped": 0,
+            "longest": max(len(text.encode()) for text in texts([path])),
+            "engines": {"tiktoken": len(texts([path]))},
+        }
+    names = [shard["file"] for shard in manifest["shards"]]
+    assert names[:2] == ["x_val_000000.bin", "x_train_000001.bin"]
+    assert sum("_val_" in name for name in names) == 1
+    assert sorted(contents(tmp_path / "out")) == sorted([*names, "manifest.json"])
+    assert read_manifest(tmp_path / "out") == manifest
+
+
+@pytest.mark.parametrize("batch", [100, 5000])
+def test_same_bytes_for_every_number_of_workers_and_batch_size(corpus, tmp_path, monkeypatch, batch):
+    run_job(job(corpus), tmp_path / "one")
+    monkeypatch.setattr(sources, "BATCH_BYTES", batch)
+    for workers in (1, 2, 7):
+        run_job(job(corpus), tmp_path / f"{batch}-{workers}", workers)
+        assert contents(tmp_path / f"{batch}-{workers}") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_same_bytes_for_every_number_of_tasks(corpus, tmp_path, count):
+    run_job(job(corpus), tmp_path / "one")
+    order = random.Random(count).sample(range(1, count + 1), count)
+    for index in order:
+        assert read_manifest(tmp_path / "out") is None
+        manifest = run_job(job(corpus), tmp_path / "out", 1, (index, count))
+        if index <= len(corpus) and manifest is not None:
+            break
+    for index in range(1, count + 1):  # requeued ones, and those that come last, find it finished
+        assert run_job(job(corpus), tmp_path / "out", 1, (index, count)) is not None
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+def test_tasks_at_the_same_time(tmp_path):
+    paths = make_corpus(tmp_path / "corpus", files=12, documents=10)
+    run_job(job(paths), tmp_path / "one")
+    for round_ in range(3):
+        results: list[dict | None] = []
+
+        def work(index: int, out: Path = tmp_path / f"out{round_}", results: list = results) -> None:
+            results.append(run_job(job(paths), out, 1, (index, 6)))
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(1, 7)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(results) == 6
+        assert any(results)
+        assert contents(tmp_path / f"out{round_}") == contents(tmp_path / "one")
+
+
+@dataclass
+class Failing(Source):
+    """A source of documents that stops with an error at one of them, as often as it is told."""
+
+    name: str
+    count: int
+    failures: int = 0
+    log: list[str] = field(default_factory=list)
+
+    def identity(self) -> dict:
+        return {"name": self.name}
+
+    def fetch(self) -> None:
+        self.log.append(f"fetch {self.name}")
+
+    def release(self) -> None:
+        self.log.append(f"release {self.name}")
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        self.log.append(f"read {self.name}")
+        for number in range(start, self.count):
+            if self.failures and number == self.count // 2:
+                self.failures -= 1
+                raise UserError(f"{self.name} broke")
+            yield batch_of([f"{self.name} {number} " * 50], number / self.count)
+
+
+def test_a_broken_source_keeps_the_finished_ones_and_its_own_shards(tmp_path):
+    log: list[str] = []
+    whole = job([], sources=[Failing(name, 40, 0) for name in "abc"], shard_tokens=500)
+    run_job(whole, tmp_path / "one")
+    broken = job([], sources=[Failing(name, 40, int(name == "b"), log) for name in "abc"], shard_tokens=500)
+    with pytest.raises(UserError, match="b broke"):
+        run_job(broken, tmp_path / "out", 2)
+    left = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.bin*")}
+    assert {int(path.name[-10:-4]) // 1000 for path in left} == {0, 1}
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    del log[:]
+    run_job(broken, tmp_path / "out", 2)
+    assert [line for line in log if line.startswith("read")] == ["read b", "read c"]
+    assert log.index("fetch c") < log.index("release b")  # the next one comes while this one is worked on
+    assert log[-1] == "release c"
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("tokens", [700, 3000, 10**6])
+@pytest.mark.parametrize("which", [0, 1, 3])
+def test_a_shard_that_cannot_be_brought_to_disk_is_made_again_and_finished_files_stay(
+    corpus, tmp_path, monkeypatch, tokens, which
+):
+    out, real, order = tmp_path / "out", os.fsync, iter(range(1000))
+
+    def slow_and_full_once(file: int) -> None:
+        if str(Path(f"/proc/self/fd/{file}").readlink()).endswith(".bin.tmp"):
+            time.sleep(0.02)  # others are waiting behind it
+            if next(order) == which:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(file)
+
+    run_job(job(corpus, shard_tokens=tokens), tmp_path / "one")
+    monkeypatch.setattr(sources, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(os, "fsync", slow_and_full_once)
+    with pytest.raises(OSError, match="No space left"):
+        run_job(job(corpus, shard_tokens=tokens), out, 2)
+    finished = [path for path in (out / ".progress").glob("*.json") if path.stem.isdecimal()]
+    kept = [shard["file"] for path in finished for shard in json.loads(path.read_text())["shards"]]
+    assert all((out / name).is_file() for name in kept)
+    assert tokens < 10**6 or len(kept) == which  # a shard a file
+    assert not list(out.rglob("*.tmp"))
+    run_job(job(corpus, shard_tokens=tokens), out, 2)
+    assert contents(out) == contents(tmp_path / "one")
+
+
+def test_what_waits_for_room_does_not_wait_for_a_disk_that_failed(tmp_path, monkeypatch):
+    several = [Failing(name, 3) for name in "abcd"]
+    for source in several:
+        source.takes_room = True
+    target = "prepare.pipeline.output_folder.Folder.finish"
+    monkeypatch.setattr(target, lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run_job(job([], sources=several), tmp_path / "out", keep_files=1)
+        except OSError as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert [failure.strerror for failure in failures] == ["full"]
+
+
+@dataclass
+class Counted(Source):
+    """Batches of so many documents, every third a null, and a note of where reading began; dies once, before a chosen
+    document."""
+
+    name: str
+    documents: list[str]
+    die: int | None = None
+    together: int = 1
+    started: list[int] = field(default_factory=list)
+
+    def identity(self) -> dict:
+        return {"name": self.name, "size": len(self.documents)}
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        self.started.append(start)
+        for number in range(start, len(self.documents), self.together):
+            some = range(number, min(number + self.together, len(self.documents)))
+            if self.die in some:
+                self.die = None
+                raise KeyboardInterrupt
+            yield batch_of([self.documents[i] if i % 3 else None for i in some], number / len(self.documents))
+
+
+@pytest.mark.parametrize("die", [1, 29, 30, 59])
+@pytest.mark.parametrize("shard_tokens", [7, 20, 64, 999])
+def test_goes_on_after_the_last_finished_shard(tmp_path, die, shard_tokens, monkeypatch):
+    monkeypatch.setattr("prepare.pipeline.tokenize_job.BACKLOG", 0)  # what is finished does not depend on the disk
+    documents = ["word " * (number % 13) + "x" for number in range(60)]
+    run_job(job([], sources=[Counted("a", documents)], shard_tokens=shard_tokens), tmp_path / "one")
+    source = Counted("a", documents, die)
+    dying = job([], sources=[source], shard_tokens=shard_tokens)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(dying, tmp_path / "out")
+    saved = tmp_path / "out" / ".progress" / "000.part.json"
+    record = json.loads(saved.read_bytes()) if saved.is_file() else {"rows": 0, "shards": []}
+    times = [(tmp_path / "out" / shard["file"]).stat().st_mtime_ns for shard in record["shards"]]
+    run_job(dying, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+    assert source.started == [0, record["rows"]]
+    assert [(tmp_path / "out" / shard["file"]).stat().st_mtime_ns for shard in record["shards"]] == times
+    if die == 59 and shard_tokens < 999:
+        assert record["rows"] > 30
+
+
+def test_a_shard_that_ended_with_a_document_is_gone_on_after_with_the_next(tmp_path, monkeypatch):
+    """Both in one batch, which is read again: documents of 2 tokens, shards of 4, first a batch of 10."""
+    monkeypatch.setattr("prepare.pipeline.tokenize_job.BACKLOG", 0)
+    documents = ["a"] * 32
+    whole = run_job(job([], sources=[Counted("a", documents, together=8)], shard_tokens=4), tmp_path / "one")
+    dying = job([], sources=[Counted("a", documents, die=24, together=8)], shard_tokens=4)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(dying, tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / ".progress" / "000.part.json").read_bytes())
+    assert saved["rows"] == 0
+    assert {shard["tokens"] for shard in saved["shards"]} == {4}
+    assert run_job(dying, tmp_path / "out") == whole
+    assert [shard["documents"] for shard in whole["shards"]] == [2] * 10 + [1]
+
+
+def test_another_file_in_the_place_of_a_half_finished_one_begins_anew(tmp_path):
+    documents = ["word " * (number % 13) + "x" for number in range(60)]
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job([], sources=[Counted("a", documents, 50)], shard_tokens=20), tmp_path / "out")
+    source = Counted("a", documents[1:])
+    run_job(job([], sources=[source], shard_tokens=20), tmp_path / "out")
+    run_job(job([], sources=[Counted("a", documents[1:])], shard_tokens=20), tmp_path / "one")
+    assert source.started == [0]
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+def test_the_shards_do_not_depend_on_the_engine(corpus, tmp_path):
+    for path in corpus[1:3]:
+        path.write_text(path.read_text() + json.dumps({"text": "\U00016eb4'll"}) + "\n")
+    manifests = {
+        engine: run_job(job(corpus, tokenizer=GPT2Tokenizer(engine)), tmp_path / engine, 2) for engine in ENGINES
+    }
+    fast, reference = manifests["gigatoken"], manifests["tiktoken"]
+    assert fast["shards"] == reference["shards"]
+    assert [file["engines"] for file in reference["inputs"]] == [{"tiktoken": n} for n in (60, 61, 61, 60)]
+    assert [file["engines"] for file in fast["inputs"]] == [
+        {"gigatoken": 60, "tiktoken": n} for n in (0, 1, 1, 0)
+    ]
+    for manifest in manifests.values():
+        for file in manifest["inputs"]:
+            del file["engines"]
+    assert fast == reference
+    # a folder that one began the other may finish
+    for index, engine in enumerate(ENGINES, start=1):
+        mixed = run_job(job(corpus, tokenizer=GPT2Tokenizer(engine)), tmp_path / "mixed", 1, (index, 2))
+    assert mixed["shards"] == fast["shards"]
+
+
+@pytest.mark.parametrize("engines", [ENGINES, ENGINES[::-1]])
+def test_a_file_that_both_engines_worked_on_counts_the_documents_of_each(tmp_path, monkeypatch, engines):
+    monkeypatch.setattr("prepare.pipeline.tokenize_job.BACKLOG", 0)
+    source = Counted("a", ["word " * (number % 13) + "x" for number in range(60)], die=45)
+    first, second = (job([], sources=[source], shard_tokens=20, tokenizer=GPT2Tokenizer(engine)) for engine in engines)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(first, tmp_path / "out")
+    (facts,) = run_job(second, tmp_path / "out")["inputs"]
+    assert source.started[1] > 0
+    assert facts["engines"].keys() == set(ENGINES)
+    assert all(facts["engines"].values())
+    assert sum(facts["engines"].values()) == facts["documents"] == 40
+
+
+def test_a_difference_between_the_engines_stops_the_run_and_names_the_document(corpus, tmp_path, monkeypatch):
+    tokenizer = GPT2Tokenizer("gigatoken")
+    right = tokenizer._fast.encode
+
+    def wrong(texts):
+        tokens, offsets = right(texts)
+        tokens[-1] ^= 1
+        return tokens, offsets
+
+    corpus[0].write_text('{"text": null}\n{"text": "a"}\n{"text": null}\n{"text": "some text"}\n')
+    monkeypatch.setattr(tokenizer._fast, "encode", wrong)
+    monkeypatch.setattr("prepare.tokens.tokenizer.random.randrange", lambda count: count - 1)
+    with pytest.raises(UserError, match=r"0\.jsonl, row 3: gigatoken's tokens are not tiktoken's"):
+        run_job(job(corpus, tokenizer=tokenizer), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_left_when_nothing_was_finished(tmp_path):
+    with pytest.raises(UserError, match="a broke"):
+        run_job(job([], sources=[Failing("a", 20, 1)]), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "notes").touch()
+    with pytest.raises(UserError, match="a broke"):
+        run_job(job([], sources=[Failing("a", 20, 1)]), tmp_path / "old")
+    assert list(contents(tmp_path / "old")) == ["notes"]
+
+
+def test_a_folder_that_is_gone_once_it_was_found_to_be_there_is_no_file(tmp_path, monkeypatch):
+    make, found = os.mkdir, iter([True])
+
+    def made(path: Path, *more: object) -> None:
+        if Path(path).name == "out" and next(found, False):  # another process removes it before anybody looks again
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        make(path, *more)
+
+    monkeypatch.setattr(os, "mkdir", made)
+    assert run_job(job([], sources=[Failing("a", 3)]), tmp_path / "out")["inputs"][0]["documents"] == 3
+
+
+def test_a_failed_fetch_is_this_run_s_error(tmp_path):
+    source = Failing("a", 3)
+    source.fetch = lambda: (_ for _ in ()).throw(UserError("no network"))
+    with pytest.raises(UserError, match="no network"):
+        run_job(job([], sources=[source]), tmp_path / "out")
+
+
+def test_no_text_at_all(tmp_path):
+    for name, content in (("a.jsonl", ""), ("b.txt", ""), ("c.jsonl", '{"text": null}\n{"text": ""}\n')):
+        (tmp_path / name).write_text(content)
+    for names in (["a.jsonl"], ["b.txt"], ["a.jsonl", "b.txt", "c.jsonl"]):
+        with pytest.raises(UserError, match="no text"):
+            run_job(job([tmp_path / name for name in names]), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_empty_documents_are_kept_and_nulls_are_not(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": ""}\n{"text": null}\n{"text": "b"}\n')
+    manifest = run_job(job([path]), tmp_path / "out")
+    assert open_shard(tmp_path / "out" / "x_val_000000.bin").tolist() == [EOT, 64, EOT, EOT, 65]
+    facts = manifest["inputs"][0]
+    assert (facts["documents"], facts["empty"], facts["skipped"]) == (3, 1, 1)
+    assert manifest["shards"][0]["documents"] == 3
+
+
+def test_characters_have_no_separator_and_a_source_may_choose_its_split(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "ab"}\n{"text": "ba"}\n')
+    held_out, train = LocalFile(path, "text"), LocalFile(path, "text")
+    held_out.split, train.split = "val", "train"
+    run_job(job([], sources=[held_out, train], tokenizer=CharTokenizer("ab"), shard_tokens=3), tmp_path / "out")
+    shards = {path.name: open_shard(path).tolist() for path in find_shards(str(tmp_path / "out" / "*.bin"))}
+    assert shards == {
+        "x_train_001000.bin": [0, 1, 1],
+        "x_train_001001.bin": [0],
+        "x_val_000000.bin": [0, 1, 1],
+        "x_val_000001.bin": [0],
+    }
+
+
+@pytest.fixture
+def few_parts(monkeypatch):
+    """20 shards of an input file at most, which are quickly made."""
+    for module in ("shards", "folder", "pipeline"):
+        monkeypatch.setattr(f"prepare.{module}.MAX_PARTS", 20)
+
+
+@pytest.mark.usefixtures("few_parts")
+def test_too_many_parts_proposes_a_size_that_works(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("12345 xyz\n" * 40)
+    with pytest.raises(UserError, match=r"--shard-tokens 3 .*a\.txt") as refused:
+        run_job(job([path], shard_tokens=3), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    proposed = int(str(refused.value).split()[-3])
+    run_job(job([path], shard_tokens=proposed), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("few_parts")
+@pytest.mark.parametrize("task", [(1, 1), (2, 2)])
+def test_too_many_parts_in_a_folder_that_holds_others_says_to_delete_it(tmp_path, task):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path, lines in zip(paths, (2, 40), strict=True):
+        path.write_text("12345 xyz\n" * lines)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=rf"give --shard-tokens \d+ or more, and delete {out}") as refused:
+        run_job(job(paths, shard_tokens=3), out, task=task)
+    proposed = int(str(refused.value).split("--shard-tokens ")[2].split()[0])
+    with pytest.raises(UserError, match=f"shard_tokens 3, not {proposed}"):
+        run_job(job(paths, shard_tokens=proposed), out)
+    shutil.rmtree(out)
+    run_job(job(paths, shard_tokens=proposed), out)
+
+
+def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
+    out = tmp_path / "out"
+    changed = tmp_path / "changed" / corpus[2].name
+    changed.parent.mkdir()
+    changed.write_text(corpus[2].read_text() + '{"text": "more"}\n')
+    others = {
+        r"shard_tokens 3000, not 4000": job(corpus, shard_tokens=4000),
+        r"column text, not body": job(corpus, options={"column": "body"}),
+        r"name x, not y": job(corpus, name="y"),
+        r"revision None, not abc": job(corpus, revision="abc"),
+        r"tokenizer .*gpt2.*char": job(corpus, tokenizer=CharTokenizer("ab")),
+        r"number of input files 4, not 3": job(corpus[:3]),
+        r"name of input file 0 0\.jsonl, not 1\.jsonl": job(corpus[::-1][:2] + corpus[2:]),
+        r"size of input file 2 ": job([*corpus[:2], changed, corpus[3]]),
+    }
+    others[r"name of input file 0 0\.jsonl, not 1\.jsonl"] = job([corpus[1], corpus[0], *corpus[2:]])
+    run_job(job(corpus), out, 1, (1, 2))
+    for finished in (False, True):
+        if finished:
+            run_job(job(corpus), out, 1, (2, 2))
+        before = contents(out)
+        for said, other in others.items():
+            with pytest.raises(UserError, match=said):
+                run_job(other, out)
+        after = contents(out)
+        assert {name: after.get(name) for name in before if "lock" not in name} == {
+            name: data for name, data in before.items() if "lock" not in name
+        }
+    assert after.keys() == before.keys()  # no .progress is left in a finished folder
+
+
+def test_an_input_may_be_mended_before_it_is_finished(corpus, tmp_path):
+    whole = corpus[2].read_text()
+    corpus[2].write_text(whole + "{")
+    with pytest.raises(UserError, match=r"2\.jsonl, line 61: "):
+        run_job(job(corpus), tmp_path / "out")
+    corpus[2].write_text(whole)
+    run_job(job(corpus), tmp_path / "out")
+    run_job(job(corpus), tmp_path / "one")
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+def test_a_manifest_of_another_kind_is_refused(corpus, tmp_path):
+    record = write_shard(tmp_path / "out.bin", np.arange(5, dtype=np.uint16))
+    manifest = build_manifest("other", None, [], GPT2Tokenizer().describe(), {}, [record])
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(UserError, match="made with dataset other, not test"):
+        run_job(job(corpus), tmp_path)
+    assert not (tmp_path / ".progress").exists()
+
+
+def test_a_manifest_with_a_shard_of_no_input_is_refused(corpus, tmp_path):
+    run_job(job(corpus), tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    whole = path.read_text()
+    for strange in ("renamed.bin", "x_train_999000.bin"):
+        path.write_text(whole.replace("x_val_000000.bin", strange))
+        with pytest.raises(UserError, match=f"{strange}, which is of none of its inputs: delete the folder"):
+            run_job(job(corpus), tmp_path / "out")
+
+
+def test_what_is_remembered_of_an_interrupted_run_may_be_damaged(corpus, tmp_path):
+    run_job(job(corpus), tmp_path / "one")
+    for kind in ("*/000.json", "*/001.part.json"):
+        out = tmp_path / kind[2:]
+        corpus[1].rename(tmp_path / "aside")
+        with pytest.raises(UserError):
+            run_job(job(corpus), out)
+        (tmp_path / "aside").rename(corpus[1])
+        for path in out.glob("*/0*.json"):
+            path.write_bytes(path.read_bytes()[:40] if kind == "*/000.json" else b"[]")
+        run_job(job(corpus), out)
+        assert contents(out) == contents(tmp_path / "one")
+
+
+def test_strange_shards_are_left_alone(corpus, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x_train_000001.bin").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"x_train_000001\.bin is there"):
+        run_job(job(corpus), tmp_path / "out")
+    assert contents(tmp_path / "out") == {"x_train_000001.bin": b"precious"}
+    with pytest.raises(UserError, match="is a file"):
+        run_job(job(corpus), tmp_path / "out" / "x_train_000001.bin")
+
+
+def test_deleted_shards_of_a_finished_folder_are_made_again(corpus, tmp_path):
+    run_job(job(corpus), tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "x_train_002001.bin").unlink()
+    os.truncate(tmp_path / "out" / "x_val_000000.bin", 1000)
+    run_job(job(corpus), tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/4", ""])
+def test_task_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        task_of(text)
+
+
+def test_option_types():
+    assert task_of("3/8") == (3, 8)
+    assert positive("100_000") == 100_000
+    assert positive(str(2**63 - 1)) == 2**63 - 1
+    for wrong in ("0", "-1", "1.5", "1e6", "", "_", str(2**63), "1" + 21 * "0"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            positive(wrong)
+
+
+# --- whole processes --------------------------------------------------------------------------------------------------
+
+
+def command(paths: list[Path], out: Path, *more: object) -> list[object]:
+    return ["python", "prepare/fineweb.py", "--input", *paths, "--out", out, "--shard-tokens", 20_000, *more]
+
+
+def start(paths: list[Path], out: Path, *more: object) -> subprocess.Popen:
+    words = [sys.executable, *map(str, command(paths, out, *more)[1:])]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_run_again(tmp_path):
+    paths = make_corpus(tmp_path / "corpus", files=5, documents=5000)
+    assert run_command(*command(paths, tmp_path / "one")).returncode == 0
+    rng = random.Random(3)
+    kills = unfinished = 0
+    while kills < 20:
+        out = tmp_path / f"out{kills}"
+        for _ in range(5):
+            process = start(paths, out, "--workers", rng.randint(1, 3))
+            before = len(list(out.glob("*.bin")))
+            while len(list(out.glob("*_*.bin*"))) <= before and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(rng.random() * 0.1)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += process.returncode == -signal.SIGKILL
+            unfinished += bool(list(out.glob(".progress/*.part.json")))
+        again = run_command(*command(paths, out, "--workers", rng.randint(1, 3)))
+        assert again.returncode == 0, again.stderr
+        assert contents(out) == contents(tmp_path / "one")
+    assert unfinished > 5  # some were killed within an input file, after its first shard
+
+
+def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
+    fifo, out = tmp_path / "a.jsonl", tmp_path / "out"
+    paths = make_corpus(tmp_path / "corpus", files=1)
+    os.mkfifo(fifo)  # the first process waits here for its text
+    code = (
+        "import sys; from pathlib import Path; from tests.test_pipeline import Failing, job; "
+        "from prepare.pipeline import run_job\n"
+        "class Waiting(Failing):\n"
+        "    def batches(self, start=0):\n"
+        "        open(sys.argv[1]).read()\n"
+        "        yield from super().batches(start)\n"
+        "run_job(job([], sources=[Waiting('w', 3)]), Path(sys.argv[2]))"
+    )
+    words = [sys.executable, "-c", code, str(fifo), str(out)]
+    first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        writer = fifo.open("w")  # returns once the first process reads
+        for more in ((), ("--task", "1/2")):
+            said = one_line_error(run_command(*command(paths, out, *more)))
+            assert f"process {first.pid} on " in said
+    finally:
+        first.kill()
+        first.wait()
+    writer.close()
+    # the lock of the dead process is stale; its unfinished folder is still another job's
+    assert "not local files" in one_line_error(run_command(*command(paths, out)))
+    with pytest.raises(UserError, match="w broke"):
+        run_job(job([], sources=[Failing("w", 3, 1)]), out)
+    assert not out.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path):
+    paths = make_corpus(tmp_path / "corpus", files=3, documents=600)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    assert run_command(*command(paths, tmp_path / "one")).returncode == 0
+    needed = sum(path.stat().st_size for path in (tmp_path / "one").iterdir())
+    mount = run_command("mount", "-t", "tmpfs", "-o", f"size={needed * 2 // 3}", "tmpfs", disk)
+    if mount.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
+    try:
+        said = one_line_error(run_command(*command(paths, disk / "out")))
+        assert "No space left" in said
+        assert not list((disk / "out").glob("*.tmp"))
+        assert list((disk / "out").glob("*.bin"))
+        assert run_command("mount", "-o", f"remount,size={needed * 2}", disk).returncode == 0
+        again = run_command(*command(paths, disk / "out"))
+        assert again.returncode == 0, again.stderr
+        assert contents(disk / "out") == contents(tmp_path / "one")
+    finally:
+        run_command("umount", disk)

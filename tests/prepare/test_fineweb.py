@@ -1,0 +1,259 @@
+"""fineweb.py end to end: local files, the real corpus against tiktoken, a hub on loopback, mistakes."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiktoken
+
+from prepare.tokens.manifest import read_manifest
+from prepare.tokens.shards import find_shards, open_shard
+from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
+from tests.conftest import one_line_error, run_command
+from tests.helpers.loopback_hub import CLOSED, Fault, LoopbackHub
+
+
+def parquet(path: Path, texts: list[str], **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"id": [str(i) for i in range(len(texts))], "text": texts}), path, **options)
+    return path
+
+
+def fineweb(*words: object, **environment: str):
+    return run_command("python", "prepare/fineweb.py", *words, timeout=120, **environment)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_real_corpus_is_tiktoken_s_and_decodes_back(real_data, tmp_path, monkeypatch):
+    from tiktoken_ext import openai_public
+
+    paths = sorted((real_data / "corpus").glob("*.parquet"))
+    result = fineweb("--input", *paths, "--out", tmp_path, "--shard-tokens", 5_000_000)
+    assert result.returncode == 0, result.stderr
+    files = {file.name: file.read_bytes() for file in gpt2_vocabulary_files()}
+    monkeypatch.setattr(tiktoken.load, "read_file_cached", lambda url, _hash: files[url.rsplit("/", 1)[1]])
+    reference = tiktoken.Encoding(**openai_public.gpt2())
+    manifest = read_manifest(tmp_path)
+    assert sum(shard["tokens"] for shard in manifest["shards"]) == 43_540_576
+    for number, path in enumerate(paths):
+        names = [shard["file"] for shard in manifest["shards"] if int(shard["file"][-10:-4]) // 1000 == number]
+        tokens = np.concatenate([open_shard(tmp_path / name) for name in names])
+        documents = np.split(tokens, np.flatnonzero(tokens == EOT))[1:]
+        texts = pq.read_table(path, columns=["text"])["text"].to_pylist()
+        assert len(documents) == len(texts)
+        expected = reference.encode_ordinary_batch(texts, num_threads=2)
+        for document, text, ids in zip(documents, texts, expected, strict=True):
+            assert np.array_equal(document[1:], ids)
+            assert reference.decode_bytes(document[1:].tolist()) == text.encode()
+    verified = run_command("python", "prepare/verify.py", tmp_path)
+    assert verified.returncode == 0, verified.stdout
+    assert "9 shards, 43,540,576 tokens, 20,859 documents" in verified.stdout
+
+
+def test_every_kind_of_input_gives_the_same_tokens(tmp_path):
+    texts = ["one two three", "naïve 日本 😀 <|endoftext|>", "", "four\r\nfive"] * 20
+    records = "".join(json.dumps({"text": text, "body": text}) + "\n" for text in texts).encode()
+    parquet(tmp_path / "a.parquet", texts, row_group_size=7)
+    (tmp_path / "a.jsonl").write_bytes(records)
+    with pa.CompressedOutputStream(str(tmp_path / "a.jsonl.gz"), "gzip") as file:
+        file.write(records)
+    with pa.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as file:
+        file.write(records)
+    seen = []
+    for suffix, more in (("parquet", []), ("jsonl", ["--column", "body"]), ("jsonl.gz", []), ("jsonl.zst", [])):
+        out = tmp_path / suffix
+        result = fineweb("--input", f"{tmp_path}/*.{suffix}", "--out", out, "--shard-tokens", 100, *more)
+        assert result.returncode == 0, result.stderr
+        assert "documents (20 empty, 0 values skipped, " in result.stdout
+        assert "warning" not in result.stderr
+        seen.append({name: data for name, data in contents(out).items() if name != "manifest.json"})
+    assert seen[0] == seen[1] == seen[2] == seen[3]
+    tokens = [
+        token for name in sorted(seen[0], key=lambda name: name[-10:]) for token in open_shard(out / name).tolist()
+    ]
+    assert tokens == [token for text in texts for token in (EOT, *GPT2Tokenizer().encode(text))]
+    for number, text in enumerate(texts[:4]):
+        (tmp_path / f"{number}.txt").write_bytes(text.encode())
+    names = [tmp_path / f"{number}.txt" for number in range(4)]
+    result = fineweb("--edu", "--input", *names, "--out", tmp_path / "txt")
+    assert result.returncode == 0, result.stderr
+    for number, text in enumerate(texts[:4]):
+        shard = tmp_path / "txt" / f"finewebedu_{'train' if number else 'val'}_{number:03d}000.bin"
+        assert open_shard(shard).tolist() == [EOT, *GPT2Tokenizer().encode(text)]
+
+
+def test_the_same_from_a_folder_a_url_a_separated_text_and_either_engine(tmp_path):
+    texts = [f"document {number}\nof several lines" for number in range(50)] + ["\U00016eb4'll"]
+    parquet(tmp_path / "some/a.parquet", texts)
+    (tmp_path / "all.txt").write_text("\n--\n".join(texts))
+    url = (tmp_path / "some" / "*.parquet").as_uri().replace("%2A", "*")
+    seen = []
+    for number, words in enumerate(
+        ([tmp_path / "some"], [url], [tmp_path / "all.txt", "--separator", r"\n--\n"], [url, "--engine", "tiktoken"])
+    ):
+        out = tmp_path / f"out{number}"
+        result = fineweb("--input", *words, "--out", out, "--shard-tokens", 100)
+        assert result.returncode == 0, result.stderr
+        seen.append({name: data for name, data in contents(out).items() if name != "manifest.json"})
+        engines = {"tiktoken": 51} if "tiktoken" in words else {"gigatoken": 50, "tiktoken": 1}
+        assert read_manifest(out)["inputs"][0]["engines"] == engines
+    assert seen[0] == seen[1] == seen[2] == seen[3]
+    other = one_line_error(fineweb("--input", tmp_path / "all.txt", "--out", tmp_path / "out2", "--shard-tokens", 100))
+    assert "separator" in other
+
+
+def test_malformed_lines_up_to_a_limit(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{\n{"text": "b"}\n]\n')
+    words = ["--input", path, "--out", tmp_path / "out"]
+    assert "line 2" in one_line_error(fineweb(*words))
+    assert "line 4" in one_line_error(fineweb(*words, "--max-bad", 1))
+    result = fineweb(*words, "--max-bad", 2)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("skipped") == 2
+    assert "2 documents (0 empty, 2 values skipped" in result.stdout
+
+
+def test_all_in_the_validation_shard_is_a_warning_with_a_way_out(tmp_path):
+    path = parquet(tmp_path / "a.parquet", ["some words to train on"] * 50)
+    result = fineweb("--input", path, "--out", tmp_path / "out")
+    assert result.returncode == 0
+    warning = next(line for line in result.stderr.splitlines() if line.startswith("warning: "))
+    assert "all 300 tokens are in the validation shard" in warning
+    proposed = warning.split()[-1]
+    result = fineweb("--input", path, "--out", tmp_path / "again", "--shard-tokens", proposed)
+    assert "warning" not in result.stderr
+    assert len(find_shards(str(tmp_path / "again" / "*_train_*.bin"))) == 9
+
+
+def test_a_first_input_without_documents_is_a_warning_that_nothing_is_held_out(tmp_path):
+    path = parquet(tmp_path / "a.parquet", ["some words to train on"] * 50)
+    empty = [parquet(tmp_path / "empty.parquet", []), tmp_path / "empty.jsonl"]
+    empty[1].touch()
+    result = fineweb("--input", *empty, path, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert "nothing is held out for validation, since the first input, empty.parquet, holds no documents" in warning
+    assert f"delete {tmp_path / 'out'} and put another first" in warning
+    assert [shard.name for shard in find_shards(str(tmp_path / "out/*.bin"))] == ["fineweb_train_002000.bin"]
+
+
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
+    good = parquet(tmp_path / "good.parquet", ["text"])
+    empty = parquet(tmp_path / "empty.parquet", [])
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(good.read_bytes()[:-20])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "a"}\n{"text": \n')
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "none").mkdir()
+    out = tmp_path / "out"
+    for words, status, said in (
+        (["--input", good, tmp_path / "absent.parquet"], 1, "absent.parquet: no such file"),
+        (["--input", tmp_path / "*.zst"], 1, "none matches"),
+        (["--input", tmp_path / "none"], 1, "is a folder without"),
+        (["--input", "nosuch://bucket/a.parquet"], 1, "nosuch"),
+        (["--input", bad, "--max-bad", "-1"], 2, "--max-bad"),
+        (["--input", good, "--engine", "fast"], 2, "'fast'"),
+        (["--input", tmp_path / "a.csv"], 1, "unknown kind of file"),
+        (["--input", good, "--column", "body"], 1, "no column 'body'; it has id, text"),
+        (["--input", good, cut], 1, "cut.parquet"),
+        (["--input", bad], 1, "bad.jsonl, line 2"),
+        (["--input", empty], 1, "no text"),
+        (["--input", good, "--shard-tokens", "0"], 2, "'0' is not a whole number above zero"),
+        (["--input", good, "--shard-tokens", "3_000_000_000"], 2, "3,000,000,000"),
+        (["--input", bad, "--separator", ""], 2, "--separator: it is empty"),
+        (["--input", bad, "--separator", os.fsdecode(b"\xff")], 2, "--separator: '\\udcff' is no UTF-8"),
+        (["--input", "x" * 300], 1, "File name too long"),
+        (["--input", good, "--task", "3/2"], 2, "'3/2'"),
+        (["--input", good, "--pretokenized"], 2, "one of them"),
+        (["--version", "20BT"], 2, "20BT"),
+        (["--edu", "--version", "100BT", "--pretokenized"], 2, "100BT"),
+        (["--input"], 2, "--input"),
+        (["--input", ""], 2, "--input: it is empty"),
+    ):
+        assert said in one_line_error(fineweb(*words, "--out", out), status)
+        assert not out.exists(), words
+    assert "is a file" in one_line_error(fineweb("--input", good, "--out", good))
+    assert "--out: it is empty" in one_line_error(fineweb("--input", good, "--out", ""), 2)
+    assert "where no folder can be" in one_line_error(fineweb("--input", good, "--out", "/proc/out"))
+    (tmp_path / "loop").symlink_to("loop")
+    assert "levels of symbolic links" in one_line_error(fineweb("--input", good, "--out", tmp_path / "loop" / "out"))
+
+
+def test_help_opens_with_a_sentence_and_a_command():
+    lines = fineweb("--help").stdout.splitlines()
+    assert lines[0].endswith(".")
+    assert lines[2].strip() == "python prepare/fineweb.py"
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def texts() -> list[list[str]]:
+    rng = np.random.default_rng(0)
+    words = np.array(["token", "shard", "the", "naïve", "日本", "resume"])
+    return [[" ".join(rng.choice(words, 40)) for _ in range(50)] for _ in range(3)]
+
+
+@pytest.fixture
+def hub(tmp_path, texts) -> LoopbackHub:
+    folder = tmp_path / "hub"
+    for number, some in enumerate(texts):
+        parquet(folder / f"datasets/HuggingFaceFW/fineweb-edu/sample/10BT/{number:03d}_00000.parquet", some)
+    parquet(folder / "datasets/HuggingFaceFW/fineweb-edu/sample/100BT/000_00000.parquet", ["other"])
+    with LoopbackHub(folder) as server:
+        yield server
+
+
+def test_from_the_hub_with_dropped_connections(tmp_path, hub, texts):
+    first, second = "10BT/000_00000.parquet", "10BT/001_00000.parquet"
+    hub.faults += [Fault(first, drop_after=1000), Fault(second, status=503), Fault("/tree/", status=429, retry_after=0)]
+    words = ["--edu", "--out", tmp_path / "out", "--shard-tokens", 2000]
+    result = fineweb(*words, **hub.environment(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "bytes=1000-" in hub.ranges(first)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest["dataset"] == "HuggingFaceFW/fineweb-edu"
+    assert manifest["revision"] == hub.commit(hub.folder / "datasets/HuggingFaceFW/fineweb-edu")
+    assert [facts["documents"] for facts in manifest["inputs"]] == [50, 50, 50]
+    local = [parquet(tmp_path / "local" / f"{number}.parquet", some) for number, some in enumerate(texts)]
+    fineweb("--edu", "--input", *local, "--out", tmp_path / "same", "--shard-tokens", 2000)
+    ours, theirs = contents(tmp_path / "out"), contents(tmp_path / "same")
+    assert ours.keys() == theirs.keys()  # no raw file is kept
+    assert all(ours[name] == theirs[name] for name in ours if name != "manifest.json")
+    asked = len(hub.ranges("10BT"))
+    again = fineweb(*words, **hub.environment(tmp_path))
+    assert "finished already" in again.stdout
+    assert len(hub.ranges("10BT")) == asked
+
+
+def test_a_file_that_is_gone_stops_no_other(tmp_path, hub):
+    hub.faults += [Fault("10BT/001_00000.parquet", status=404, times=99)]
+    words = ["--edu", "--out", tmp_path / "out", "--shard-tokens", 2000]
+    said = one_line_error(fineweb(*words, **hub.environment(tmp_path)))
+    assert "001_00000.parquet" in said
+    assert sorted({name[-10:-7] for name in contents(tmp_path / "out") if name.endswith(".bin")}) == ["000", "002"]
+    hub.faults.clear()
+    asked = len(hub.ranges("10BT/000")), len(hub.ranges("10BT/002"))
+    result = fineweb(*words, **hub.environment(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert (len(hub.ranges("10BT/000")), len(hub.ranges("10BT/002"))) == asked  # they were finished before
+    assert len(read_manifest(tmp_path / "out")["inputs"]) == 3
+
+
+def test_no_network_is_one_line(tmp_path):
+    offline = {"HF_ENDPOINT": CLOSED, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    for words in ([], ["--pretokenized", 1]):
+        said = one_line_error(fineweb("--out", tmp_path / "out", *words, **offline))
+        assert "--input" in said or "copy" in said or "elsewhere" in said
+    assert not list(tmp_path.rglob("*.bin"))

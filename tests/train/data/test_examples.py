@@ -1,0 +1,192 @@
+"""Examples: kept, divided and dealt out; the batch of a step is the same for every world size."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prepare.common.cli import UserError
+from tests.helpers.tiny import VOCAB
+from train.config.pretrain import ModelConfig
+from train.data.examples import PARTS, ExampleLoader, Examples, bucketed, divide, fingerprint, prepare_once
+from train.model.gpt import GPT, IGNORED
+from train.parallel.device import autocast
+from train.parallel.world import World
+from train.trainer.step import train_step
+
+CPU = torch.device("cpu")
+MAIN = World(0, 1, CPU)
+
+
+def some(n: int = 23, seed: int = 0, longest: int = 16) -> Examples:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        length = int(rng.integers(2, longest + 1))
+        prompt = int(rng.integers(0, length))
+        targets = rng.integers(VOCAB, size=length)
+        targets[:prompt] = IGNORED
+        rows.append((rng.integers(VOCAB, size=length).tolist(), targets.tolist()))
+    return Examples.of(rows)
+
+
+def loader(examples: Examples, micro: int = 2, rank: int = 0, size: int = 1) -> ExampleLoader:
+    return ExampleLoader(examples, examples.counted.astype(float), 8, micro, rank, size, seed=5)
+
+
+def test_files_give_back_what_was_saved(tmp_path: Path) -> None:
+    examples = some()
+    examples.save(tmp_path / "a.npz")
+    again = Examples.load(tmp_path / "a.npz")
+    for name in ("tokens", "targets", "offsets"):
+        assert np.array_equal(getattr(again, name), getattr(examples, name))
+    whole = (tmp_path / "a.npz").read_bytes()
+    places = (300, whole.rindex(b"PK\1\2") + 8)  # in an array, and among the flags of the zip
+    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in places]
+    for damaged in (b"PK half", b"", whole[:500], whole[:-1], *flipped):
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            Examples.load(tmp_path / "a.npz")
+
+
+def test_an_epoch_reads_each_example_once_and_micro_batches_hold_like_lengths() -> None:
+    examples = some(24)
+    steps = [loader(examples).numbers(step) for step in range(6)]
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(np.concatenate([rows for step in epoch for rows in step])) == list(range(24))
+    assert not np.array_equal(steps[0], steps[3])
+    for step in steps:
+        lengths = examples.lengths[np.concatenate(step)]
+        assert np.array_equal(lengths, np.sort(lengths))
+
+
+def test_positions_count_over_epochs() -> None:
+    examples = some(23)
+    one = loader(examples)
+    read = [number for step in range(7) for rows in one.numbers(step) for number in rows]
+    assert one.tokens_read(7) == sum(int(examples.lengths[number]) for number in read)
+    assert max(Counter(read).values()) - min(Counter(read).values()) <= 1
+    assert one.epoch_of(7) == 56 / 23
+    assert one.position(7) == {"window": 56, "epoch": 2}
+    assert loader(examples, rank=1, size=2).position(7) == one.position(7)
+
+
+@pytest.mark.parametrize(("micro", "size"), [(8, 1), (2, 1), (2, 2), (1, 4)])
+def test_loss_and_gradient_are_those_of_a_loop_over_single_examples(micro: int, size: int) -> None:
+    """The mean over all targets of the whole batch, however it is padded, cut and shared out."""
+    examples = some()
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=VOCAB))
+    rows = np.concatenate(loader(examples).numbers(2))
+    sums = [model(*examples.batch([row])) * int(examples.counted[row]) for row in rows]
+    expected = sum(sums) / examples.counted[rows].sum()
+    expected.backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    model.zero_grad()
+
+    found, losses = torch.zeros_like(gradient), []
+    for rank in range(size):  # what DDP averages
+
+        class Keep(torch.optim.SGD):
+            def step(self) -> None:
+                found.add_(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]) / size)
+
+        mine = loader(examples, micro, rank, size)
+        optimizer = Keep(model.parameters(), lr=0.0)
+        batches, weights = mine.micro_batches(2), mine.weights(2)
+        loss, _ = train_step(model, optimizer, batches, autocast(CPU, "fp32"), 0.0, 0.0, mine.seeds(2), weights=weights)
+        losses.append(loss.item() / size)
+    assert sum(losses) == pytest.approx(expected.item(), abs=1e-6)
+    torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_dropout_is_seeded_by_the_examples_not_by_the_rank() -> None:
+    one, two = loader(some()), [loader(some(), rank=rank, size=2) for rank in range(2)]
+    assert sorted(one.seeds(3)) == sorted([*two[0].seeds(3), *two[1].seeds(3)])
+    together = {
+        seed: x.tolist() for part in two for seed, (x, _) in zip(part.seeds(3), part.micro_batches(3), strict=True)
+    }
+    assert together == {seed: x.tolist() for seed, (x, _) in zip(one.seeds(3), one.micro_batches(3), strict=True)}
+
+
+def test_measurements_take_every_example_once() -> None:
+    batches = bucketed(some(23), 4)
+    assert sorted(np.concatenate(batches)) == list(range(23))
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]
+
+
+def test_parts_keep_the_shares_of_each_label_and_copies_together() -> None:
+    rng = np.random.default_rng(3)
+    texts = [f"text {rng.integers(300)}" for _ in range(500)]
+    label_of = {text: "rare" if hash_of(text) else "common" for text in texts}
+    labels = [label_of[text] for text in texts]
+    parts = divide(texts, labels, [0.1, 0.2], seed=7)
+    assert sorted(number for part in parts for number in part) == list(range(500))
+    assert parts == divide(texts, labels, [0.1, 0.2], seed=7) != divide(texts, labels, [0.1, 0.2], seed=8)
+    sets = [{texts[number] for number in part} for part in parts]
+    assert sum(map(len, sets)) == len(set(texts))
+    for label in ("rare", "common"):
+        distinct = len({text for text in texts if label_of[text] == label})
+        found = [len({text for text in part if label_of[text] == label}) for part in sets]
+        assert found[:2] == [pytest.approx(share * distinct, abs=1) for share in (0.1, 0.2)]
+
+
+def hash_of(text: str) -> bool:
+    return int(text.split()[1]) % 6 == 0
+
+
+def test_copies_with_different_labels_stay_together() -> None:
+    texts, labels = [f"text {number // 2}" for number in range(200)], ["one", "other"] * 100
+    parts = [{texts[number] for number in part} for part in divide(texts, labels, [0.3, 0.3], seed=1)]
+    assert sum(map(len, parts)) == len(set(texts))
+
+
+def test_data_is_prepared_once_for_each_identity(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> tuple[dict, dict]:
+        made.append(1)
+        return {name: some(5 + len(made), seed=seed) for seed, name in enumerate(("train", "val", "test"))}, {
+            "labels": [1]
+        }
+
+    parts, facts = prepare_once(tmp_path / "data", {"file": "a"}, make, MAIN)
+    again, _ = prepare_once(tmp_path / "data", {"file": "a"}, make, MAIN)
+    assert len(made) == 1
+    assert facts["labels"] == [1]
+    assert fingerprint(again) == fingerprint(parts)
+    other, _ = prepare_once(tmp_path / "data", {"file": "b"}, make, MAIN)
+    assert len(made) == 2
+    assert fingerprint(other)["sha256"] != fingerprint(parts)["sha256"]
+    whole = (tmp_path / "data" / "data.json").read_text()
+    for number, damaged in enumerate(("", whole[: len(whole) // 2], "{}", "[1]", "\ufffd"), 3):
+        (tmp_path / "data" / "data.json").write_text(damaged)
+        prepare_once(tmp_path / "data", {"file": "b"}, make, MAIN)
+        assert len(made) == number
+
+
+def test_data_that_was_half_replaced_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(name: str, seed: int) -> str:
+        parts = {part: some(seed=seed) for part in PARTS}
+        found, _ = prepare_once(tmp_path, {"file": name}, lambda: (parts, {}), MAIN)
+        return fingerprint(found)["sha256"]
+
+    def full(part: Examples, path: Path) -> None:
+        if path.stem == "val":
+            raise OSError("no space left")
+        save(part, path)
+
+    before, save = prepare("a", seed=1), Examples.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Examples, "save", full)
+        with pytest.raises(OSError, match="no space"):
+            prepare("b", seed=2)
+    assert prepare("a", seed=1) == before
+
+
+def test_the_fingerprint_changes_with_every_part() -> None:
+    parts = dict.fromkeys(PARTS, some(seed=1))
+    changed = [parts | {name: some(seed=2)} for name in PARTS]
+    assert len({fingerprint(each)["sha256"] for each in (parts, *changed)}) == 4

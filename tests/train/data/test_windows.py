@@ -1,0 +1,248 @@
+"""The loader: the same global batch for every world size, each window once an epoch, nothing remembered."""
+
+import resource
+import threading
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from prepare.common.cli import UserError
+from prepare.tokens.manifest import build_manifest, write_manifest
+from prepare.tokens.shards import open_shard, write_shard
+from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
+from tests.helpers.tiny import VOCAB, markov_tokens, write_shards
+from train.data.windows import (
+    Began,
+    Loader,
+    WindowOrder,
+    Windows,
+    common_tokenizer,
+    fingerprint,
+    permutation,
+    validation_batches,
+)
+
+T = 32
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    return sorted(write_shards(tmp_path).glob("*_train_*.bin"))
+
+
+def loader(paths: list[Path], per_step: int, micro: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> Loader:
+    windows = Windows(paths, T, VOCAB)
+    order = WindowOrder(windows.counts, seed=7, shuffle=shuffle)
+    return Loader(windows, order, per_step // world, micro, rank, world)
+
+
+def test_permutation_is_one_and_depends_on_every_part_of_the_key() -> None:
+    seen = {tuple(permutation(50, *key)) for key in [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]}
+    assert len(seen) == 4
+    assert all(sorted(order) == list(range(50)) for order in seen)
+    # fixed for good: a run that is resumed under another NumPy must read on in the same order
+    assert permutation(8, 1337, 0, 1).tolist() == [7, 4, 2, 6, 0, 3, 1, 5]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_epoch_holds_every_window_once(paths: list[Path], shuffle: bool) -> None:
+    counts = Windows(paths, T, VOCAB).counts
+    assert counts == [(6000 - 1) // T, (5000 - 1) // T, (3001 - 1) // T]
+    order = WindowOrder(counts, seed=3, shuffle=shuffle)
+    everything = {(shard, window) for shard, count in enumerate(counts) for window in range(count)}
+    epochs = [[order.locate(epoch * order.per_epoch + i) for i in range(order.per_epoch)] for epoch in range(3)]
+    for places in epochs:
+        assert Counter(places) == Counter(everything)
+    if shuffle:
+        assert epochs[0] != epochs[1] != epochs[2]
+        shards = [[shard for shard, _ in places] for places in epochs]
+        assert len({tuple(dict.fromkeys(order)) for order in shards}) > 1  # the shards change places too
+    else:
+        assert epochs[0] == epochs[1] == sorted(everything)
+
+
+def test_shards_of_one_length_have_orders_of_their_own() -> None:
+    order = WindowOrder([50, 50], seed=3, shuffle=True)
+    places = [order.locate(number) for number in range(100)]
+    one, other = ([window for shard, window in places if shard == which] for which in (0, 1))
+    assert sorted(one) == sorted(other)
+    assert one != other
+
+
+def test_the_order_of_windows_is_fixed_for_good() -> None:
+    """A run that is resumed by a later version reads on in the same order: two epochs, the shards in both orders."""
+    order = WindowOrder([3, 4], seed=1, shuffle=True)
+    first = [(0, 1), (0, 2), (0, 0), (1, 2), (1, 0), (1, 1), (1, 3)]
+    second = [(1, 1), (1, 0), (1, 3), (1, 2), (0, 0), (0, 2), (0, 1)]
+    assert [order.locate(number) for number in range(14)] == first + second
+
+
+def test_targets_are_the_next_tokens_and_no_boundary_target_is_lost(paths: list[Path]) -> None:
+    windows = Windows(paths[:1], T, VOCAB)
+    x, y = windows.read([(0, window) for window in range(windows.counts[0])])
+    tokens = torch.from_numpy(open_shard(paths[0]).astype(np.int64))
+    covered = windows.counts[0] * T
+    assert x.dtype == y.dtype == torch.int64
+    assert torch.equal(x.flatten(), tokens[:covered])
+    assert torch.equal(y.flatten(), tokens[1 : covered + 1])
+
+
+def test_the_global_batch_is_the_same_for_every_world_size_and_micro_batch(paths: list[Path]) -> None:
+    reference = loader(paths, per_step=24, micro=24)
+    for world, micro in [(1, 1), (1, 8), (2, 12), (2, 3), (3, 4), (4, 6), (8, 1)]:
+        for step in [0, 5, 17, 18, 19, 40]:  # 442 windows an epoch: step 18 lies across its end
+            (x, y), parts = reference.micro_batches(step)[0], []
+            for rank in range(world):
+                parts += loader(paths, 24, micro, rank, world).micro_batches(step)
+            assert all(part.shape == (micro, T) for part, _ in parts)
+            assert torch.equal(torch.cat([part for part, _ in parts]), x)
+            assert torch.equal(torch.cat([part for _, part in parts]), y)
+
+
+def test_a_step_depends_on_its_number_alone(paths: list[Path]) -> None:
+    one, other = loader(paths, 16, 4), loader(paths, 16, 4)
+    for step in [30, 3, 30]:
+        one.micro_batches(step)
+    for (x, _), (again, _) in zip(one.micro_batches(9), other.micro_batches(9), strict=True):
+        assert torch.equal(x, again)
+    prefetched = list(one.prefetch(7, 12))
+    assert len(prefetched) == 5
+    for step, batches in enumerate(prefetched, 7):
+        for (x, y), (u, v) in zip(batches, other.micro_batches(step), strict=True):
+            assert torch.equal(x, u)
+            assert torch.equal(y, v)
+
+
+def test_shuffling_mixes_and_straight_reading_does_not(paths: list[Path]) -> None:
+    straight = loader(paths, 8, 8, shuffle=False)
+    tokens = open_shard(paths[0])[: 8 * T].astype(np.int64)
+    assert torch.equal(straight.micro_batches(0)[0][0].flatten(), torch.from_numpy(tokens))
+    shuffled = loader(paths, 8, 8)
+    windows = [shuffled.order.locate(i)[1] for i in range(8)]
+    assert windows != sorted(windows)
+
+
+def test_prefetch_hands_on_what_goes_wrong_and_ends_its_thread(paths: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad_train_000009.bin"
+    tokens = markov_tokens(200, seed=1)
+    tokens[150] = VOCAB  # the first that is none
+    write_shard(bad, tokens)
+    with pytest.raises(UserError, match=r"bad_train_000009.bin holds token 64, but model.vocab_size is 64"):
+        list(loader([bad], 2, 2).prefetch(0, 10))
+    steps = loader(paths, 8, 8).prefetch(0, 10_000)
+    next(steps)
+    steps.close()
+    for thread in threading.enumerate():
+        if thread.name == "prefetch":
+            thread.join(timeout=5)
+            assert not thread.is_alive()
+
+
+def test_less_text_than_a_window_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a_train_000001.bin", markov_tokens(T, seed=0))
+    with pytest.raises(UserError, match=r"less than one window of model.block_size \+ 1 = 33"):
+        Windows([tmp_path / "a_train_000001.bin"], T, VOCAB)
+    write_shard(tmp_path / "a_train_000001.bin", markov_tokens(T + 1, seed=0))
+    assert Windows([tmp_path / "a_train_000001.bin"], T, VOCAB).counts == [1]
+
+
+def test_nanogpts_and_build_nanogpts_files_are_read_too(tmp_path: Path) -> None:
+    tokens = markov_tokens(500, seed=4)
+    tokens.tofile(tmp_path / "train.bin")
+    np.save(tmp_path / "shard_train_000001.npy", tokens)
+    write_shard(tmp_path / "ours_train_000001.bin", tokens)
+    batches = [Windows([path], T, VOCAB).read([(0, 3)])[0] for path in sorted(tmp_path.iterdir())]
+    assert len(batches) == 3
+    assert torch.equal(batches[0], batches[1])
+    assert torch.equal(batches[0], batches[2])
+
+
+def test_validation_windows_are_the_same_set_for_every_world_and_batch_size(tmp_path: Path) -> None:
+    paths = [*sorted(write_shards(tmp_path).glob("*_val_*.bin")), *sorted(tmp_path.glob("*_train_*.bin"))]
+    tokens = 100 * T + T - 1  # what is left over of the limit is no window
+    windows = Windows(paths, T, VOCAB)
+    reference = torch.cat([x for x, _ in validation_batches(windows, tokens, 100)])
+    for world, batch in [(1, 7), (2, 8), (3, 16), (4, 100)]:
+        ranks = [list(validation_batches(windows, tokens, batch, rank, world)) for rank in range(world)]
+        assert len({len(batches) for batches in ranks}) == 1  # as many batches on each rank, some of them empty
+        rows = torch.cat([x for batches in ranks for x, _ in batches])
+        assert rows.shape == (100, T)
+        assert torch.equal(torch.unique(rows, dim=0), torch.unique(reference, dim=0))
+    assert torch.equal(reference[0], torch.from_numpy(open_shard(paths[0])[:T].astype(np.int64)))
+
+
+def test_validation_takes_what_there_is(tmp_path: Path) -> None:
+    paths = sorted(write_shards(tmp_path).glob("*_val_*.bin"))
+    rows = sum(len(x) for x, _ in validation_batches(Windows(paths, T, VOCAB), 10**9, 16))
+    assert rows == (3000 - 1) // T
+
+
+def test_fingerprint_changes_with_the_data_and_not_with_its_folder(tmp_path: Path) -> None:
+    here, there = (sorted(write_shards(tmp_path / folder).glob("*_train_*.bin")) for folder in "ab")
+    facts = fingerprint(Windows(here, T, VOCAB))
+    assert facts == fingerprint(Windows(there, T, VOCAB))
+    assert facts != fingerprint(Windows(here[:2], T, VOCAB))
+    assert (facts["shards"], facts["tokens"]) == (3, 14_001)
+    write_shard(there[0], markov_tokens(5999, seed=1))
+    assert facts != fingerprint(Windows(there, T, VOCAB))
+
+
+def test_fingerprint_changes_with_the_checksums_of_the_manifest(tmp_path: Path) -> None:
+    """Shards of the same names and lengths hold other tokens."""
+    facts = []
+    for first in (1, 2):
+        folder = tmp_path / str(first)
+        folder.mkdir()
+        record = write_shard(folder / "x_train_000001.bin", np.arange(first, first + 100))
+        write_manifest(folder, build_manifest("x", None, [], GPT2Tokenizer().describe(), {}, [record]))
+        facts.append(fingerprint(Windows([folder / "x_train_000001.bin"], T, VOCAB)))
+    assert facts[0]["sha256"] != facts[1]["sha256"]
+
+
+def test_one_vocabulary_for_all_shards_and_the_model(tmp_path: Path) -> None:
+    paths = [path for name in "abc" for path in write_shards(tmp_path / name).glob("*_train_*.bin")]
+    assert common_tokenizer(paths, 64) is None
+
+    def describe(name: str, tokenizer: dict) -> None:
+        facts = {"dataset": "", "revision": None, "inputs": [], "options": {}, "shards": []}
+        write_manifest(tmp_path / name, build_manifest(**facts, tokenizer=tokenizer))
+
+    gpt2, char = GPT2Tokenizer().describe(), CharTokenizer("abc").describe()
+    describe("a", gpt2)
+    describe("b", gpt2)
+    assert common_tokenizer(paths, 50257) == gpt2
+    with pytest.raises(UserError, match=r"gpt2 tokenizer of 50257 ids, but model.vocab_size is 64"):
+        common_tokenizer(paths, 64)
+    describe("c", char)
+    with pytest.raises(UserError, match=r"a was made with the gpt2 vocabulary .*c with another, char with 3"):
+        common_tokenizer(paths, 50257)
+
+
+def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    paths = sorted(write_shards(tmp_path, sizes=(40,) * 300).glob("*_train_*.bin"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (290 + len(list(Path("/proc/self/fd").iterdir())), hard))
+    try:
+        windows = Windows(paths, T, VOCAB)
+        assert windows.read([(shard, 0) for shard in range(300)])[0].shape == (300, T)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_other_data_begins_a_new_epoch_where_the_run_stands() -> None:
+    """After 10 steps of 8 windows, 80 windows of an epoch of 50 are read: epoch 1 is under way, and 2 begins."""
+    counts, began = [7, 4], Began(step=10, window=80, epoch=2)
+    order = WindowOrder(counts, 5, True, began)
+    loader = Loader(SimpleNamespace(block_size=T), order, 4, 2, 1, 2)
+    assert loader.first_window(10) == 80 + 4
+    assert loader.epoch_of(10) == 2.0
+    assert [loader.tokens_read(step) for step in (10, 11)] == [80 * T, 88 * T]
+    assert loader.position(21) == {"window": 80 + 88, "epoch": 2 + 88 // 11}
+    alone = WindowOrder(counts, 5, True)
+    assert [order.locate(80 + i) for i in range(11)] == [alone.locate(2 * 11 + i) for i in range(11)]
+    assert loader.seeds(10) != loader.seeds(11)
+    assert Loader(None, alone, 8, 2, 0, 1).position(10) == {"window": 80, "epoch": 80 // 11}

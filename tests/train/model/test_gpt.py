@@ -1,0 +1,220 @@
+"""The model against transformers' GPT-2: same weights, same logits, same gradients."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from train.config.pretrain import ModelConfig
+from train.model.gpt import GPT, WORTH_ONEDNN, KVCache, linear
+from train.weights.huggingface import from_hf, to_hf
+
+SHAPES = [
+    ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=11),
+    ModelConfig(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=97),
+    ModelConfig(n_layer=3, n_head=2, n_embd=64, block_size=33, vocab_size=256),
+    ModelConfig(n_layer=2, n_head=3, n_embd=48, block_size=8, vocab_size=50257),
+]
+
+
+def pair(config: ModelConfig, seed: int, dropout: float = 0.0) -> tuple[GPT2LMHeadModel, GPT]:
+    """A transformers GPT-2 with random weights of some size, and ours with the same weights."""
+    torch.manual_seed(seed)
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_embd=config.n_embd,
+            n_positions=config.block_size,
+            vocab_size=config.vocab_size,
+            bos_token_id=None,
+            eos_token_id=None,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+        )
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # biases and norms too, away from their initial 0 and 1
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    ours = GPT(replace(config, dropout=dropout))
+    from_hf(ours, theirs.state_dict(), "test")
+    return theirs, ours
+
+
+def test_one_compilation_serves_every_length() -> None:
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=90))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for length in (16, 24, 40):  # from the second on it is a symbol
+        x = torch.randint(90, (4, length))
+        torch.testing.assert_close(compiled(x, x), model(x, x))
+        compiled(x, x).backward()
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_large_product_equals_float64s(gelu: bool, bias: bool, gradients: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(shape, generator=generator) for shape in ((2, 130, 256), (320, 256)))
+    b = torch.randn(320, generator=generator) if bias else None
+    assert x.numel() * len(weight) > WORTH_ONEDNN
+    with torch.set_grad_enabled(gradients):
+        found = linear(x, weight, b, gelu)  # (2, 130, 320)
+    expected = x.double() @ weight.double().T + (0 if b is None else b.double())
+    if gelu:
+        expected = expected / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (expected + 0.044715 * expected**3)))
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config.n_layer}x{config.n_embd}v{config.vocab_size}")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_logits_loss_and_gradients_equal_transformers(config: ModelConfig, batch: int) -> None:
+    theirs, ours = pair(config, seed=batch)
+    idx = torch.randint(config.vocab_size, (batch, config.block_size))
+    torch.testing.assert_close(ours(idx), theirs(idx).logits, atol=1e-5, rtol=1e-5)
+
+    targets = torch.randint(config.vocab_size, (batch, config.block_size))
+    loss = ours(idx, targets)
+    reference = torch.nn.functional.cross_entropy(theirs(idx).logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, reference, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    reference.backward()
+    gradients = GPT(config)  # a model-shaped place for theirs
+    from_hf(gradients, {name: parameter.grad for name, parameter in theirs.named_parameters()}, "test")
+    for (name, parameter), theirs_grad in zip(ours.named_parameters(), gradients.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, theirs_grad.data, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_weights_survive_the_way_to_transformers_and_back() -> None:
+    theirs, ours = pair(SHAPES[1], seed=5)
+    state = {**to_hf(ours), "lm_head.weight": ours.wte.weight}
+    assert state.keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_parameter_counts_are_openais() -> None:
+    # 124M is openai/gpt-2's; the others are the published sizes of gpt2-medium, -large and -xl
+    shapes = {
+        (12, 12, 768): 124_439_808,
+        (24, 16, 1024): 354_823_168,
+        (36, 20, 1280): 774_030_080,
+        (48, 25, 1600): 1_557_611_200,
+    }
+    for (n_layer, n_head, n_embd), count in shapes.items():
+        with torch.device("meta"):
+            assert GPT(ModelConfig(n_layer, n_head, n_embd)).num_parameters() == count
+
+
+def test_flops_of_a_token_are_counted_as_palm_does() -> None:
+    # 6 x 123,653,376, the parameters without 1,024 positions of 768, and 12 x 12 layers x 768 x 1,024
+    with torch.device("meta"):
+        assert GPT(ModelConfig()).flops_per_token() == 741_920_256 + 113_246_208
+
+
+def test_initialization_is_openais() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(n_layer=8, n_head=4, n_embd=256, block_size=256, vocab_size=1000)
+    for name, parameter in GPT(config).named_parameters():
+        if parameter.dim() == 1:
+            assert torch.equal(parameter, torch.full_like(parameter, float("ln" in name and "weight" in name))), name
+            continue
+        expected = 0.01 if name == "wpe.weight" else 0.02 / math.sqrt(16) if "c_proj" in name else 0.02
+        assert parameter.std().item() == pytest.approx(expected, rel=0.03), name
+        assert abs(parameter.mean().item()) < expected / 20, name
+
+
+def test_initial_loss_is_that_of_a_uniform_guess() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64)
+    idx = torch.randint(config.vocab_size, (2, 65))
+    assert GPT(config)(idx[:, :-1], idx[:, 1:]).item() == pytest.approx(math.log(50257), abs=0.15)
+
+
+def test_the_future_is_not_seen() -> None:
+    _, model = pair(SHAPES[2], seed=1)
+    idx = torch.randint(256, (2, 33))
+    changed = idx.clone()
+    changed[:, 20:] = (changed[:, 20:] + 1) % 256
+    before, after = model(idx), model(changed)
+    torch.testing.assert_close(before[:, :20], after[:, :20])
+    assert (before[:, 20:] - after[:, 20:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("cuts", [[33], [1] * 33, [5, 1, 1, 10, 16], [32, 1]], ids=str)
+def test_cache_gives_the_logits_of_the_whole_sequence(cuts: list[int]) -> None:
+    _, model = pair(SHAPES[2], seed=2)
+    model.eval()
+    idx = torch.randint(256, (3, 33))
+    cache = KVCache(model.config, batch_size=3, length=33)
+    parts = [model.logits(model.hidden(part, cache)) for part in idx.split(cuts, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(idx), atol=1e-5, rtol=1e-5)
+    assert cache.filled == 33
+
+
+def test_more_positions_than_the_block_size_are_refused() -> None:
+    model = GPT(SHAPES[0])
+    with pytest.raises(ValueError, match="5 positions are more than block_size 4"):
+        model(torch.zeros(1, 5, dtype=torch.int64))
+
+
+def test_ignored_targets_do_not_count() -> None:
+    _, model = pair(SHAPES[1], seed=3)
+    idx, targets = torch.randint(97, (2, 2, 16))
+    masked = targets.clone()
+    masked[:, :10] = -1
+    log_probs = model(idx).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(model(idx, masked), -log_probs[:, 10:].mean())
+
+
+def test_dropout_acts_in_training_only() -> None:
+    config = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50, dropout=0.5)
+    model, idx = GPT(config), torch.randint(50, (2, 16))
+    torch.manual_seed(0)
+    first, second = model(idx), model(idx)
+    assert not torch.allclose(first, second)
+    model.eval()
+    assert torch.equal(model(idx), model(idx))
+
+
+def test_dropout_acts_where_transformers_has_it() -> None:
+    """From one seed the same masks, in the order in which they are drawn: none too few, none elsewhere."""
+    theirs, ours = pair(SHAPES[1], seed=4, dropout=0.3)
+    idx = torch.randint(97, (2, 16))
+    torch.manual_seed(0)
+    expected = theirs.train()(idx).logits
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours(idx), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_biases() -> None:
+    config = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50, bias=False)
+    names = [name for name, _ in GPT(config).named_parameters()]
+    assert not [name for name in names if "bias" in name]
+    assert GPT(config)(torch.zeros(1, 16, dtype=torch.int64)).shape == (1, 16, 50)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_recomputed_layers_have_the_same_loss_and_gradients_and_keep_less(compiled: bool) -> None:
+    """20 seconds to compile. A compiled model draws its dropout otherwise, so it has none."""
+    config = ModelConfig(n_layer=4, n_head=2, n_embd=32, block_size=64, vocab_size=50, dropout=0.0 if compiled else 0.2)
+    torch.manual_seed(0)
+    model = GPT(config)
+    step = torch.compile(model) if compiled else model
+    idx = torch.randint(50, (4, 64))
+    found = []
+    for model.recompute in (False, True):
+        kept = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x) or x, lambda x: x):
+            loss = step(idx, idx)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+        found.append((loss, gradients, sum(storages.values())))
+    (loss, gradients, plain), (recomputed_loss, recomputed_gradients, recomputed) = found
+    torch.testing.assert_close(recomputed_loss, loss, atol=1e-6, rtol=0)
+    torch.testing.assert_close(recomputed_gradients, gradients, atol=1e-6, rtol=1e-5)
+    assert recomputed < plain / 2

@@ -1,0 +1,334 @@
+"""Checkpoints: what is saved comes back, half of one is never found, and each bad one has its line."""
+
+import errno
+import json
+import os
+import pickle
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prepare.common.cli import UserError
+from prepare.tokens.tokenizer import CharTokenizer
+from tests.helpers.tiny import save_checkpoint
+from train.config.pretrain import ModelConfig, OptimConfig
+from train.data.windows import Began
+from train.model.gpt import GPT
+from train.run import checkpoint
+from train.trainer.optim import build_optimizer
+from train.weights.load_model import load_model
+
+CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=27)
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz\n"
+FACTS = {
+    "tokenizer": CharTokenizer(CHARACTERS).describe(),
+    "data": {"shards": 3, "tokens": 14_001, "sha256": "0123456789abcdef" * 4},
+    "batches": {"tokens": 512, "seed": 1, "shuffle": True},
+    "settings": {"optim.max_lr": 1e-3, "optim.betas": [0.9, 0.95], "train.max_steps": 20},
+}
+BEGAN = {"step": 0, "window": 0, "epoch": 0}
+PLACE = {"began": BEGAN, "position": {"window": 80, "epoch": 1}, "grad_norms": [0.1, 2.5], "skipped": 3}
+
+
+def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.optim.Optimizer]:
+    """A model and optimizer that have moved, so that every state is there."""
+    torch.manual_seed(seed)
+    model = GPT(config)
+    optimizer = build_optimizer(model, OptimConfig())
+    idx = torch.randint(config.vocab_size, (2, 8))
+    model(idx, idx).backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def save(run: Path, step: int, seed: int = 0) -> tuple[GPT, torch.optim.Optimizer]:
+    model, optimizer = trained(seed)
+    save_checkpoint(run, step, model, optimizer, **FACTS, **PLACE)
+    return model, optimizer
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    model, optimizer = save(tmp_path, 7)
+    other, other_optimizer = trained(seed=1)
+    resumed = checkpoint.resume(tmp_path, other, other_optimizer, FACTS, allow_change=False)
+    assert resumed == checkpoint.Resumed(7, Began(), (0.1, 2.5), 3, (), ())
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_new_run_begins_at_step_0(tmp_path: Path) -> None:
+    assert checkpoint.resume(tmp_path / "new", *trained(), FACTS, allow_change=False) == checkpoint.Resumed()
+
+
+def test_files_are_as_promised(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "step_00000500"
+    model, _ = save(tmp_path, 500)
+    assert sorted(path.name for path in folder.iterdir()) == ["meta.json", "model.safetensors", "train_state.pt"]
+    weights = load_file(folder / "model.safetensors")
+    assert weights.keys() == model.state_dict().keys()
+    assert not [name for name in weights if "_orig_mod" in name or "module." in name]
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["step"] == 500
+    assert meta["model"]["n_embd"] == 16
+    torch.load(folder / "train_state.pt", weights_only=True)
+
+
+def test_a_checkpoint_appears_when_all_of_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files and their folder, before the rename; then the folders around it, which have its name."""
+    synced, fsync, rename = [], os.fsync, Path.rename
+
+    def record(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().relative_to(tmp_path).as_posix())
+        fsync(handle)
+
+    def appear(path: Path, final: Path) -> Path:
+        synced.append(f"to {final.name}")
+        return rename(path, final)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(Path, "rename", appear)
+    save(tmp_path, 5)
+    unfinished = "checkpoints/.step_00000005.tmp"
+    files = {f"{unfinished}/{name}" for name in ("model.safetensors", "train_state.pt", "meta.json")}
+    assert set(synced[:3]) == files
+    assert synced[3:] == [unfinished, "to step_00000005", "checkpoints", "."]
+
+
+def test_the_latest_every_mth_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25):
+        save(tmp_path, step)
+    losses = {0: 0.5, 10: 2.0, 15: 2.0, 20: 2.5}  # nobody has saved step 0
+    checkpoint.prune(tmp_path, keep=2, keep_every=0, val_losses=losses)
+    assert names(tmp_path) == ["step_00000010", "step_00000020", "step_00000025"]
+    save(tmp_path, 30)
+    checkpoint.prune(tmp_path, keep=1, keep_every=20, val_losses=losses | {30: 1.0})
+    assert names(tmp_path) == ["step_00000020", "step_00000030"]
+    save(tmp_path, 123_456_789)
+    checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+    assert names(tmp_path) == ["step_123456789"]
+
+
+def test_half_of_a_checkpoint_is_not_found_and_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 5)
+
+    def die(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(torch, "save", die)
+        with pytest.raises(RuntimeError, match="unexpected pos"):
+            save(tmp_path, 10)
+    assert names(tmp_path) == ["step_00000005"]
+    (tmp_path / "checkpoints" / ".step_00000015.tmp" / "x").mkdir(parents=True)  # as a kill would leave it
+    assert checkpoint.latest(tmp_path).name == "step_00000005"
+    checkpoint.clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["step_00000005"]
+
+
+def busy(folder: Path) -> None:
+    """As NFS refuses a folder of which somebody reads a file."""
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+
+
+def test_what_cannot_be_removed_is_a_warning_and_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    old = tmp_path / "checkpoints" / "step_00000005"
+    with monkeypatch.context() as reading:
+        reading.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or busy(path))
+        checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+        assert capsys.readouterr().err == f"warning: {old} could not be removed (Directory not empty)\n"
+        assert names(tmp_path) == [".step_00000005.tmp", "step_00000010"]
+        save(tmp_path, 5)  # at a step whose unfinished folder stands there
+        checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+        capsys.readouterr()
+        checkpoint.clear_leftovers(tmp_path)
+        assert capsys.readouterr().err.count("could not be removed (Directory not empty)") == 2
+    checkpoint.clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["step_00000010"]
+
+
+def test_a_link_to_a_checkpoint_is_removed_and_what_it_names_is_not(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    old, elsewhere = tmp_path / "checkpoints" / "step_00000005", tmp_path / "elsewhere"
+    old.rename(elsewhere)
+    old.symlink_to(elsewhere)
+    save(tmp_path, 10)
+    checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
+    assert names(tmp_path) == ["step_00000010"]
+    assert checkpoint.read_meta(elsewhere)["step"] == 5
+
+
+def test_going_back_is_refused_while_a_later_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    with monkeypatch.context() as foreign:
+        foreign.setattr(Path, "rename", lambda path, _to: busy(path))
+        with pytest.raises(UserError, match=r"step_00000010 would be taken for the best .* of step 5: remove it"):
+            checkpoint.go_back(tmp_path, {5: 1.0, 10: 2.0})
+    assert "could not be removed" in capsys.readouterr().err
+    assert checkpoint.go_back(tmp_path, {5: 1.0, 10: 1.0}).name == "step_00000005"  # as good: the one that prune keeps
+    assert names(tmp_path) == ["step_00000005"]
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    wider = trained(config=ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=27))
+    with pytest.raises(UserError, match=r"another shape: model.n_embd 16 \(now 32\); set these keys back"):
+        checkpoint.resume(tmp_path, *wider, FACTS, allow_change=False)
+
+
+def test_other_data_is_refused_with_what_differs_unless_allowed(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    for key, value, message in (
+        ("data", {**FACTS["data"], "sha256": "f" * 64}, r"batches: data.sha256 01234567 \(now ffffffff\); set them"),
+        ("data", {**FACTS["data"], "shards": 4}, r"data.shards 3 \(now 4\)"),
+        ("batches", {**FACTS["batches"], "tokens": 1024}, r"batches.tokens 512 \(now 1024\)"),
+        ("tokenizer", {"name": "gpt2"}, r"tokenizer char \(now gpt2\)"),
+    ):
+        changed = {**FACTS, key: value}
+        with pytest.raises(UserError, match=message):
+            checkpoint.resume(tmp_path, *trained(), changed, allow_change=False)
+        resumed = checkpoint.resume(tmp_path, *trained(), changed, allow_change=True)
+        assert (resumed.step, resumed.began) == (5, Began(step=5, window=80, epoch=2))
+        assert len(resumed.changes) == 1
+
+
+def test_fine_tuning_goes_on_with_the_model_that_it_began_with(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save_checkpoint(tmp_path / "told", 5, model, optimizer, **FACTS, **PLACE, init="a" * 64)
+    save_checkpoint(tmp_path / "older", 5, model, optimizer, **FACTS, **PLACE)
+    for run in ("told", "older"):
+        assert checkpoint.resume(tmp_path / run, *trained(), {**FACTS, "init": "a" * 64}).step == 5
+    with pytest.raises(UserError, match=r"began with another model: init aaaaaaaa \(now bbbbbbbb\); set --init back"):
+        checkpoint.resume(tmp_path / "told", *trained(), {**FACTS, "init": "b" * 64})
+
+
+def test_changed_settings_are_taken_and_told(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    changed = {**FACTS, "settings": {**FACTS["settings"], "optim.max_lr": 5e-4, "train.max_steps": 40}}
+    resumed = checkpoint.resume(tmp_path, *trained(), changed, allow_change=False)
+    assert resumed.changes == ("optim.max_lr 0.001 (now 0.0005)", "train.max_steps 20 (now 40)")
+    assert resumed.began == Began()
+
+
+def test_the_optimizers_settings_are_the_configurations_and_its_moments_the_checkpoints(tmp_path: Path) -> None:
+    _, before = save(tmp_path, 5)
+    model, _ = trained(seed=1)
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=50.0, betas=(0.1, 0.2), eps=1e-3))
+    checkpoint.resume(tmp_path, model, optimizer, FACTS, allow_change=False)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [50.0, 0.0]
+    assert all((group["betas"], group["eps"]) == ((0.1, 0.2), 1e-3) for group in optimizer.param_groups)
+    for a, b in zip(before.state.values(), optimizer.state.values(), strict=True):
+        assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
+
+
+def damage(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "missing":
+        file.unlink()
+    elif how == "flipped":  # one bit, in the middle
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        os.truncate(file, len(content) // 2 if how == "cut" else 0)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])
+@pytest.mark.parametrize("how", ["cut", "missing", "empty", "flipped"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str, how: str
+) -> None:
+    model, _ = save(tmp_path, 5, seed=1)
+    save(tmp_path, 10, seed=2)
+    latest = tmp_path / "checkpoints" / "step_00000010"
+    damage(latest / name, how)
+    other, optimizer = trained(seed=3)
+    resumed = checkpoint.resume(tmp_path, other, optimizer, FACTS, allow_change=False)
+    assert (resumed.step, resumed.damaged) == (5, (latest,))
+    assert torch.equal(other.wte.weight, model.wte.weight)
+    warning = capsys.readouterr().err
+    assert f"warning: {latest / name} is damaged (" in warning
+    assert warning.endswith("taking the checkpoint before it\n")
+    assert warning.count("\n") == 1
+    checkpoint.set_aside(resumed.damaged)
+    assert names(tmp_path) == ["step_00000005", "step_00000010.damaged"]
+    save(tmp_path, 10)
+    damage(latest / name, how)
+    checkpoint.set_aside(checkpoint.newest_whole(tmp_path)[2])  # a second time at the same step
+    assert names(tmp_path) == ["step_00000005", "step_00000010.2.damaged", "step_00000010.damaged"]
+    damage(tmp_path / "checkpoints" / "step_00000005" / name, how)
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole"):
+        checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
+
+
+def test_every_flipped_bit_of_the_meta_is_noticed(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    file = tmp_path / "checkpoints" / "step_00000005" / "meta.json"
+    content = file.read_bytes()
+    meaning = checkpoint.read_meta(file.parent)
+    unnoticed = 0
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        file.write_bytes(changed)
+        try:
+            assert checkpoint.read_meta(file.parent) == meaning
+            unnoticed += 1  # white space, which means nothing
+        except checkpoint.Damaged:
+            pass
+    assert unnoticed < len(content) / 4
+
+
+def malicious_pickle(proof: Path) -> object:
+    class Malicious:
+        def __reduce__(self):  # what pickle would call
+            return Path.touch, (proof,)
+
+    return Malicious()
+
+
+def test_opening_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    """Somebody else's checkpoint has the right checksums, and an object in its state that touches a file."""
+    model, _ = save(tmp_path, 5)
+    proof = tmp_path / "executed"
+    described = {"model": asdict(CONFIG), **FACTS, **PLACE}
+    state = {"optimizer": {0: malicious_pickle(proof)}}
+    checkpoint.write(tmp_path, 10, model.state_dict(), state, described)
+    with pytest.raises(UserError, match=r"train_state.pt is damaged"):
+        checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
+    load_model(str(tmp_path))
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(malicious_pickle(proof)))  # the trap itself works
+    assert proof.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])
+def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 5)
+    file, outside = tmp_path / "checkpoints" / "step_00000005" / name, tmp_path / "outside"
+    file.rename(outside)
+    file.symlink_to(outside)
+    with pytest.raises(UserError, match="none of the 1 checkpoints"):
+        checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
+    with pytest.raises(UserError, match=f"{name} is damaged .it is a link to {outside}, outside the checkpoint"):
+        checkpoint.read_meta(file.parent)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "checkpoints")  # the folder itself may be anywhere
+    outside.rename(file)
+    assert checkpoint.read_meta(link / "step_00000005")["step"] == 5

@@ -1,0 +1,120 @@
+"""A run's directory: one process at a time, and `run.fresh` touches no used one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from prepare.common.cli import ROOT, UserError
+from train.config.pretrain import Config, RunConfig, load_config
+from train.parallel.world import World
+from train.run import run_dir
+from train.run.run_dir import RunDir
+
+MAIN, OTHER = World(0, 1, torch.device("cpu")), World(1, 1, torch.device("cpu"))
+HOLD = """
+import sys, torch
+from train.config.pretrain import Config, RunConfig
+from train.parallel.world import World
+from train.run.run_dir import RunDir
+run = RunDir(Config(run=RunConfig(dir=sys.argv[1])), World(0, 1, torch.device("cpu")))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def config(path: Path, fresh: bool = False) -> Config:
+    return Config(run=RunConfig(dir=str(path), fresh=fresh))
+
+
+def test_the_configuration_is_kept_and_done_marks_the_end(tmp_path: Path) -> None:
+    run = RunDir(config(tmp_path / "a"), MAIN)
+    run.begin(config(tmp_path / "a"))
+    assert load_config(["--config", str(tmp_path / "a" / "config.yaml")], "") == config(tmp_path / "a")
+    assert not run.is_done
+    run.finish(20)
+    assert (tmp_path / "a" / "DONE").read_text() == "20\n"
+    assert not run.is_done  # train.max_steps is 18865: somebody has raised it
+    for steps in (18865, 20_000):  # or lowered it
+        run.finish(steps)
+        assert run.is_done
+    for text in ("", "by hand\n"):
+        (tmp_path / "a" / "DONE").write_text(text)
+        assert run.is_done
+    run.begin(config(tmp_path / "a"))
+    assert not (tmp_path / "a" / "DONE").exists()
+
+
+def test_a_second_process_is_refused_with_the_pid_of_the_first_until_that_is_killed(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
+        RunDir(config(tmp_path), MAIN)
+    RunDir(config(tmp_path), OTHER)  # the other ranks of a run share its directory
+    os.kill(holder.pid, 9)
+    holder.communicate()
+    RunDir(config(tmp_path), MAIN)
+
+
+USED = ["metrics.jsonl", "checkpoints/step_00000005/meta.json"]
+
+
+@pytest.mark.parametrize("used", USED)
+def test_fresh_goes_on_with_what_the_same_torchrun_began_and_refuses_others(tmp_path: Path, used: str) -> None:
+    world = World(0, 1, torch.device("cpu"), store=dist.HashStore())
+    for name in ("own", "other"):
+        if name == "own":
+            RunDir(config(tmp_path / name, fresh=True), world)._lock.close()
+        (tmp_path / name / used).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / used).write_text("{}\n")
+    RunDir(config(tmp_path / "own", fresh=True), world)
+    for _ in range(2):  # torchrun starts what was refused again, too
+        with pytest.raises(UserError, match="holds a run already"):
+            RunDir(config(tmp_path / "other", fresh=True), world)
+
+
+@pytest.mark.parametrize("used", USED)
+def test_fresh_refuses_a_used_directory(tmp_path: Path, used: str) -> None:
+    RunDir(config(tmp_path / "new", fresh=True), MAIN)
+    (tmp_path / "new" / "metrics.jsonl").touch()  # a start that ended before its first step
+    RunDir(config(tmp_path / "new", fresh=True), MAIN)
+    (tmp_path / "old" / used).parent.mkdir(parents=True)
+    (tmp_path / "old" / used).write_text("{}\n")
+    with pytest.raises(UserError, match="holds a run already"):
+        RunDir(config(tmp_path / "old", fresh=True), MAIN)
+
+
+def test_the_heartbeat_tells_the_last_step_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(run_dir.time, "monotonic", lambda: now)
+    run, other = RunDir(config(tmp_path), MAIN), RunDir(config(tmp_path), OTHER)
+    other.beat(3)
+    assert not (tmp_path / "heartbeat.json").exists()
+    run.beat(4)
+    now += 0.5
+    run.beat(5)
+    beat = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert (beat["step"], beat["pid"], beat["host"]) == (4, os.getpid(), socket.gethostname())
+    assert abs(beat["time"] - time.time()) < 60
+    now += 0.6
+    run.beat(6)
+    assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 6
+    run.beat(7, last=True)
+    assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 7
+
+
+def test_damaged_checkpoints_get_another_name(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_00000005").mkdir(parents=True)
+    RunDir(config(tmp_path), OTHER).begin(config(tmp_path), [tmp_path / "checkpoints" / "step_00000005"])
+    assert (tmp_path / "checkpoints" / "step_00000005").exists()  # rank 0's business
+    RunDir(config(tmp_path), MAIN).begin(config(tmp_path), [tmp_path / "checkpoints" / "step_00000005"])
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.damaged"]

@@ -1,0 +1,177 @@
+"""An instruction follower end to end, on entries of the real file: trained, killed, shared out, asked and exported."""
+
+import itertools
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from eval import generate
+from eval.generation.answers import greedy_answers
+from prepare.common.cli import UserError
+from prepare.finetuning.instructions import Template, question
+from prepare.tokens.tokenizer import EOT, CharTokenizer
+from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.finetuning import base_model, finetune
+from tests.helpers.tiny import rows, save_checkpoint
+from train.data.examples import Examples
+from train.model.gpt import IGNORED
+from train.weights.load_model import load_model
+
+CHANGES = {"eval__sample_every": 6, "eval__samples": 2, "eval__sample_tokens": 8}
+
+
+def train(init: Path, data: Path, run: Path, processes: int = 1, **changes: object) -> subprocess.CompletedProcess:
+    return finetune("instruct", init, data, run, processes, **CHANGES, **changes)
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base_model(tmp_path_factory.mktemp("models") / "base", block_size=64)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Path:
+    entries = json.loads((real_data / "instruction-data.json").read_text("utf-8"))[:200]
+    long = {"instruction": "Repeat. " * 60, "output": "Repeated."}
+    path = tmp_path_factory.mktemp("data") / "entries.json"
+    path.write_text(json.dumps([*entries, long, {"instruction": "Nothing", "output": ""}]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(init: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "reference"
+    result = train(init, data, run)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "template: '### Instruction:\\n...\\n\\n' + '### Response:\\n'" in result.stdout
+    assert "201 of entries.json" in result.stdout
+    assert "1 left out" in result.stdout
+    assert re.search(r" [1-9]\d* lost the beginning of their prompt, 0 the end of their answer too", result.stdout)
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_is_promised_and_learns(reference: Path) -> None:
+    val = rows(reference, "val")
+    assert [row["step"] for row in val] == [0, 4, 8, 12]
+    assert val[-1]["loss"] < val[0]["loss"] - 0.1
+    assert [row["step"] for row in rows(reference, "sample")] == [6, 12]
+    assert [answer.keys() for answer in rows(reference, "sample")[0]["answers"]] == [{"prompt", "answer"}] * 2
+    report = json.loads((reference / "report.json").read_text())
+    assert report["loss"]["after"] < report["loss"]["before"] - 0.1
+    assert len(report["answers"]) == 20
+    assert (reference / "DONE").exists()
+
+
+@pytest.mark.slow
+def test_its_files_hold_the_answers_and_nothing_else_to_learn(reference: Path, data: Path) -> None:
+    loaded = load_model(str(reference))
+    wanted = {entry["output"] for entry in json.loads(data.read_text())}
+    for part in ("train", "val", "test"):
+        examples = Examples.load(reference / "data" / f"{part}.npz")
+        for number in range(len(examples)):
+            targets = [target for target in examples.row(number)[1].tolist() if target != IGNORED]
+            assert targets[-1] == EOT
+            assert loaded.tokenizer.decode(targets[:-1]) in wanted
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_same(reference: Path, init: Path, data: Path, tmp_path: Path) -> None:
+    result = train(init, data, tmp_path / "two", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for kind in ("train", "val"):
+        ours, theirs = rows(tmp_path / "two", kind), rows(reference, kind)
+        assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], abs=2e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_in_the_same_weights(reference: Path, init: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    assert train(init, data, run, fault="die@11:0").returncode == -signal.SIGKILL
+    result = train(init, data, run)
+    assert "going on from step " in result.stdout, result.stdout + result.stderr
+    name = "checkpoints/step_00000012/model.safetensors"
+    ours, theirs = load_file(run / name), load_file(reference / name)
+    for key in theirs:
+        assert torch.equal(ours[key], theirs[key]), key
+    assert [row["answers"] for row in rows(run, "sample")] == [row["answers"] for row in rows(reference, "sample")]
+
+
+@pytest.mark.slow
+def test_generate_uses_the_runs_template(
+    reference: Path, init: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(str(reference))
+    assert loaded.template == Template()
+    prompt = loaded.tokenizer.encode("### Instruction:\nAdd.\n\n### Input:\n1 + 2\n\n### Response:\n")
+    assert loaded.template.prompt(question("Add.", "1 + 2"), loaded.tokenizer) == prompt
+    expected = greedy_answers(loaded.model, loaded.tokenizer, [prompt], 8)[0]
+    options = ["--device", "cpu", "--temperature", "0", "--max-new-tokens", "8"]
+    ask = ["--model", str(reference), *options]
+    generate.main([*ask, "--instruction", "Add.", "--input", "1 + 2"])
+    assert capsys.readouterr().out == expected + "\n"
+    lines = iter(["Add.", "Add."])
+    monkeypatch.setattr(generate, "read_line", lambda: next(lines, None))
+    generate.main([*ask, "--interactive"])
+    prompt = loaded.template.prompt(question("Add."), loaded.tokenizer)
+    assert capsys.readouterr().out == 2 * (greedy_answers(loaded.model, loaded.tokenizer, [prompt], 8)[0] + "\n")
+    with pytest.raises(UserError, match="follows no instructions"):
+        generate.main(["--model", str(init), *options, "--instruction", "Add."])
+
+
+@pytest.mark.slow
+def test_a_chat_ends_each_answer_and_remembers_if_it_has_learnt_conversations(tmp_path: Path) -> None:
+    """Taught to count its answers: what it says tells whether it was shown what was said before."""
+    words = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
+    data, run, forgetful = tmp_path / "turns.jsonl", tmp_path / "run", tmp_path / "forgetful"
+    with data.open("w") as file:
+        for first, second in itertools.product(words, repeat=2):
+            turns = (("user", first), ("assistant", "one"), ("user", second), ("assistant", "two"))
+            messages = [{"role": role, "content": content} for role, content in turns]
+            print(json.dumps({"messages": messages}), file=file)
+    base = base_model(tmp_path / "base", n_embd=64, block_size=64)
+    keys = ("eval__every", "checkpoint__every", "tune__dropout", "data__val_share")
+    off = dict.fromkeys(keys, 0)
+    learn = {"optim__max_lr": 1e-2, "train__max_steps": 50, "data__micro_batch_size": 16}
+    result = finetune("instruct", base, data, run, **off, **learn)
+    assert "64 of turns.jsonl, 128 answers" in result.stdout, result.stderr
+
+    loaded = load_model(str(run))
+    described = {"tokenizer": loaded.tokenizer.describe(), "template": loaded.template.describe(), "converses": False}
+    save_checkpoint(forgetful, 50, loaded.model, **described)
+    for model, said in ((run, "one two one two"), (forgetful, "one one one one")):
+        command = [sys.executable, "eval/generate.py", "--model", model, "--interactive", "--temperature", "0"]
+        lines = "red\ngrey\n\nblue\nred\n"  # an empty line begins anew
+        answered = subprocess.run([*command, "--device", "cpu"], input=lines, capture_output=True, text=True, cwd=ROOT)
+        assert answered.stdout.split("\n") == [*said.split(), ""], answered.stderr
+
+
+@pytest.mark.slow
+def test_transformers_says_the_same(reference: Path, tmp_path: Path) -> None:
+    result = run_command("python", "train/export_hf.py", "--model", reference, "--output", tmp_path / "hf")
+    assert result.returncode == 0, result.stderr
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True).eval()
+    tokens = torch.randint(50257, (2, 64))
+    torch.testing.assert_close(theirs(tokens).logits, load_model(str(reference)).model(tokens), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_mistakes_are_one_line_before_anything_is_trained(init: Path, data: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('[{"instruction": "a",\n  "output" "b"}]')
+    message = one_line_error(train(init, broken, tmp_path / "a"))
+    assert "broken.json is no JSON: line 2 column 12" in message
+    characters = base_model(tmp_path / "characters", CharTokenizer("abc").describe(), vocab_size=3)
+    assert "has no end-of-text token" in one_line_error(train(characters, data, tmp_path / "b"))
+    broken.write_text('[{"instruction": "a", "output": "b"}]')
+    few = one_line_error(train(init, broken, tmp_path / "c", eval__patience=1))
+    assert "data.val_share 0.1 of so few examples is none" in few
+    assert not list(tmp_path.glob("*/checkpoints/step_00000004"))

@@ -1,0 +1,628 @@
+"""The trainer end to end: real processes, real torchrun, kills and stops, and mistakes in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eval.scoring.log_likelihood import sum_loss
+from prepare.tokens.shards import open_shard, write_shard
+from prepare.tokens.tokenizer import GPT2Tokenizer
+from tests.conftest import ROOT, free_port, one_line_error, run_command
+from tests.helpers.random_gpt2 import save_random_gpt2
+from tests.helpers.tiny import VOCAB, markov_tokens, rows, settings, write_shards
+from train.data.windows import Windows, validation_batches
+from train.weights.huggingface import load_hf
+
+SCRIPT = ROOT / "train" / "train_gpt2.py"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def attempt(
+    data: Path, run: Path, processes: int = 1, fault: str = "", **changes: object
+) -> subprocess.CompletedProcess:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    environment = {**ONE_THREAD, "GPT2_FAULT": fault}
+    return run_command("python", *torchrun, SCRIPT, *settings(data, run, **changes), **environment)
+
+
+def train(data: Path, run: Path, processes: int = 1, fault: str = "", **changes: object) -> subprocess.CompletedProcess:
+    result = attempt(data, run, processes, fault, **changes)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in rows(run, "train")]
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((run / "checkpoints").iterdir())[-1] / "model.safetensors")
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    ours, theirs = final_weights(run), final_weights(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run on one process, with dropout."""
+    run = tmp_path_factory.mktemp("runs") / "reference"
+    train(data, run, model__dropout=0.1, eval__every=10, checkpoint__every=4)
+    return run
+
+
+def test_a_run_leaves_what_is_promised(reference: Path) -> None:
+    names = {path.name for path in reference.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "DONE", "loss.png"} <= names
+    assert sorted(path.name for path in (reference / "checkpoints").iterdir()) == ["step_00000016", "step_00000020"]
+    train_rows = rows(reference, "train")
+    assert [row["step"] for row in train_rows] == list(range(1, 21))
+    assert train_rows[-1]["tokens"] == 20 * 512
+    assert train_rows[-1].keys() == {"step", "kind", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "mfu"}
+    assert train_rows[0]["lr"] == pytest.approx(1e-2 / 5)
+    assert train_rows[-1]["lr"] == 0.0
+    assert [row["step"] for row in rows(reference, "val")] == [0, 10, 20]
+    assert (reference / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_loss_falls_from_a_uniform_guess(reference: Path) -> None:
+    assert rows(reference, "val")[0]["loss"] == pytest.approx(np.log(VOCAB), abs=0.1)
+    assert rows(reference, "val")[-1]["loss"] < rows(reference, "val")[0]["loss"] - 0.7
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(2, 4), (2, 2), (1, 16)])
+def test_losses_are_the_same_for_every_world_size_and_micro_batch(
+    data: Path, tmp_path: Path, processes: int, micro: int
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    train(data, one, eval__every=20)
+    train(data, other, processes, data__micro_batch_size=micro, eval__every=20)
+    assert losses(other) == pytest.approx(losses(one), abs=1e-5)
+    for ours, theirs in zip(rows(other, "val"), rows(one, "val"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["tokens"] == theirs["tokens"]
+
+
+def test_dropout_too_is_the_same_on_two_processes(data: Path, tmp_path: Path, reference: Path) -> None:
+    train(data, tmp_path / "two", 2, model__dropout=0.1)
+    assert losses(tmp_path / "two") == pytest.approx(losses(reference), abs=1e-5)
+
+
+def start_training(data: Path, run: Path, **changes: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *settings(data, run, **changes)],
+        env={**os.environ, **ONE_THREAD},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"ended with {process.wait()} before {text!r}")
+
+
+def test_a_killed_run_ends_in_the_same_weights(data: Path, tmp_path: Path, reference: Path) -> None:
+    run, changes = tmp_path / "killed", {"model__dropout": 0.1, "eval__every": 10, "checkpoint__every": 4}
+    for step in (6, 11):
+        process = start_training(data, run, **changes)
+        wait_for(process, f"step {step:>2}/20")
+        process.kill()
+        process.communicate()
+    result = train(data, run, **changes)
+    assert "going on from step " in result.stdout
+    assert losses(run) == losses(reference)
+    assert [row["step"] for row in rows(run, "train")] == list(range(1, 21))
+    assert [(row["step"], row["loss"]) for row in rows(run, "val")] == [
+        (row["step"], row["loss"]) for row in rows(reference, "val")
+    ]
+    assert_same_weights(run, reference)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGUSR1", "STOP"])
+def test_a_stopped_run_has_saved_exits_0_and_goes_on(data: Path, tmp_path: Path, reference: Path, how: str) -> None:
+    run, changes = tmp_path / "stopped", {"model__dropout": 0.1, "eval__every": 10}
+    process = start_training(data, run, **changes)
+    wait_for(process, "step  5/20")
+    if how == "STOP":
+        (run / "STOP").touch()
+    else:
+        process.send_signal(signal.Signals[how])
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert not (run / "DONE").exists()
+    assert not (run / "STOP").exists()
+    assert len(list((run / "checkpoints").iterdir())) == 1
+    event = rows(run, "event")[-1]
+    assert ("a STOP file" if how == "STOP" else how) in event["event"]
+    train(data, run, **changes)
+    assert (run / "DONE").exists()
+    assert losses(run) == losses(reference)
+    assert_same_weights(run, reference)
+
+
+def test_a_stop_during_an_evaluation_does_not_wait_for_its_end(data: Path, tmp_path: Path) -> None:
+    """Of 1,000 batches; it is given up, and done anew (a shorter one) after the next start."""
+    run, long = tmp_path / "run", write_shards(tmp_path / "long", sizes=(), val=32_001)
+    changes = {"eval__every": 2, "data__micro_batch_size": 1}
+    process = start_training(data, run, eval__val_tokens=32_000, data__val=long / "tiny_val_000000.bin", **changes)
+    wait_for(process, "step  2/20")
+    (run / "STOP").touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopped by a STOP file" in output
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
+    assert [row["step"] for row in rows(run, "val")] == [0]
+    train(data, run, **changes)
+    assert [row["step"] for row in rows(run, "val")] == list(range(0, 21, 2))
+
+
+def test_resuming_on_another_number_of_processes(data: Path, tmp_path: Path) -> None:
+    """50 steps on two processes with another micro-batch, after 10 on one; dropout too is that of the windows."""
+    changes = {"train__max_steps": 60, "checkpoint__every": 10}
+    for name, dropout, micro in (("plain", 0.0, 2), ("dropout", 0.1, 4)):
+        run, reference = tmp_path / name, tmp_path / f"{name} reference"
+        train(data, reference, model__dropout=dropout, **changes)
+        process = start_training(data, run, model__dropout=dropout, **changes)
+        wait_for(process, "step 10: checkpoint")
+        process.kill()
+        process.communicate()
+        train(data, run, 2, model__dropout=dropout, data__micro_batch_size=micro, **changes)
+        assert [row["step"] for row in rows(run, "train")] == list(range(1, 61))
+        assert losses(run) == pytest.approx(losses(reference), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_with_evaluation_hellaswag_and_samples_between_the_steps(tmp_path: Path) -> None:
+    """BPE text, so that all three measurements have their tokens; two ranks share them, one does the same alone."""
+    data = tmp_path / "data"
+    data.mkdir()
+    text = (ROOT / "train" / "model" / "gpt.py").read_text() * 6
+    tokens = np.array(GPT2Tokenizer().encode(text), dtype=np.uint16)
+    write_shard(data / "tiny_train_000001.bin", tokens)
+    write_shard(data / "tiny_val_000000.bin", tokens[:3000])
+    tasks = data / "hellaswag.jsonl"
+    endings = ["sits down.", "runs away from the camera.", "eats it.", "is a dog"]
+    task = {"activity_label": "Fun", "endings": endings}
+    lines = [json.dumps({"ind": i, "ctx": f"Number {i} of them", "label": i % 4, **task}) for i in range(11)]
+    tasks.write_text("\n".join(lines))
+    changes = {
+        "model__vocab_size": 50257,
+        "train__max_steps": 6,
+        "train__compile": "true",
+        "eval__every": 3,
+        "eval__hellaswag_every": 3,
+        "eval__hellaswag_data": tasks,
+        "eval__sample_every": 3,
+        "eval__sample_tokens": 40,
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(data, one, **changes)
+    train(data, two, 2, **changes)
+    eager = tmp_path / "eager"
+    train(data, eager, **{**changes, "train__compile": "false"})
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    assert losses(eager) == pytest.approx(losses(one), abs=1e-4)
+    for kind, steps in (("val", [0, 3, 6]), ("hellaswag", [3, 6]), ("sample", [3, 6])):
+        assert [row["step"] for row in rows(one, kind)] == steps
+    for ours, theirs in zip(rows(two, "hellaswag"), rows(one, "hellaswag"), strict=True):
+        assert ours["tasks"] == theirs["tasks"] == 11
+        assert ours["acc"] == theirs["acc"]
+    assert all(row["text"].startswith("Hello, I'm a language model,") for row in rows(one, "sample"))
+    assert all(len(row["text"]) > 60 for row in rows(one, "sample"))
+
+
+def test_a_stop_at_the_last_step_leaves_its_evaluation_to_the_next_start(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_training(data, run, eval__every=20, train__max_steps=400)
+    wait_for(process, "step 399/400")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    train(data, run, eval__every=20, train__max_steps=400)
+    assert (run / "DONE").exists()
+    assert [row["step"] for row in rows(run, "val")] == list(range(0, 401, 20))
+
+
+def test_a_character_run_leaves_out_what_it_has_no_characters_for(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be\n" * 400)
+    made = run_command(
+        "python", ROOT / "prepare" / "shakespeare.py", "--level", "char", "--input", text, "--out", tmp_path / "d"
+    )
+    assert made.returncode == 0, made.stderr
+    changes = {
+        "data__train": f"{tmp_path}/d/*_train_*.bin",
+        "data__val": f"{tmp_path}/d/*_val_*.bin",
+        "eval__every": 10,
+        "eval__sample_every": 10,
+    }
+    foreign = train(tmp_path, tmp_path / "run", **changes)
+    assert "no sample while training" in foreign.stdout
+    assert "the character 'H'" in foreign.stdout
+    train(tmp_path, tmp_path / "own", **changes, eval__sample_prompt="to be")
+    assert all(row["text"].startswith("to be") for row in rows(tmp_path / "own", "sample"))
+    assert len(rows(tmp_path / "own", "sample")) == 2
+
+
+def test_ranks_that_see_different_data_are_refused(data: Path, tmp_path: Path) -> None:
+    """Each rank is started by hand, with shards of its own."""
+    other = write_shards(tmp_path / "other", sizes=(6000, 5000))
+    environment = {**os.environ, **ONE_THREAD, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = str(free_port())
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), *settings(folder, tmp_path / "run")],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, folder in enumerate((data, other))
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 1]
+    assert "error: the processes see different checkpoints, shards" in errors[0]
+
+
+def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = run_command(
+        "python",
+        SCRIPT,
+        *settings(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1, optim__max_skipped=3),
+        **ONE_THREAD,
+    )
+    assert "3 steps in a row had a non-finite loss or gradient" in one_line_error(result)
+    assert [row["in_a_row"] for row in rows(run, "event") if "not finite" in row["event"]] == [1, 2, 3]
+    for tensor in final_weights(run).values():
+        assert torch.isfinite(tensor).all()
+    # started again it goes on with the count, and does not move on by a few steps each time
+    again = attempt(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1, optim__max_skipped=3)
+    assert one_line_error(again) == one_line_error(result)
+
+
+def torchruns_error(result: subprocess.CompletedProcess) -> str:
+    """The one line of ours, above torchrun's own report."""
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "]: Traceback" not in result.stderr  # as torchrun writes a rank's
+    return line
+
+
+def test_a_rank_whose_gradient_is_not_a_number_makes_all_of_them_skip_the_step(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run", 2, fault="nan@7:1", train__drift_every=1)
+    events = rows(tmp_path / "run", "event")
+    assert [row["step"] for row in events if "not finite" in row["event"]] == [7]
+    train_rows = rows(tmp_path / "run", "train")
+    assert [row["step"] for row in train_rows] == list(range(1, 21))
+    assert [row["step"] for row in train_rows if row["grad_norm"] is None] == [7]
+    assert (tmp_path / "run" / "DONE").exists()
+
+
+def test_a_rank_whose_parameters_have_drifted_is_named_and_nothing_of_it_is_saved(data: Path, tmp_path: Path) -> None:
+    for every, step in ((1, 7), (0, 8)):  # at its interval, or at the latest before a checkpoint
+        run = tmp_path / str(every)
+        result = attempt(data, run, 2, fault="drift@7:1", train__drift_every=every, checkpoint__every=4)
+        assert result.returncode == 1
+        message = f"error: after step {step} the parameters differ: rank 1 against the others: nothing is saved"
+        assert message in torchruns_error(result)
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000004"]
+
+
+def test_a_rank_that_hangs_is_named_with_the_step(data: Path, tmp_path: Path) -> None:
+    result = attempt(data, tmp_path / "run", 2, fault="hang@7:1", train__timeout_seconds=5)
+    assert result.returncode == 1
+    message = "did not arrive at step 7 within 5 s (train.timeout_seconds): see to that machine"
+    assert message in torchruns_error(result)
+    assert "error: rank 1 (" in torchruns_error(result)
+
+
+def test_a_rank_that_stands_still_is_named(data: Path, tmp_path: Path) -> None:
+    changes = {"train__timeout_seconds": 5, "train__max_steps": 1_000_000}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
+    process = subprocess.Popen(
+        [*torchrun, *settings(data, tmp_path / "run", **changes)],
+        env={**os.environ, **ONE_THREAD},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(process, "step       5/")
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    ranks = {rank_of(int(pid)): int(pid) for pid in children}
+    os.kill(ranks["1"], signal.SIGSTOP)
+    errors = []
+    for line in process.stdout:
+        if line.startswith("error: "):
+            errors.append(line)
+            os.kill(ranks["1"], signal.SIGKILL)  # torchrun would wait half a minute for it
+    assert process.wait() == 1
+    assert len(errors) == 1
+    assert errors[0].startswith("error: rank 1 (")
+    assert "(train.timeout_seconds), and is not heard of any more" in errors[0]
+
+
+def rank_of(pid: int) -> str | None:
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(variable.split("=", 1) for variable in variables if "=" in variable).get("RANK")
+
+
+def test_when_a_rank_dies_the_others_say_so_in_one_line_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
+    run, changes = tmp_path / "run", {"model__dropout": 0.1, "checkpoint__every": 4}
+    result = attempt(data, run, 2, fault="die@11:1", **changes)
+    assert result.returncode == 1
+    assert "another process of this run is gone, or hangs" in torchruns_error(result)
+    train(data, run, 2, **changes)
+    train(data, tmp_path / "uninterrupted", 2, **changes)
+    assert losses(run) == losses(tmp_path / "uninterrupted")
+    assert_same_weights(run, tmp_path / "uninterrupted")
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(
+    data: Path, tmp_path: Path, reference: Path
+) -> None:
+    run, changes = tmp_path / "run", {"model__dropout": 0.1, "eval__every": 10, "checkpoint__every": 4}
+    process = start_training(data, run, **changes)
+    wait_for(process, "step 12: checkpoint")
+    process.kill()
+    process.communicate()
+    (latest,) = (run / "checkpoints").glob("step_00000012")
+    with (latest / "train_state.pt").open("r+b") as file:
+        file.seek(5000)
+        byte = file.read(1)[0]
+        file.seek(5000)
+        file.write(bytes([byte ^ 16]))
+    result = train(data, run, **changes)
+    assert f"warning: {latest / 'train_state.pt'} is damaged" in result.stderr
+    assert "going on from step 8" in result.stdout
+    assert losses(run) == losses(reference)
+    assert_same_weights(run, reference)
+    assert (run / "checkpoints" / "step_00000012.damaged").is_dir()
+
+
+def test_changed_settings_are_an_event_and_other_data_begins_a_new_epoch_if_it_is_allowed(
+    data: Path, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "run", write_shards(tmp_path / "other", sizes=(4000,))
+    train(data, run, train__max_steps=10)
+    train(data, run, train__max_steps=14, optim__max_lr=5e-3)
+    (event,) = [row for row in rows(run, "event") if row["event"].startswith("changed")]
+    assert event["step"] == 10
+    assert event["event"] == "changed: optim.max_lr 0.01 (now 0.005), train.max_steps 10 (now 14)"
+    refused = attempt(other, run, train__max_steps=20, optim__max_lr=5e-3)
+    assert refused.returncode == 1
+    message = "was trained on other data or batches: data.shards 3 (now 1), data.tokens 14001 (now 4000), data.sha256"
+    assert message in one_line_error(refused)
+    assert "--data.allow_change true" in one_line_error(refused)
+    # 14 steps of 16 windows are 224 of 436: epoch 1 is under way. 124 windows are one epoch of the new data.
+    train(other, run, train__max_steps=24, optim__max_lr=5e-3, data__allow_change="true", checkpoint__every=2)
+    epochs = [(row["step"], row["epoch"]) for row in rows(run, "event") if "epoch" in row]
+    assert epochs == [(22, 3)]  # 14 + 124 / 16, in what is now epoch 2
+    again = attempt(other, run, train__max_steps=26, optim__max_lr=5e-3)  # from here on it is the run's own data
+    assert again.returncode == 0, again.stderr
+    assert [row["step"] for row in rows(run, "train")] == list(range(1, 27))
+    # a batch of another size, too: what was read before is not counted anew
+    train(other, run, train__max_steps=28, optim__max_lr=5e-3, data__allow_change="true", data__batch_tokens=2048)
+    assert [row["tokens"] for row in rows(run, "train")][-4:] == [25 * 512, 26 * 512, 26 * 512 + 2048, 26 * 512 + 4096]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk: mounting a small one takes root")
+def test_a_full_disk_ends_the_run_only_after_several_failed_saves_and_nothing_is_lost(
+    data: Path, tmp_path: Path, reference: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1100k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("a full disk: this root may not mount")
+    try:
+        changes = {"model__dropout": 0.1, "eval__every": 10, "checkpoint__every": 4, "checkpoint__keep": 1}
+        (small / "other").write_bytes(bytes(1_000_000))
+        result = attempt(data, small / "run", **changes)
+        assert "3 saves in a row have failed (checkpoint.max_failures)" in one_line_error(result)
+        assert [row["step"] for row in rows(small / "run", "event")] == [4, 8, 12]
+        assert not (small / "run" / "DONE").exists()
+        (small / "other").unlink()
+        train(data, small / "run", **changes)
+        assert losses(small / "run") == losses(reference)
+        assert_same_weights(small / "run", reference)
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
+
+
+def test_a_run_begins_with_the_weights_of_another_model_and_goes_on_with_its_own(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "random"
+    save_random_gpt2(folder, n_layer=1, n_head=2, n_embd=16, n_positions=32)
+    shape = {"model__n_layer": 1, "model__n_embd": 16, "model__vocab_size": 50257}
+    changes = {**shape, "train__init_from": folder, "eval__every": 1, "checkpoint__every": 1}
+    windows = list(validation_batches(Windows([data / "tiny_val_000000.bin"], 32, 50257), 2048, 64))
+    nll, tokens = sum_loss(load_hf(folder), windows, "cpu")
+    began = train(data, tmp_path / "run", train__max_steps=1, **changes)
+    assert "begins with the weights of random" in began.stdout
+    assert rows(tmp_path / "run", "val")[0]["loss"] == pytest.approx(nll / tokens, abs=1e-4)
+    went_on = train(data, tmp_path / "run", train__max_steps=2, **changes)
+    assert "begins with" not in went_on.stdout
+    assert "going on from step 1" in went_on.stdout
+    assert "another shape" in one_line_error(attempt(data, tmp_path / "other", train__init_from=folder))
+
+
+def test_a_second_epoch_is_said(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = train(data, run, train__max_steps=60)
+    assert "60 steps of 512 tokens are 2.20 epochs" in result.stdout
+    epochs = [row for row in rows(run, "event") if "epoch" in row]
+    assert [(row["step"], row["epoch"]) for row in epochs] == [(28, 2), (55, 3)]
+
+
+def test_fresh_refuses_and_a_finished_run_says_so(data: Path, reference: Path) -> None:
+    again = train(data, reference, model__dropout=0.1)
+    assert "is finished" in again.stdout
+    result = run_command("python", SCRIPT, *settings(data, reference, run__fresh="true"))
+    assert "holds a run already" in one_line_error(result)
+
+
+def damaged(folder: Path, offset: int, value: int) -> Path:
+    """Shards of which one has another int32 in its header."""
+    write_shards(folder)
+    with (folder / "tiny_train_000002.bin").open("r+b") as file:
+        file.seek(4 * offset)
+        file.write(np.int32(value).tobytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "message"),
+    [
+        ("missing glob", 1, "no token shards match"),
+        ("empty folder", 1, "no token shards match"),
+        ("magic", 1, "tiny_train_000002.bin begins with 7, not with the magic number 20240520"),
+        ("length", 1, "tiny_train_000002.bin holds 11,024 bytes where its header says 4,999 tokens"),
+        ("cut", 1, "tiny_train_000002.bin holds 1,500 bytes where its header says 5,000 tokens"),
+        ("token", 1, "holds token 64, but model.vocab_size is 64"),
+        ("unknown key", 2, "optim.learning_rate"),
+        ("batch", 2, "take 384 or 512"),
+        ("short", 1, "less than one window"),
+        ("no validation data", 1, "no token shards match"),
+    ],
+)
+def test_mistakes_end_in_one_line(data: Path, tmp_path: Path, case: str, status: int, message: str) -> None:
+    changes: dict[str, object] = {"eval__every": 10}
+    if case == "missing glob":
+        changes["data__train"] = str(tmp_path / "nowhere" / "*.bin")
+    elif case == "empty folder":
+        changes["data__train"] = str(tmp_path / "*.bin")
+    elif case == "magic":
+        data = damaged(tmp_path / "d", 0, 7)
+    elif case == "length":
+        data = damaged(tmp_path / "d", 2, 4999)
+    elif case == "cut":
+        data = write_shards(tmp_path / "d")
+        os.truncate(data / "tiny_train_000002.bin", 1500)
+    elif case == "token":
+        data = write_shards(tmp_path / "d")
+        tokens = markov_tokens(6000, seed=1)
+        tokens[:6000:100] = VOCAB
+        write_shard(data / "tiny_train_000001.bin", tokens)
+    elif case == "unknown key":
+        changes["optim__learning_rate"] = 1
+    elif case == "batch":
+        changes["data__batch_tokens"] = 500
+    elif case == "short":
+        data = write_shards(tmp_path / "d", sizes=(20,))
+    elif case == "no validation data":
+        changes["data__val"] = str(tmp_path / "*.bin")
+    result = run_command("python", SCRIPT, *settings(data, tmp_path / "run", **changes), **ONE_THREAD)
+    assert message in one_line_error(result, status)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_shape_or_other_data_is_refused(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(data, run, train__max_steps=2)
+    wider = run_command("python", SCRIPT, *settings(data, run, model__n_embd=64), **ONE_THREAD)
+    assert "another shape: model.n_embd 32 (now 64)" in one_line_error(wider)
+    other = write_shards(tmp_path / "other", sizes=(4000, 4000))
+    changed = run_command("python", SCRIPT, *settings(other, run, data__batch_tokens=1024), **ONE_THREAD)
+    message = one_line_error(changed)
+    assert "trained on other data or batches: data.shards 3 (now 2)" in message
+    assert "batches.tokens 512 (now 1024)" in message
+    train(other, run, data__allow_change="true", train__max_steps=4)
+    assert (run / "DONE").read_text() == "4\n"
+
+
+def test_two_runs_in_one_directory(data: Path, tmp_path: Path) -> None:
+    process = start_training(data, tmp_path / "run", train__max_steps=100_000)
+    wait_for(process, "step      3/")
+    result = run_command("python", SCRIPT, *settings(data, tmp_path / "run"), **ONE_THREAD)
+    assert f"in use by process {process.pid}" in one_line_error(result)
+    process.kill()
+    process.communicate()
+
+
+def test_nanogpts_header_less_files_train(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "d")
+    open_shard(shards / "tiny_train_000001.bin").tofile(tmp_path / "train.bin")
+    open_shard(shards / "tiny_val_000000.bin").tofile(tmp_path / "val.bin")
+    changes = {"data__train": tmp_path / "train.bin", "data__val": tmp_path / "val.bin", "train__max_steps": 2}
+    train(shards, tmp_path / "run", eval__every=2, **changes)
+    assert rows(tmp_path / "run", "val")[-1]["tokens"] == 2048
+
+
+def test_slurms_time_limit_stops_the_run_though_one_rank_alone_looks_at_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 60))
+    result = train(data, tmp_path / "run", 2, checkpoint__margin_seconds=120)
+    assert "stopped by Slurm's time limit" in result.stdout
+    assert not (tmp_path / "run" / "DONE").exists()
+    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1]
+
+
+@pytest.mark.parametrize("processes", [2, 1])
+def test_a_sharded_optimizer_makes_the_same_run_also_after_a_kill(data: Path, tmp_path: Path, processes: int) -> None:
+    """15 seconds. On one process there is nothing to shard: the moments are put together again."""
+    run, changes = tmp_path / "sharded", {"checkpoint__every": 4}
+    assert attempt(data, run, 2, fault="die@11:1", train__shard_optimizer="true", **changes).returncode == 1
+    result = train(data, run, processes, train__shard_optimizer="true", **changes)
+    assert "going on from step 8" in result.stdout
+    train(data, tmp_path / "plain", 2, **changes)
+    assert losses(run) == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
+    for name, weights in final_weights(tmp_path / "plain").items():
+        torch.testing.assert_close(final_weights(run)[name], weights, atol=1e-4, rtol=0, msg=name)
+
+
+def test_gradients_exchanged_in_bf16_change_the_losses_a_little(data: Path, tmp_path: Path) -> None:
+    """10 seconds."""
+    train(data, tmp_path / "fp32", 2)
+    train(data, tmp_path / "bf16", 2, train__all_reduce="bf16")
+    exact, rounded = losses(tmp_path / "fp32"), losses(tmp_path / "bf16")
+    assert exact[0] == rounded[0]
+    assert 0 < max(abs(a - b) for a, b in zip(exact, rounded, strict=True)) < 2e-2
+
+
+COUNTED = """
+from torch._dynamo.utils import counters
+from train import train_gpt2
+train_gpt2.main()
+print("graphs:", counters["stats"]["unique_graphs"], "breaks:", dict(counters["graph_break"]), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nothing_is_compiled_twice_though_it_is_evaluated_and_sampled_between_steps(
+    data: Path, tmp_path: Path, processes: int
+) -> None:
+    """A minute: 6 steps of 4 micro-batches, with validation and a sample at every second. The losses are those of a
+    run that is not compiled. Two processes that compile anew are those that once waited for ever at their end."""
+    (tmp_path / "counted.py").write_text(COUNTED)
+    changes = {"train__compile": "true", "train__max_steps": 6, "eval__every": 2, "eval__sample_every": 2}
+    changes |= {"model__vocab_size": 50257, "model__n_layer": 1, "checkpoint__every": 3}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*torchrun, tmp_path / "counted.py", *settings(data, tmp_path / "run", **changes)]
+    anew = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"), "PYTHONPATH": str(ROOT)}
+    result = run_command("python", *command, **ONE_THREAD, **anew)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(rows(tmp_path / "run", "sample")) == 3
+    assert result.stdout.count("graphs: 1 breaks: {}") == processes, result.stdout
+    train(data, tmp_path / "eager", **{**changes, "train__compile": "false"})
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "eager"), abs=1e-4)

@@ -1,0 +1,71 @@
+"""What of a model moves, and what decides how a run's data comes out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from prepare.common.cli import UserError
+from prepare.tokens.tokenizer import CharTokenizer
+from tests.helpers.tiny import VOCAB
+from train.config.finetune import ClassifyConfig, LabelledData, TuneConfig
+from train.config.pretrain import ModelConfig, OptimConfig, TrainConfig
+from train.model.classifier import Classifier
+from train.model.gpt import GPT, IGNORED
+from train.trainer.finetune import freeze, identity
+from train.trainer.optim import build_optimizer
+from train.weights.load_model import LoadedModel
+
+SHAPE = ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=VOCAB)
+
+
+def moved(tune: TuneConfig) -> set[str]:
+    """The parameters that two steps have changed, by their names up to the layer's number."""
+    torch.manual_seed(0)
+    model = Classifier(SHAPE, 2)
+    freeze(model, tune)
+    optimizer = build_optimizer(model, OptimConfig(max_lr=0.1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tokens, targets = torch.randint(VOCAB, (4, 8)), torch.full((4, 8), IGNORED)
+    targets[:, -1] = torch.tensor([0, 1, 0, 1])
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(tokens, targets).backward()
+        optimizer.step()
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def test_what_is_asked_for_moves_and_nothing_else() -> None:
+    names = Classifier(SHAPE, 2).state_dict().keys()
+    assert moved(TuneConfig(blocks="all")) == names
+    last = {name for name in names if name.startswith(("h.1.", "h.2.", "ln_f.", "score."))}
+    assert moved(TuneConfig(blocks=2)) == last
+    assert moved(TuneConfig(blocks=0)) == {"score.weight"}
+    matrices = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    updates = {f"h.2.{matrix}.lora_{half}" for matrix in matrices for half in "ab"}
+    assert moved(TuneConfig(blocks=1, lora_rank=2)) == {*updates, "score.weight"}
+    assert len(moved(TuneConfig(lora_rank=2))) == 3 * len(updates) + 1
+    with pytest.raises(UserError, match=r"tune\.blocks is 4, but the model has 3 layers"):
+        freeze(GPT(SHAPE), TuneConfig(blocks=4))
+
+
+def test_the_data_is_another_with_another_file_share_seed_block_or_vocabulary(tmp_path: Path) -> None:
+    file, other = tmp_path / "texts", tmp_path / "other" / "texts"
+    other.parent.mkdir()
+    file.write_text("a\tb\n")
+    other.write_text("a\tc\n")
+    base = LoadedModel(GPT(SHAPE), CharTokenizer("abc"), "base", 1)
+
+    def of(path: Path = file, model: LoadedModel = base, seed: int = 1, steps: int = 9, val_share: float = 0.1) -> dict:
+        data = LabelledData(train=str(path), val_share=val_share)
+        return identity(ClassifyConfig(data=data, train=TrainConfig(seed=seed, max_steps=steps)), model, columns=["a"])
+
+    usual = of()
+    assert usual == of(steps=10)
+    longer = LoadedModel(GPT(replace(SHAPE, block_size=9)), base.tokenizer, "longer", 1)
+    richer = LoadedModel(base.model, CharTokenizer("abcd"), "richer", 1)
+    others = [of(other), of(seed=2), of(val_share=0.2), of(model=longer), of(model=richer)]
+    assert [found == usual for found in others] == [False] * 5
+    with pytest.raises(UserError, match=r"gone cannot be read \(No such file"):
+        of(tmp_path / "gone")

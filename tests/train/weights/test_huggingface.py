@@ -1,0 +1,274 @@
+"""Hugging Face's directories as transformers writes them, read without transformers."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file, save_model
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+
+from prepare.common.cli import UserError
+from prepare.tokens.tokenizer import gpt2_vocabulary_files
+from tests.helpers.loopback_hub import LoopbackHub
+from train.config.pretrain import ModelConfig
+from train.model.gpt import GPT
+from train.weights.huggingface import hf_config, load_hf, read_hf_config, to_hf
+from train.weights.load_model import load_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=16, vocab_size=50257)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def save_safe(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    save_file(tensors, file, {"format": "pt"})
+
+
+def same_logits(folder: Path) -> None:
+    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    loaded = load_model(str(folder))
+    idx = torch.randint(50257, (2, 16))
+    torch.testing.assert_close(loaded.model(idx), theirs(idx).logits, atol=1e-5, rtol=1e-5)
+    assert (loaded.name, loaded.step, loaded.tokenizer.name) == ("hf", None, "gpt2")
+
+
+def test_a_directory_of_transformers_gives_its_logits(folder: Path) -> None:
+    same_logits(folder)
+    assert load_hf(folder).config == ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50257)
+
+
+def test_a_model_without_biases_can_be_opened_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=99, bias=False))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(model.config)))
+    save_file(to_hf(model), tmp_path / "model.safetensors", {"format": "pt"})
+    idx = torch.randint(99, (2, 16))
+    torch.testing.assert_close(load_hf(tmp_path)(idx), model(idx))
+
+
+@pytest.mark.parametrize(("whole", "save"), [("model.safetensors", save_safe), ("pytorch_model.bin", torch.save)])
+def test_weights_in_parts(folder: Path, whole: str, save: Callable[[dict, Path], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (stem, suffix), names, weight_map = whole.split("."), sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        weight_map |= dict.fromkeys(part, f"{stem}-{number:05}-of-00002.{suffix}")
+        save({name: tensors[name] for name in part}, folder / weight_map[part[0]])
+    (folder / f"{whole}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    same_logits(folder)
+    (folder / weight_map[names[1]]).unlink()
+    with pytest.raises(UserError, match=rf"{stem}-00002-of-00002\.{suffix} is missing"):
+        load_hf(folder)
+
+
+def test_which_of_several_files_is_read(folder: Path, tmp_path: Path) -> None:
+    """As in transformers: model.safetensors goes before an index, and no other file is looked at."""
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(zeros, folder / "model_quantized.safetensors", {"format": "pt"})
+    same_logits(folder)
+    weight_map = dict.fromkeys(zeros, "model_quantized.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    same_logits(folder)
+    shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    weight_map = dict.fromkeys(zeros, "../outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"names \.\./outside\.safetensors, which is not in this folder"):
+        load_hf(folder)
+
+
+def test_a_head_of_its_own_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["transformer.wte.weight"].clone()}, folder / "model.safetensors")
+    same_logits(folder)
+    for head in (tensors["transformer.wte.weight"] + 1, torch.ones(3, 32)):
+        save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors")
+        with pytest.raises(UserError, match=r"its lm_head\.weight is not its wte\.weight"):
+            load_hf(folder)
+
+
+def test_a_head_alone_is_the_embedding_too(folder: Path) -> None:
+    """safetensors' save_model writes one name of tensors that are the same, and it is the head's."""
+    save_model(GPT2LMHeadModel.from_pretrained(folder), str(folder / "model.safetensors"), {"format": "pt"})
+    assert "transformer.wte.weight" not in load_file(folder / "model.safetensors")
+    same_logits(folder)
+
+
+def test_a_tensor_of_other_dimensions_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for shape in ((2, 32, 96), (32 * 96,)):
+        save_file(tensors | {"transformer.h.0.attn.c_attn.weight": torch.ones(shape)}, folder / "model.safetensors")
+        with pytest.raises(UserError, match=r"h\.0\.attn\.c_attn\.weight is"):
+            load_hf(folder)
+
+
+def test_openais_own_files_with_their_masks_and_without_the_prefix(folder: Path) -> None:
+    """The hub's gpt2 has names without `transformer.`, causal masks as tensors, and no lm_head."""
+    named = load_file(folder / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in named.items()}
+    for layer in range(2):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(16, 16).tril().view(1, 1, 16, 16)
+    reference = load_hf(folder)
+    save_file(tensors, folder / "model.safetensors")
+    for a, b in zip(load_hf(folder).parameters(), reference.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_pytorch_model_bin(folder: Path) -> None:
+    reference = load_hf(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    for a, b in zip(load_hf(folder).parameters(), reference.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+class Harm:
+    """What a pickle of somebody else's may hold."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.trace,)
+
+
+def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"wte.weight": Harm(tmp_path / "trace")}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"\(pytorch_model\.bin is not a file of tensors alone\)") as said:
+        load_hf(folder)
+    assert not (tmp_path / "trace").exists()
+    assert "weights_only" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"n_embd": 64}, r"is \(50257, 32\), not \(50257, 64\)"),
+        ({"n_layer": 3}, r"h.2.attn.c_attn.bias and 11 more missing"),
+        ({"n_layer": 1}, r"h.1.attn.c_attn.bias and 11 more missing or unknown"),
+        ({"vocab_size": 100}, r"not \(100, 32\)"),
+        ({"n_inner": 96}, "n_inner is 96, but this model has 128"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ({"n_head": 3}, "a width of 32 does not divide among 3 heads"),
+        ({"n_head": None}, "not whole numbers above 0"),
+        ({"n_positions": 0}, "not whole numbers above 0"),
+        ({"vocab_size": 10**13}, r"that makes 3\.2e\+14 parameters"),
+    ],
+)
+def test_what_is_not_this_gpt2_is_named(folder: Path, change: dict, message: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message):
+        load_hf(folder)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 99},
+        {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "max_position_embeddings": 16},
+        {"n_embd": 24, "hidden_size": 36},
+    ],
+)
+def test_sizes_by_other_names_or_not_at_all_are_those_of_transformers(tmp_path: Path, given: dict) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **given}))
+    theirs, ours = AutoConfig.from_pretrained(tmp_path), read_hf_config(tmp_path / "config.json")
+    assert (ours.n_layer, ours.n_head, ours.n_embd) == (theirs.n_layer, theirs.n_head, theirs.n_embd)
+    assert (ours.block_size, ours.vocab_size) == (theirs.n_positions, theirs.vocab_size)
+
+
+def test_damaged_and_missing_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 10_000)
+    with pytest.raises(UserError, match="damaged weights"):
+        load_hf(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"neither model.safetensors nor pytorch_model.bin"):
+        load_hf(folder)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548118077\n"
+    for content in (pointer, b"junk", b"", b"\x80\x02]q"):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(UserError, match=r"damaged weights .*, or git lfs pull") as said:
+            load_hf(folder)
+        assert "weights_only" not in str(said.value)
+    for value in ([1, 2], {"wte.weight": 3}, {1: torch.ones(2)}, {"wte.weight": torch.eye(2).to_sparse()}):
+        torch.save(value, folder / "pytorch_model.bin")
+        with pytest.raises(UserError, match="damaged weights"):
+            load_hf(folder)
+    for text in ("{", "[]", '{"weight_map": {"wte.weight": 3}}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match="damaged weights"):
+            load_hf(folder)
+    for content in (b"{", b"[]", b"\xff\xfe{", b"[" * 100_000):
+        (folder / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
+            load_hf(folder)
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
+def test_a_vocabulary_of_others_is_refused(folder: Path, file: str) -> None:
+    ids = json.loads(gpt2_vocabulary_files()[0].read_text("utf-8"))
+
+    def write(ids: dict) -> None:
+        (folder / file).write_text(json.dumps({"model": {"vocab": ids}} if file == "tokenizer.json" else ids))
+
+    write(ids | {"<|pad|>": 50257})  # further ids, which never come
+    load_hf(folder)
+    write(ids | {"the": ids["of"], "of": ids["the"]})
+    with pytest.raises(UserError, match=rf"{file} is not GPT-2's vocabulary"):
+        load_hf(folder)
+    for text in ("[]", "[" * 100_000):
+        (folder / file).write_text(text)
+        with pytest.raises(UserError, match="not a readable vocabulary"):
+            load_hf(folder)
+
+
+def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = load_hf(folder)
+    old = tmp_path / "served/models/someone/old"  # as gpt2's relatives of before safetensors are
+    new = Path(shutil.copytree(folder, tmp_path / "served/models/new"))
+    old.mkdir(parents=True)
+    shutil.copy(folder / "config.json", old)
+    torch.save(load_file(folder / "model.safetensors"), old / "pytorch_model.bin")
+    parts = Path(shutil.copytree(old, tmp_path / "served/models/someone/parts"))
+    (parts / "pytorch_model.bin").rename(parts / "pytorch_model-00001-of-00001.bin")
+    weight_map = {"transformer.wte.weight": "pytorch_model-00001-of-00001.bin"}
+    (parts / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    torch.save({}, new / "pytorch_model.bin")
+    other = Path(shutil.copytree(new, tmp_path / "served/models/other"))  # as transformers 5 saves tokenizers
+    ids = json.loads(gpt2_vocabulary_files()[0].read_text("utf-8"))
+    ids |= {"the": ids["of"], "of": ids["the"]}
+    (other / "tokenizer.json").write_text(json.dumps({"model": {"vocab": ids}}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with LoopbackHub(tmp_path / "served") as hub:
+        hub.adopt(monkeypatch, tmp_path)
+        for name in ("new", "someone/old", "someone/parts"):
+            loaded = load_model(name)
+            assert loaded.name == name
+            for a, b in zip(loaded.model.parameters(), reference.parameters(), strict=True):
+                assert torch.equal(a, b)
+        assert [seen.path for seen in hub.requests if "new" in seen.path and seen.path.endswith(".bin")] == []
+        with pytest.raises(UserError, match="neither a folder here nor a model on the hub"):
+            load_model("absent")
+        with pytest.raises(UserError, match=r"tokenizer\.json is not GPT-2's vocabulary"):
+            load_model("other")
+
+
+def test_a_hub_name_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"--model gpt2: no such folder, and the hub could not be reached .* offline"):
+        load_model("gpt2")

@@ -1,0 +1,210 @@
+"""The configurations of fine-tuning: pretraining's sections where they mean the same, and some of their own."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prepare.common.cli import ArgumentError
+from prepare.finetuning.instructions import Template
+from train.config.pretrain import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    check_common,
+    check_probability,
+    nearest_multiples,
+    read_config,
+)
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """What of the model moves.
+
+    Args:
+        blocks: the last so many transformer layers, and what follows them; all is the whole model; 0 is a
+            classifier's head alone
+        lora_rank: the matrices of these layers get updates of this rank, which move in their place (LoRA); 0 has none
+        dropout: probability, after the embeddings, the attention and each residual branch
+    """
+
+    blocks: int | Literal["all"] = "all"
+    lora_rank: int = 0
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Texts with labels, and how much of them a step takes.
+
+    Args:
+        train: a .tsv, .csv, .jsonl or .parquet file; others are read as label<TAB>text
+        text: the column of the texts; in a file without column names the second
+        label: the column of the labels; in a file without column names the first
+        val_share: share of the texts for early stopping, of each label
+        test_share: share of the texts that only the final report is about, of each label
+        batch_examples: texts in one optimizer step, over all processes and micro-batches
+        micro_batch_size: texts a process takes through the model at a time
+        class_weights: balanced lets each label weigh the same in the loss, however rare it is
+    """
+
+    train: str = ""
+    text: str = "text"
+    label: str = "label"
+    val_share: float = 0.1
+    test_share: float = 0.2
+    batch_examples: int = 32
+    micro_batch_size: int = 16
+    class_weights: Literal["none", "balanced"] = "none"
+
+
+@dataclass(frozen=True)
+class InstructionData:
+    """Instructions with answers, or conversations, and how much of them a step takes.
+
+    Args:
+        train: a .json or .jsonl file of {instruction, input, output} or {messages}
+        val_share: share of the examples for the validation loss and early stopping
+        test_share: share of the examples that only the final report is about
+        batch_examples: examples in one optimizer step, over all processes and micro-batches
+        micro_batch_size: examples a process takes through the model at a time
+    """
+
+    train: str = ""
+    val_share: float = 0.1
+    test_share: float = 0.1
+    batch_examples: int = 16
+    micro_batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class ClassifyEval:
+    """What is measured during training.
+
+    Args:
+        every: interval in steps of the validation; 0 never does
+        patience: validations in a row without a lower loss that end the run, which then goes back to its best
+            checkpoint; 0 trains to the last step, and keeps the last
+    """
+
+    every: int = 20
+    patience: int = 5
+
+
+@dataclass(frozen=True)
+class InstructEval(ClassifyEval):
+    """What is measured during training.
+
+    Args:
+        every: interval in steps of the validation; 0 never does
+        patience: validations in a row without a lower loss that end the run, which then goes back to its best
+            checkpoint; 0 trains to the last step, and keeps the last
+        sample_every: interval in steps of the sampled answers; 0 samples none
+        samples: how many held-out instructions are answered, the first ones
+        sample_tokens: the longest answer
+    """
+
+    sample_every: int = 50
+    samples: int = 3
+    sample_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class _Common:
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    init: str = field(
+        default_factory=lambda: "gpt2",
+        metadata={
+            "help": "the model to begin with: a run, a checkpoint, a Hugging Face or OpenAI's directory, or a hub name"
+        },
+    )
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(_Common):
+    """The whole configuration of a classifier's run."""
+
+    data: LabelledData = field(default_factory=LabelledData)
+    eval: ClassifyEval = field(default_factory=ClassifyEval)
+
+
+@dataclass(frozen=True)
+class InstructConfig(_Common):
+    """The whole configuration of an instruction follower's run."""
+
+    data: InstructionData = field(default_factory=InstructionData)
+    template: Template = field(default_factory=Template)
+    eval: InstructEval = field(default_factory=InstructEval)
+
+
+FinetuneConfig = ClassifyConfig | InstructConfig
+
+
+def load_classify_config(argv: list[str] | None, opening: str) -> ClassifyConfig:
+    """The configuration of a classifier's run; see train.config.read_config."""
+    return read_config(argv, opening, ClassifyConfig, "finetune_classify.yaml", check)
+
+
+def load_instruct_config(argv: list[str] | None, opening: str) -> InstructConfig:
+    """The configuration of an instruction follower's run; see train.config.read_config."""
+    return read_config(argv, opening, InstructConfig, "finetune_instruct.yaml", check)
+
+
+def check(config: FinetuneConfig) -> None:
+    """Refuse values that no run can use.
+
+    Raises:
+        ArgumentError: names the key, its value and the values that work.
+    """
+    classify = isinstance(config, ClassifyConfig)
+    positive = {
+        "data": ("batch_examples", "micro_batch_size"),
+        "eval": () if classify else ("samples", "sample_tokens"),
+    }
+    intervals = ("every", "patience", *(() if classify else ("sample_every",)))
+    check_common(config, positive, {"eval": intervals, "tune": ("lora_rank",)})
+    data, blocks = config.data, config.tune.blocks
+    if config.train.init_from:
+        raise ArgumentError(f"train.init_from is {config.train.init_from}: fine-tuning begins with --init MODEL")
+    if not data.train:
+        raise ArgumentError("data.train is empty: name the file of examples, --data.train FILE")
+    check_probability("tune.dropout", config.tune.dropout)
+    for key in ("val_share", "test_share"):
+        check_probability(f"data.{key}", getattr(data, key))
+    if data.val_share + data.test_share >= 1:
+        raise ArgumentError(
+            f"data.val_share {data.val_share} and data.test_share {data.test_share} leave nothing to train on"
+        )
+    if blocks != "all" and blocks < (0 if classify else 1):
+        raise ArgumentError(f"tune.blocks is {blocks}: give all, or a number of layers")
+    if not classify:
+        check_template(config.template)
+    if config.tune.lora_rank and not blocks:
+        raise ArgumentError(f"tune.lora_rank is {config.tune.lora_rank}, but tune.blocks 0 has no layers: raise it")
+    if config.eval.patience and not (config.eval.every and data.val_share):
+        raise ArgumentError("eval.patience needs validations: set eval.every and data.val_share, or eval.patience 0")
+
+
+def check_template(template: Template) -> None:
+    """ArgumentError unless {} stands where a message goes, and nowhere before an answer, which follows it."""
+    for key, value in template.describe().items():
+        if key == "assistant" and "{}" in value:
+            raise ArgumentError(f"template.assistant is {value!r}: take {{}} out, the answer follows behind it")
+        if key != "assistant" and "{}" not in value:
+            raise ArgumentError(f"template.{key} is {value!r}: put {{}} where the message goes")
+
+
+def check_batch(config: FinetuneConfig, world_size: int) -> None:
+    """ArgumentError, with the next values that do, unless the batch divides among processes and micro-batches."""
+    batch, unit = config.data.batch_examples, config.data.micro_batch_size * world_size
+    if batch % unit:
+        raise ArgumentError(
+            f"data.batch_examples {batch} is not a multiple of micro_batch_size {config.data.micro_batch_size} x "
+            f"{world_size} processes = {unit}: take {nearest_multiples(batch, unit)}"
+        )

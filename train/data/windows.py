@@ -1,0 +1,262 @@
+"""Shards to batches. Which window is read when is a pure function of (seed, step): nothing is remembered.
+
+A window is block_size + 1 consecutive tokens of one shard; the next window begins block_size tokens further on, so
+every token but a shard's first is a target once. Less than one window at a shard's end is left out.
+
+Windows are numbered along the run: global window g is window g % per_epoch of epoch g // per_epoch. Step s takes the
+windows [s * N, (s + 1) * N), where N = batch_tokens / block_size; rank r of W takes the r-th of W equal parts of
+them. The batch of a step is therefore the same for every world size and micro-batch size.
+"""
+
+import hashlib
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prepare.common.cli import UserError
+from prepare.tokens.manifest import read_manifest
+from prepare.tokens.shards import open_shard
+from train.trainer.step import MicroBatches, dropout_seeds
+
+
+@lru_cache(maxsize=8)
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A permutation of range(n), int64, fixed by the key alone.
+
+    It sorts the raw output of a Philox generator, which NumPy promises never to change, unlike its `permutation`.
+    """
+    seed = np.random.SeedSequence(key)
+    return np.argsort(np.random.Philox(seed).random_raw(n), kind="stable")
+
+
+@dataclass(frozen=True)
+class Began:
+    """Where a run took up the data that it reads now: at 0, 0, 0 unless other data was allowed on the way."""
+
+    step: int = 0
+    window: int = 0  # the number of the first global window of that step
+    epoch: int = 0  # that began with it
+
+
+START = Began()
+
+
+class WindowOrder:
+    """Where each global window lies: windows shuffled within their shard, and shards shuffled, anew in each epoch."""
+
+    def __init__(self, windows_per_shard: Sequence[int], seed: int, shuffle: bool, began: Began = START) -> None:
+        self.counts = np.asarray(windows_per_shard, dtype=np.int64)  # (shards,)
+        self.per_epoch = int(self.counts.sum())
+        self.seed, self.shuffle, self.began = seed, shuffle, began
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """Global window number -> (shard index, window index in that shard)."""
+        epoch, place = divmod(number - self.began.window, self.per_epoch)
+        epoch += self.began.epoch
+        shards, ends = self._epoch(epoch)
+        turn = int(np.searchsorted(ends, place, side="right"))  # the shard whose turn it is
+        shard, count = int(shards[turn]), int(self.counts[shards[turn]])
+        window = place - (int(ends[turn]) - count)
+        if self.shuffle:
+            window = int(permutation(count, self.seed, epoch, shard + 1)[window])
+        return shard, window
+
+    @lru_cache(maxsize=2)  # noqa: B019 (one order lives as long as the run)
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's order of shards, and the place at which each one's turn ends."""
+        n = len(self.counts)
+        shards = permutation(n, self.seed, epoch, 0) if self.shuffle else np.arange(n)
+        return shards, np.cumsum(self.counts[shards])
+
+
+class Windows:
+    """All windows of a list of shards, memory-mapped: nothing is read before it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], block_size: int, vocab_size: int) -> None:
+        self.paths, self.block_size, self.vocab_size = list(paths), block_size, vocab_size
+        self.lengths = [len(open_shard(path)) for path in paths]  # in tokens
+        self.counts = [max(0, (length - 1) // block_size) for length in self.lengths]
+        self.tokens = sum(self.lengths)
+        self._open = lru_cache(maxsize=4)(open_shard)  # shards have their turns: what was read of others may go
+        if sum(self.counts) == 0:
+            several = f" and {len(paths) - 1} more shards hold" if len(paths) > 1 else " holds"
+            raise UserError(
+                f"{self.paths[0]}{several} {self.tokens} tokens, less than one window of "
+                f"model.block_size + 1 = {block_size + 1}: prepare more text, or lower model.block_size"
+            )
+
+    def read(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """The windows at (shard index, window index) as inputs and targets, int64 (len(places), block_size) each.
+
+        Raises:
+            UserError: a token is not below the vocabulary's size.
+        """
+        T = self.block_size
+        batch = np.empty((len(places), T + 1), dtype=np.int64)
+        for row, (shard, window) in enumerate(places):
+            batch[row] = self._open(self.paths[shard])[window * T : window * T + T + 1]
+        if batch.size and batch.max() >= self.vocab_size:
+            row = int((batch >= self.vocab_size).any(axis=1).argmax())
+            raise UserError(
+                f"{self.paths[places[row][0]]} holds token {batch[row].max()}, but model.vocab_size is "
+                f"{self.vocab_size}: prepare the data with this model's tokenizer, or set model.vocab_size"
+            )
+        tokens = torch.from_numpy(batch)
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+@dataclass(frozen=True)
+class Loader:
+    """One rank's micro-batches of any step."""
+
+    windows: Windows
+    order: WindowOrder
+    per_rank: int  # windows a rank takes a step
+    micro_batch_size: int
+    rank: int
+    world_size: int
+    pin: bool = False  # in memory that a GPU copies from while it computes
+
+    @property
+    def began(self) -> Began:
+        """Where the data begins that is read in this order."""
+        return self.order.began
+
+    def first_window(self, step: int, rank: int | None = None) -> int:
+        """The number of the first window that a rank (this one) reads in a step."""
+        rank = self.rank if rank is None else rank
+        return self.began.window + ((step - self.began.step) * self.world_size + rank) * self.per_rank
+
+    def micro_batches(self, step: int) -> MicroBatches:
+        """The inputs and targets of one step, int64 (micro_batch_size, block_size) each, in order."""
+        first = self.first_window(step)
+        starts = range(first, first + self.per_rank, self.micro_batch_size)
+        return [self._micro_batch(start) for start in starts]
+
+    def seeds(self, step: int) -> list[int]:
+        """Seeds of the dropout in the micro-batches of one step."""
+        micro_batches = self.per_rank // self.micro_batch_size
+        return dropout_seeds(self.order.seed, self.first_window(step), self.micro_batch_size, micro_batches)
+
+    def _micro_batch(self, start: int) -> tuple[Tensor, Tensor]:
+        x, y = self.windows.read([self.order.locate(start + i) for i in range(self.micro_batch_size)])
+        return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs read when `step` steps are done."""
+        return self.began.epoch + (self.first_window(step, 0) - self.began.window) / self.order.per_epoch
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where the data is after `step` steps, as a checkpoint states it: the next window, and the epoch begun."""
+        return {"window": self.first_window(step, 0), "epoch": int(self.epoch_of(step))}
+
+    def tokens_read(self, step: int) -> int:
+        """Tokens read when `step` steps are done."""
+        return self.first_window(step, 0) * self.windows.block_size
+
+    def weights(self, _step: int) -> list[float]:
+        """The weight of each micro-batch's mean loss: all the same."""
+        micro_batches = self.per_rank // self.micro_batch_size
+        return [1 / micro_batches] * micro_batches
+
+    def prefetch(self, first: int, last: int) -> Iterator[MicroBatches]:
+        """The micro-batches of steps first ... last - 1, read ahead."""
+        return read_ahead(self.micro_batches, first, last)
+
+
+def read_ahead(read: Callable[[int], MicroBatches], first: int, last: int) -> Iterator[MicroBatches]:
+    """read(first) ... read(last - 1), called by a thread that keeps two steps ahead."""
+    ready: queue.Queue = queue.Queue(maxsize=2)
+    closed = threading.Event()
+
+    def put(item: object) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def read_all() -> None:
+        try:
+            for step in range(first, last):
+                if closed.is_set():
+                    return
+                put(read(step))
+        except BaseException as failure:  # handed to the training loop, which raises it
+            put(failure)
+
+    threading.Thread(target=read_all, name="prefetch", daemon=True).start()
+    try:
+        for _ in range(first, last):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+
+
+def validation_batches(
+    windows: Windows, tokens: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's share of the first `tokens` tokens' worth of windows, straight through the shards.
+
+    The windows are the same for every world size and batch size, and every rank gets as many batches, so that
+    ranks can speak with each other between two of them: the last batches may be smaller, or empty.
+
+    Yields:
+        inputs and targets, int64 (b, block_size) each, with 0 <= b <= batch_size.
+    """
+    straight = ((shard, window) for shard, count in enumerate(windows.counts) for window in range(count))
+    places = list(islice(straight, max(1, tokens // windows.block_size)))
+    for start in range(0, len(places), batch_size * world_size):
+        mine = start + rank * batch_size
+        yield windows.read(places[mine : mine + batch_size])
+
+
+def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
+    """The tokenizer that the manifests beside these shards describe; None where there is no manifest.
+
+    Raises:
+        UserError: the folders differ in it, or it has ids that a model with this vocab_size has not.
+    """
+    found: dict[str, tuple[Path, dict]] = {}
+    for folder in sorted({path.parent for path in paths}):
+        if manifest := read_manifest(folder):
+            found.setdefault(manifest["tokenizer"]["sha256"], (folder, manifest["tokenizer"]))
+    if len(found) > 1:
+        (one, a), (other, b), *_ = found.values()
+        raise UserError(
+            f"{one} was made with the {a['name']} vocabulary of {a['vocab_size']} ids, {other} with another, "
+            f"{b['name']} with {b['vocab_size']}: prepare them with the same"
+        )
+    for folder, tokenizer in found.values():
+        if tokenizer["vocab_size"] > vocab_size:
+            raise UserError(
+                f"{folder} was made with the {tokenizer['name']} tokenizer of {tokenizer['vocab_size']} ids, but "
+                f"model.vocab_size is {vocab_size}: set it to {tokenizer['vocab_size']}, or prepare other data"
+            )
+        return tokenizer
+    return None
+
+
+def fingerprint(windows: Windows) -> dict[str, int | str]:
+    """What identifies the data of a run: the number of shards and tokens, and a sha256 over each shard's name, tokens,
+    and checksum where a manifest states one."""
+    sums: dict[Path, str] = {}
+    for folder in {path.parent for path in windows.paths}:
+        manifest = read_manifest(folder)
+        sums.update({folder / shard["file"]: shard["sha256"] for shard in (manifest or {"shards": []})["shards"]})
+    shards = zip(windows.paths, windows.lengths, strict=True)
+    facts = [[path.name, length, sums.get(path)] for path, length in shards]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return {"shards": len(facts), "tokens": windows.tokens, "sha256": digest}

@@ -1,0 +1,147 @@
+"""What the device can do: precision, peak FLOP/s for MFU, and how many sequences fit."""
+
+import ctypes
+import re
+
+import torch
+
+from prepare.common.cli import UserError
+from train.model.gpt import GPT
+
+# Dense bf16 FLOP/s with float32 accumulation, from NVIDIA's datasheets; the first name found in the device's counts.
+PEAK_FLOPS = {
+    "H200 NVL": 835.5e12,
+    "H200": 989.4e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989.4e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165.2e12,
+    "RTX 5090": 209.5e12,
+}
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The peak that MFU divides by: dense bf16 FLOP/s of this GPU model; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    if re.search(r"\b(MIG|Laptop|Ti|SUPER|D)\b", name):  # a slice, or another chip under a like name
+        return None
+    return next((peak for model, peak in PEAK_FLOPS.items() if re.search(rf"\b{model}\b", name)), None)
+
+
+def computes_in(context: torch.autocast) -> str:
+    """What an `autocast` context computes matrix products in: bf16 or fp32."""
+    return "bf16" if context._enabled else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context for the forward pass: bf16 matrix products, or (fp32) no change at all.
+
+    Args:
+        precision: fp32; bf16, which a CPU without bf16 instructions would only emulate, slowly, so that it takes fp32
+            instead; or auto, which is bf16 where the device has it.
+    """
+    if device.type == "cpu":
+        enabled = precision != "fp32" and _cpu_has_bf16()
+    elif device.type == "cuda" and precision == "auto":
+        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        enabled = precision == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def prepare_device(device: torch.device, attention: str = "auto") -> None:
+    """What a process sets once, before it computes: what a CPU needs, or a GPU's attention kernels.
+
+    Args:
+        attention: flash, cudnn (either with PyTorch's other kernels for what it cannot do), or auto: PyTorch's choice.
+    """
+    if device.type == "cpu":
+        settle_kernels()
+        keep_freed_memory()
+    elif attention != "auto":
+        torch.backends.cuda.enable_flash_sdp(attention == "flash")
+        torch.backends.cuda.enable_cudnn_sdp(attention == "cudnn")
+
+
+def settle_kernels() -> None:
+    """Have MKL choose its kernels for exp and log, on one thread, so that a process's first results are its later ones.
+
+    It chooses at a function's first call. Where several threads make that call at once, one of them may compute its
+    share with a kernel for another processor and of half the digits: the first step's loss was then 4e-6 off, now and
+    then (https://github.com/pytorch/pytorch/issues/188792; `python -m tests.programs.first_exp` counts how often).
+    """
+    for function in (torch.exp, torch.log):
+        function(torch.ones(1))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that tensors free: on a CPU, a step otherwise faults its large buffers in anew.
+
+    A model of 4 layers, 128 wide, 16 x 64 tokens on one core of an EPYC 9004: 1.3 to 1.5 times the tokens/s in
+    float32, 1.4 to 1.8 times in bf16. Elsewhere (macOS, musl) nothing is changed.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def fitting_micro_batch(model: GPT, per_rank: int, device: torch.device, precision: str) -> int:
+    """The largest divisor of `per_rank` sequences that goes through the model, forward and backward, at a time.
+
+    A GPU tries them from 64 downwards beside the memory that AdamW's moments and DDP's buckets will take. Elsewhere
+    running out of memory would end the process, or the machine: there the float32 logits may take 512 MiB.
+    """
+    config = model.config
+    divisors = [size for size in range(min(64, per_rank), 0, -1) if per_rank % size == 0]
+    if device.type != "cuda":
+        bytes_a_sequence = 4 * config.block_size * config.vocab_size
+        return next((size for size in divisors if size * bytes_a_sequence <= 2**29), 1)
+    for size in divisors:
+        try:
+            _forward_backward(model, size, device, precision)
+            return size
+        except torch.OutOfMemoryError:
+            continue
+        finally:
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    raise UserError(
+        f"not one sequence of model.block_size {config.block_size} fits in this GPU's memory: lower model.block_size, "
+        "or take a smaller model"
+    )
+
+
+def _forward_backward(model: GPT, size: int, device: torch.device, precision: str) -> None:
+    floats = 3 * model.num_parameters() + torch.cuda.mem_get_info(device)[1] // 80  # moments, buckets; 5% for the rest
+    reserved = torch.empty(floats, device=device)
+    tokens = torch.zeros(size, model.config.block_size, dtype=torch.int64, device=device)
+    with autocast(device, precision):
+        loss = model(tokens, tokens)
+    loss.backward()
+    del reserved
+
+
+def is_out_of_memory(failure: BaseException) -> bool:
+    """Whether an exception says that the device's or the machine's memory ran out."""
+    if isinstance(failure, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(
+        words in str(failure) for words in ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )

@@ -1,0 +1,152 @@
+"""Checkpoints in the background: the loop waits for a copy of the state in memory, a thread brings it to disk."""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from prepare.common.cli import UserError, first_line
+from train.config.pretrain import CheckpointConfig
+from train.model.gpt import GPT
+from train.parallel.device import is_out_of_memory
+from train.run import checkpoint
+from train.run.metrics_log import RunLog
+
+
+class Saver:
+    """Saves one run's model and optimizer; on rank 0 only. Two writes never overlap.
+
+    On a GPU the state is copied to pinned memory on a stream of its own, beside the next step's forward and backward
+    passes; its optimizer step waits for the copy, on the GPU. A copy takes as much memory as the state itself; pinned,
+    up to twice that, since PyTorch rounds each tensor up to a power of two.
+    """
+
+    def __init__(
+        self, run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, config: CheckpointConfig, log: RunLog
+    ) -> None:
+        self.run_dir, self.model, self.optimizer, self.config, self.log = run_dir, model, optimizer, config, log
+        self.failures = 0  # in a row
+        self.slowest = 0.0  # seconds, of the saves so far
+        self._thread = ThreadPoolExecutor(1, "saver")
+        self._writing: tuple[int, float, Future[float]] | None = None  # step, seconds that the loop waited
+        self._host: dict[str, Tensor] = {}
+        self._stream = self._copied = None
+        if next(model.parameters()).is_cuda:
+            self._stream = torch.cuda.Stream()
+            self._pin()
+            optimizer.register_step_pre_hook(lambda *_: self._hold_update())
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether as many saves in a row have failed as checkpoint.max_failures allows."""
+        return self.failures >= self.config.max_failures
+
+    def save(self, step: int, meta: Mapping[str, Any]) -> None:
+        """Take the state after `step` finished steps, and begin to write it; waits for the write before, if any."""
+        began = time.perf_counter()
+        self.report(wait=True)
+        weights, train_state = self._snapshot()
+        described = {"model": asdict(self.model.config), **meta}
+        val_losses = dict(self.log.val_losses)
+        pause = time.perf_counter() - began
+        write = self._thread.submit(self._write, step, weights, train_state, described, val_losses)
+        self._writing = step, pause, write
+
+    def report(self, wait: bool = False) -> None:
+        """Log how the last write went, once it has ended, or (`wait`) when it has."""
+        if self._writing is None or not (wait or self._writing[2].done()):
+            return
+        (step, pause, write), self._writing = self._writing, None
+        try:
+            seconds = write.result()
+        except (OSError, RuntimeError, SafetensorError) as failure:
+            # torch and safetensors have words of their own for a full disk
+            reason = first_line(failure)
+            self.failures += 1
+            self.log.event(
+                step,
+                f"the checkpoint could not be written ({reason}); the one before it is kept: make room on the disk",
+                in_a_row=self.failures,
+            )
+        else:
+            self.failures = 0
+            self.slowest = max(self.slowest, pause + seconds)
+            self.log.event(step, "checkpoint", pause_seconds=round(pause, 4), write_seconds=round(seconds, 3))
+
+    def finish(self) -> None:
+        """Wait for the last write, and remove what the run's last validation losses have made superfluous.
+
+        Raises:
+            UserError: it failed.
+        """
+        self.report(wait=True)
+        self._thread.shutdown()
+        if self.failures:
+            raise UserError(
+                f"the last checkpoint of {self.run_dir} could not be written: make room on the disk, and start again; "
+                "it goes on from the checkpoint before it"
+            )
+        checkpoint.prune(self.run_dir, self.config.keep, self.config.keep_every, self.log.val_losses)
+
+    def _pin(self) -> None:
+        """Pin memory for weights and moments, which takes longer than the loop may wait. PyTorch keeps it for saves.
+
+        Raises:
+            UserError: the machine has too little.
+        """
+        # a frozen parameter has no moments
+        for_each = [(parameter, 3 if parameter.requires_grad else 1) for parameter in self.model.parameters()]
+        try:
+            _ = [torch.empty(p.shape, dtype=p.dtype, pin_memory=True) for p, copies in for_each for _ in range(copies)]
+        except RuntimeError as failure:
+            if not is_out_of_memory(failure):
+                raise
+            size = sum(parameter.nbytes * copies for parameter, copies in for_each)
+            raise UserError(
+                "the machine (not its GPU) has no memory for a pinned copy of weights and moments, "
+                f"{size / 1e9:.1f} GB and up to twice that: give this job more, or take a smaller model"
+            ) from None
+
+    def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if self._stream is None:
+            return self._copies()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            copies = self._copies()
+            self._copied = self._stream.record_event()
+        return copies
+
+    def _copies(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        weights = {name: self._copy(name, tensor) for name, tensor in self.model.state_dict().items()}
+        # AdamW's moments only: its learning rate, betas and decay are the configuration's
+        moments = {
+            index: {key: self._copy(f"{index} {key}", tensor) for key, tensor in state.items()}
+            for index, state in self.optimizer.state_dict()["state"].items()
+        }
+        return weights, {"optimizer": moments}
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        if name not in self._host:
+            self._host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
+        return self._host[name].copy_(tensor, non_blocking=self._stream is not None)
+
+    def _hold_update(self) -> None:
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+
+    def _write(
+        self, step: int, weights: dict[str, Tensor], train_state: dict[str, Any], meta: dict, val_losses: dict
+    ) -> float:
+        began = time.perf_counter()
+        if self._copied is not None:
+            self._copied.synchronize()
+        self.log.sync()  # a checkpoint counts on the rows before it
+        checkpoint.write(self.run_dir, step, weights, train_state, meta)
+        checkpoint.prune(self.run_dir, self.config.keep, self.config.keep_every, val_losses)
+        return time.perf_counter() - began

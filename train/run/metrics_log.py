@@ -1,0 +1,237 @@
+"""What a run writes down: metrics.jsonl, the console line, and wandb. Only rank 0 writes."""
+
+import errno
+import json
+import math
+import netrc
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prepare.common.cli import UserError
+from prepare.common.files import write_whole
+from train.config.pretrain import Config
+from train.parallel.device import peak_flops
+from train.parallel.world import World
+
+METRICS = "metrics.jsonl"
+CHANGED = "changed: "  # an event of what is otherwise than in the checkpoint of its step: each start has its own
+
+
+class RunLog:
+    """The rows of one run: each an object with `step`, the number of finished steps, and `kind`."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        step: int,
+        flops_per_token: int,
+        world: World,
+        tokens_read: Callable[[int], int],
+    ) -> None:
+        """Open the log of a run that stands at `step`; rows of later steps, whose work was lost, are dropped.
+
+        Args:
+            flops_per_token: 0 where it is not known, and no MFU is stated.
+            tokens_read: tokens read when so many steps are done.
+        """
+        self.world, self.every, self.max_steps = world, config.log.every, config.train.max_steps
+        self.tokens_read = tokens_read
+        self.flops_per_token = flops_per_token
+        peak = peak_flops(world.device)
+        self.peak = peak and peak * world.size
+        self.seconds: list[float] = []  # of the steps since the last row
+        self.rows, self.seconds_a_step = 0, 0.0  # smoothed, for the time left
+        self.recorded: set[tuple[int, str]] = set()  # steps with the kinds of their rows, or the words of their events
+        self.val_losses: dict[int, float] = {}  # by step
+        self.file = self.wandb = None
+        if world.is_main:
+            path = run_dir / METRICS
+            kept = read_rows(path, step) if path.exists() else []
+            kept = [row for row in kept if row["step"] < step or not row.get("event", "").startswith(CHANGED)]
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+            for row in kept:
+                self._remember(row)
+            self.file = _Appender(path)
+            self.wandb = start_wandb(run_dir, config)
+
+    def write(self, step: int, kind: str, **values: Any) -> None:
+        """Add a row; `values` are JSON-able."""
+        if not self.file:
+            return
+        values = {key: None if _not_finite(value) else value for key, value in values.items()}
+        row = {"step": step, "kind": kind, **values}
+        self._remember(row)
+        self.file.append(json.dumps(row) + "\n")
+        if self.wandb and kind != "event":
+            self.wandb.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
+
+    def _remember(self, row: dict[str, Any]) -> None:
+        self.recorded.add((row["step"], row.get("event", row["kind"])))
+        if row["kind"] == "val" and row["loss"] is not None:
+            self.val_losses[row["step"]] = row["loss"]
+
+    def has(self, step: int, kind: str) -> bool:
+        """Whether a row of this step and kind is there, from before a resume too; only rank 0 knows."""
+        return (step, kind) in self.recorded
+
+    def event(self, step: int, event: str, **values: Any) -> None:
+        """A row of kind `event`, also said on the console; not what this step's rows say already."""
+        if self.has(step, event):
+            return
+        self.write(step, "event", event=event, **values)
+        self.world.say(f"step {step}: {event}" + "".join(f", {key} {value}" for key, value in values.items()))
+
+    def train_row(self, step: int, loss: float, lr: float, grad_norm: float, seconds: float) -> None:
+        """Take a finished step that took `seconds`; at the interval, write its row and console line.
+
+        MFU = FLOPs per token (GPT.flops_per_token) * tokens/s / peak FLOP/s of all GPUs together (hardware.py).
+        """
+        if not self.every:
+            return
+        self.seconds.append(seconds)
+        if step % self.every and step != self.max_steps:
+            return
+        average, tokens = sum(self.seconds) / len(self.seconds), self.tokens_read(step)
+        speed = (tokens - self.tokens_read(step - len(self.seconds))) / sum(self.seconds)
+        self.seconds.clear()
+        mfu = self.flops_per_token * speed / self.peak if self.peak and self.flops_per_token else None
+        self.write(step, "train", loss=loss, lr=lr, grad_norm=grad_norm, tokens=tokens, tokens_per_s=speed, mfu=mfu)
+        # the first row's time, with what is compiled and allocated once, is forgotten at the second
+        self.seconds_a_step = average if self.rows < 2 else 0.9 * self.seconds_a_step + 0.1 * average
+        self.rows += 1
+        left = duration((self.max_steps - step) * self.seconds_a_step)
+        share = f" | mfu {mfu:.1%}" if mfu else ""
+        self.world.say(
+            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
+            f"grad norm {grad_norm:.2f} | {speed:,.0f} tok/s{share} | {left} left"
+        )
+
+    def sync(self) -> None:
+        """Put the rows on disk, before a checkpoint that counts on them; another thread may do it."""
+        if self.file:
+            self.file.sync()
+
+    def close(self) -> None:
+        """End the log."""
+        if self.file:
+            self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+class _Appender:
+    """Lines added to a file. Those that a full disk refuses wait until there is room, or until a sync insists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.handle = path, os.open(path, os.O_WRONLY | os.O_APPEND)
+        self.waiting = b""
+        self.lock = threading.Lock()
+
+    def append(self, line: str) -> None:
+        with self.lock:
+            was_full = bool(self.waiting)
+            self.waiting += line.encode()
+            try:
+                self._write()
+            except OSError as failure:
+                if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                if not was_full:
+                    print(f"warning: {self.path}: {failure.strerror}; its rows wait in memory", flush=True)
+
+    def sync(self) -> None:
+        with self.lock:
+            self._write()
+            os.fsync(self.handle)
+
+    def close(self) -> None:
+        with self.lock:
+            self._write()
+            os.close(self.handle)
+
+    def _write(self) -> None:
+        while self.waiting:
+            self.waiting = self.waiting[os.write(self.handle, self.waiting) :]
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)  # JSON has no word for it
+
+
+def read_rows(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a kill has cut off is left out.
+
+    Args:
+        up_to: leave out the rows of later steps, and damaged lines behind the others: what was not on disk when the
+            power failed may come back as anything.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    lines = path.read_text(errors="replace").splitlines()
+    rows = [_row(line) for line in lines]
+    asked = [up_to is None or (row is not None and row["step"] <= up_to) for row in rows]
+    last = max((number for number, wanted in enumerate(asked, 1) if wanted), default=0)
+    for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
+        if row is None and number < last:
+            raise UserError(f"{path}:{number} is not a row ({line[:40]!r}): remove the line")
+    return [row for row, wanted in zip(rows, asked, strict=True) if row and wanted]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """What a line says; None where it is no row."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row else None
+
+
+def start_wandb(run_dir: Path, config: Config) -> Any | None:
+    """The run at Weights & Biases, or None; a resumed run goes on under its id.
+
+    `auto` is online where an API key is known (the environment, or `wandb login`), and disabled elsewhere;
+    WANDB_MODE in the environment goes before it. Where it cannot get online it goes on offline.
+    """
+    mode = config.log.wandb
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in_to_wandb() else "disabled")
+    if mode == "disabled":
+        return None
+    import wandb
+
+    id_file = run_dir / "wandb_id"
+    if not id_file.exists():
+        write_whole(id_file, secrets.token_hex(4))
+    settings = {"project": config.log.wandb_project, "name": run_dir.name, "id": id_file.read_text(), "resume": "allow"}
+    settings |= {"dir": run_dir, "config": asdict(config)}
+    try:
+        return wandb.init(**settings, mode=mode)
+    except wandb.Error as failure:
+        reason = str(failure).splitlines()[0]
+        if config.log.wandb != "auto":
+            raise UserError(f"wandb could not start ({reason}): set log.wandb offline or disabled") from None
+        print(f"wandb is not reached ({reason}); this run is logged offline, `wandb sync` sends it later", flush=True)
+        return wandb.init(**settings, mode="offline")
+
+
+def _logged_in_to_wandb() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def duration(seconds: float) -> str:
+    """3h12m, 4m05s or 12s."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

@@ -1,0 +1,95 @@
+"""A run's directory: who may use it, and whether it is new, to be gone on with, or finished."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from prepare.common.cli import UserError
+from prepare.common.files import write_whole
+from train.config.pretrain import Config, save_config
+from train.parallel.world import World
+from train.run.checkpoint import clear_leftovers, latest, set_aside
+from train.run.metrics_log import METRICS
+
+DONE, CONFIG, HEARTBEAT = "DONE", "config.yaml", "heartbeat.json"
+BEAT_SECONDS = 1.0
+
+
+class RunDir:
+    """The directory of this run, held by rank 0 for as long as the process lives.
+
+    Raises:
+        UserError: another process trains in it, or `run.fresh` and it is used already.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps
+        metrics, began = self.path / METRICS, f"began {self.path}"
+        used = latest(self.path) or (metrics.exists() and metrics.stat().st_size > 0)
+        if config.run.fresh and used and not world.noted(began):  # what it began itself, torchrun may start again
+            raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
+        self.is_main = world.is_main
+        self.last_beat = -BEAT_SECONDS
+        if self.is_main:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise UserError(f"run.dir {self.path} is a file, not a directory: choose another --run.dir") from None
+            self._lock = (self.path / ".lock").open("a+")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die
+            except BlockingIOError:
+                self._lock.seek(0)
+                raise UserError(
+                    f"{self.path} is in use by process {self._lock.read().strip()}: wait for it, or choose another "
+                    "--run.dir"
+                ) from None
+            except OSError as failure:
+                world.say(
+                    f"{self.path}: this file system has no locks ({failure.strerror}); take care to start one run"
+                )
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()} on {socket.gethostname()}")
+            self._lock.flush()
+            clear_leftovers(self.path)
+            world.note(began)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has finished train.max_steps; raised later, it goes on."""
+        done = self.path / DONE
+        if not done.exists():
+            return False
+        step = done.read_text(errors="replace").strip()
+        return not step.isdecimal() or int(step) >= self.max_steps  # one that somebody has made says no step
+
+    def begin(self, config: Config, damaged: Sequence[Path] = ()) -> None:
+        """Write down the configuration that this process trains with; from here on the run is not done. The damaged
+        checkpoints get another name."""
+        if self.is_main:
+            set_aside(damaged)
+            (self.path / DONE).unlink(missing_ok=True)
+            save_config(config, self.path / CONFIG)
+
+    def beat(self, step: int, last: bool = False) -> None:
+        """Say in heartbeat.json, once a second at the most but for the `last`, that `step` steps were finished now, and
+        by whom."""
+        now = time.monotonic()
+        if not self.is_main or (now - self.last_beat < BEAT_SECONDS and not last):
+            return
+        self.last_beat = now
+        facts = {"step": step, "time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+        new = self.path / f".{HEARTBEAT}"
+        with suppress(OSError):  # a full disk: the next one may succeed
+            new.write_text(json.dumps(facts) + "\n")  # not brought to disk: it is about now
+            new.replace(self.path / HEARTBEAT)
+
+    def finish(self, step: int) -> None:
+        """Mark the run as finished after `step` steps."""
+        if self.is_main:
+            write_whole(self.path / DONE, f"{step}\n")

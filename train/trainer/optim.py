@@ -1,0 +1,61 @@
+"""AdamW as GPT-2's successors use it, and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from train.config.pretrain import OptimConfig
+
+
+def learning_rate(step: int, optim: OptimConfig, max_steps: int) -> float:
+    """The learning rate of the update that follows `step` finished ones.
+
+    Warmup is linear, (step + 1) / warmup_steps of max_lr; then cosine or linear decay, such that the last
+    update, step max_steps - 1, is made with min_lr; or constant at max_lr. A run shorter than its warmup only warms up.
+    """
+    if step < optim.warmup_steps:
+        return optim.max_lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.max_lr
+    done = min(1.0, (step + 1 - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps))
+    share = 0.5 * (1 + math.cos(math.pi * done)) if optim.schedule == "cosine" else 1 - done
+    return optim.min_lr + share * (optim.max_lr - optim.min_lr)
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig, sharded: bool = False) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices and embeddings only (biases and LayerNorms are vectors), fused.
+
+    Args:
+        sharded: each rank keeps the moments of its own part of the parameters, updates those, and sends them to the
+            others (ZeRO stage 1, Rajbhandari et al. 2020). Every rank must build it.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    settings = {"lr": optim.max_lr, "betas": optim.betas, "eps": optim.eps, "fused": True}
+    if not sharded:
+        return torch.optim.AdamW(groups, **settings)
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # a second to import, for its TorchScript
+
+    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
+
+
+def gather_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Bring the parts of a sharded optimizer to rank 0, whose state_dict() is then whole. Every rank must call it."""
+    if hasattr(optimizer, "consolidate_state_dict"):
+        optimizer.consolidate_state_dict(to=0)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()  # the last of its copies may still be on the way
+
+
+def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
+    """Load the moments of a state_dict()["state"]; the optimizer that was saved and this one may each be sharded."""
+    groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
+    optimizer.load_state_dict({"param_groups": groups, "state": moments})
+    if hasattr(optimizer, "consolidate_state_dict"):
+        optimizer.state.clear()  # ZeroRedundancyOptimizer keeps them in `optim`, and a copy here
+        for parameter, state in optimizer.optim.state.items():
+            state["step"] = state["step"].to(parameter.device)  # where fused AdamW wants it
