@@ -9,8 +9,8 @@ lm_eval's (`--include_path DIR` for tasks of your own, `--limit`, `--output_path
 import sys
 from pathlib import Path
 
-# Scripts run from anywhere, and from here on Ctrl-C is one line.
-if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
+if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from prepare.common.cli import ArgumentError, Parser, UserError, run_script
 

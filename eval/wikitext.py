@@ -1,8 +1,8 @@
 """Score a model on WikiText-2 or WikiText-103: perplexity per word, by sliding windows.
 
 The text is joined again as eval/scoring/detokenize.py says, and read in windows of the block size that move by
-`--stride` tokens (half a window unless told otherwise); each window predicts what the one before it did not. The loss of all
-tokens is divided by the words of the original file (the ends of lines are words there), as the GPT-2 paper does:
+`--stride` tokens (half a window unless told otherwise); each window predicts what the one before it did not. The loss
+of all tokens is divided by the words of the original file (the ends of lines are words there), as the GPT-2 paper does:
 
              WikiText-2   WikiText-103      the paper's, zero-shot; its stride is not stated and its
     124M          29.41          37.50      de-tokenizers are not published, so ours need not be equal
@@ -12,8 +12,8 @@ tokens is divided by the words of the original file (the ends of lines are words
 import sys
 from pathlib import Path
 
-# Scripts run from anywhere, and from here on Ctrl-C is one line.
-if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
+if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.common.options import add_model_options, opened, output_file, report
 from eval.scoring.detokenize import load_wikitext

@@ -12,8 +12,8 @@ On the way it takes some 24 GB for the download and 40 GB for the text as Arrow,
 import sys
 from pathlib import Path
 
-# Scripts run from anywhere, and from here on Ctrl-C is one line.
-if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
+if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import shutil

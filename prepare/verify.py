@@ -6,8 +6,8 @@
 import sys
 from pathlib import Path
 
-# Scripts run from anywhere, and from here on Ctrl-C is one line.
-if not __package__: sys.path[0] = str(Path(__file__).resolve().parents[1]); import prepare  # noqa: E701, E702, F401, I001
+if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Twenty kills in several set-ups (tests/programs/torture.py does more), torchrun's restarts, and workers without it."""
+"""Twenty kills in several set-ups (tests/programs/torture.py does more), torchrun's restarts, workers without it."""
 
 import shutil
 import sys

@@ -147,12 +147,12 @@ FinetuneConfig = ClassifyConfig | InstructConfig
 
 
 def load_classify_config(argv: list[str] | None, opening: str) -> ClassifyConfig:
-    """The configuration of a classifier's run; see train.config.read_config."""
+    """The configuration of a classifier's run; see train.config.pretrain.read_config."""
     return read_config(argv, opening, ClassifyConfig, "finetune_classify.yaml", check)
 
 
 def load_instruct_config(argv: list[str] | None, opening: str) -> InstructConfig:
-    """The configuration of an instruction follower's run; see train.config.read_config."""
+    """The configuration of an instruction follower's run; see train.config.pretrain.read_config."""
     return read_config(argv, opening, InstructConfig, "finetune_instruct.yaml", check)
 
 

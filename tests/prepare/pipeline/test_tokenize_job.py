@@ -593,7 +593,7 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
     os.mkfifo(fifo)  # the first process waits here for its text
     code = (
         "import sys; from pathlib import Path; from tests.test_pipeline import Failing, job; "
-        "from prepare.pipeline import run_job\n"
+        "from prepare.pipeline.tokenize_job import run_job\n"
         "class Waiting(Failing):\n"
         "    def batches(self, start=0):\n"
         "        open(sys.argv[1]).read()\n"

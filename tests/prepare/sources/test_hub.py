@@ -136,7 +136,7 @@ def test_a_killed_download_goes_on_where_it_stopped(hub: LoopbackHub, tmp_path: 
     path = "sample/10BT/000_00000.parquet"
     hub.faults.append(Fault("000_00000.parquet", delay=0.01))
     call = f"fetch_hub_file({REPO!r}, {path!r}, 'main', Path({str(tmp_path)!r}))"
-    code = f"from pathlib import Path; from prepare.download import fetch_hub_file; {call}"
+    code = f"from pathlib import Path; from prepare.sources.hub import fetch_hub_file; {call}"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     part = tmp_path / (path + ".part")
     while process.poll() is None and not (part.exists() and part.stat().st_size > 20_000):

@@ -208,7 +208,7 @@ def test_no_network_and_no_cache(tmp_path):
         "import socket, tempfile\n"
         "def refuse(*_, **__): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
-        "from prepare.tokenizer import GPT2Tokenizer\n"
+        "from prepare.tokens.tokenizer import GPT2Tokenizer\n"
         "print(GPT2Tokenizer().encode('Hello world'))"
     )
     result = run_command("python", "-c", code, TIKTOKEN_CACHE_DIR=str(tmp_path), HOME=str(tmp_path))

@@ -61,7 +61,7 @@ def test_a_stop_file_is_the_reason_whatever_else_asks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_does_not_kill_a_process_that_is_ending(number: signal.Signals) -> None:
     code = (
-        "import os, pathlib, sys; from train.stopping import StopRequest\n"
+        "import os, pathlib, sys; from train.run.stop_request import StopRequest\n"
         "class Last:\n"  # deleted when Python has taken its handlers away
         f"    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, {int(number)})\n"
         "stop = StopRequest(pathlib.Path('STOP'), 0, True); sys.last = Last()\n"

@@ -28,7 +28,7 @@ def test_a_gradient_becomes_nan_once_and_a_parameter_drifts(monkeypatch: pytest.
 
 
 def test_a_process_dies_as_if_killed() -> None:
-    code = "import torch; from train.faults import inject; inject(3, 0, torch.nn.Linear(1, 1)); print('alive')"
+    code = "import torch; from train.trainer.faults import inject; inject(3, 0, torch.nn.Linear(1, 1)); print('alive')"
     for fault, status in (("die@3:0", -9), ("die@4:0", 0)):
         result = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env={"GPT2_FAULT": fault}, capture_output=True, text=True

@@ -81,6 +81,6 @@ def test_a_run_whose_last_rows_find_no_room_is_not_done(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):  # one line of prepare.cli.run_script
+    with pytest.raises(OSError, match="No space left"):  # one line of prepare.common.cli.run_script
         close(training, stopped=False)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("DONE")]
