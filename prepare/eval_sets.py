@@ -1,8 +1,8 @@
 """The evaluation sets: HellaSwag, LAMBADA and WikiText as published, or tasks out of held-out text of your own.
 
-    python prepare/eval_sets.py              # all -> data/{hellaswag_val,lambada_test}.jsonl, wikitext*_test.tokens
-    python prepare/eval_sets.py hellaswag
-    python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'    # needs no network
+python prepare/eval_sets.py              # all -> data/{hellaswag_val,lambada_test}.jsonl, wikitext*_test.tokens
+python prepare/eval_sets.py hellaswag
+python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'    # needs no network
 """
 
 import sys

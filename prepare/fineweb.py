@@ -1,8 +1,8 @@
 """FineWeb, or your own files, to token shards.
 
-    python prepare/fineweb.py                              # FineWeb sample-10BT from the hub -> data/fineweb10B
-    python prepare/fineweb.py --input 'corpus/*.parquet'   # your own documents
-    python prepare/fineweb.py --pretokenized 10            # a billion tokens that somebody else has tokenized
+python prepare/fineweb.py                              # FineWeb sample-10BT from the hub -> data/fineweb10B
+python prepare/fineweb.py --input 'corpus/*.parquet'   # your own documents
+python prepare/fineweb.py --pretokenized 10            # a billion tokens that somebody else has tokenized
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Proves a folder of token shards whole, or names each damaged file and what is wrong with it.
 
-    python prepare/verify.py data/shakespeare_bpe
+python prepare/verify.py data/shakespeare_bpe
 """
 
 import sys

@@ -106,9 +106,7 @@ def ask(
         UserError: one of them is no number. As a choice among endings such a model would look like a guess.
     """
     with _progress(what, len(requests), unit, world) as update:
-        share = score_requests(
-            loaded.model, requests, world.device, None, batch_tokens, world.rank, world.size, update
-        )
+        share = score_requests(loaded.model, requests, world.device, None, batch_tokens, world.rank, world.size, update)
     scores = gather(share, requests, world)
     if not all(math.isfinite(score.loglik) for found in scores for score in found):
         raise UserError(DIVERGED)

@@ -155,9 +155,9 @@ def _score_batch(
 ) -> list[list[Score]]:
     """One forward pass. The continuations a, b of a context c stand side by side, and do not see each other:
 
-        inputs      c c c a a b b b _     the state at each place predicts the token that follows it, so the last of c
-        positions   0 1 2 3 4 3 4 5 0     predicts the first of every continuation, and the last token of each
-        parts       0 0 0 1 1 2 2 2 -1    is no input; rows are padded on the right
+    inputs      c c c a a b b b _     the state at each place predicts the token that follows it, so the last of c
+    positions   0 1 2 3 4 3 4 5 0     predicts the first of every continuation, and the last token of each
+    parts       0 0 0 1 1 2 2 2 -1    is no input; rows are padded on the right
     """
     rows = [row for request in requests for row in rows_of(request, model.config.block_size)]
     places, asked = _side_by_side(rows)

@@ -103,9 +103,7 @@ class GPT2Tokenizer:
             tokens, starts = begin_documents(tokens, offsets, EOT)
         return Encoded(tokens, starts, {"gigatoken": len(texts) - len(others), "tiktoken": len(others)})
 
-    def _check(
-        self, texts: "pa.LargeStringArray", tokens: np.ndarray, offsets: np.ndarray, others: np.ndarray
-    ) -> None:
+    def _check(self, texts: "pa.LargeStringArray", tokens: np.ndarray, offsets: np.ndarray, others: np.ndarray) -> None:
         """Encode one of the documents with tiktoken too, if enough has been encoded since the last time."""
         index = random.randrange(len(texts)) if len(texts) else 0
         if len(texts) == 0 or index in others:

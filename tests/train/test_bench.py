@@ -18,7 +18,7 @@ SCRIPT = ROOT / "train" / "bench.py"
 ROW = re.compile(r"^(\S+)" + r" +([\d,.]+)" * 8, re.MULTILINE)
 
 # build-nanogpt's train_gpt2.py in small: definitions, an import from its own folder, and a training run at the end
-BUILD_NANOGPT = '''
+BUILD_NANOGPT = """
 import inspect
 from dataclasses import dataclass
 import torch
@@ -66,7 +66,7 @@ class DataLoaderLite:
 
 import no_such_package
 raise SystemExit("trained")
-'''
+"""
 
 
 @pytest.fixture

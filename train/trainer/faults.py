@@ -1,7 +1,7 @@
 """Faults for the tests: GPT2_FAULT=KIND@STEP:RANK in the environment makes that rank misbehave in that step.
 
-    nan     its gradient is not a number           drift   one of its parameters changes
-    hang    it never arrives at the step's work    die     it is gone, as after kill -9
+nan     its gradient is not a number           drift   one of its parameters changes
+hang    it never arrives at the step's work    die     it is gone, as after kill -9
 """
 
 import os

@@ -13,7 +13,7 @@ SAMPLE = """ \n = Title = \n \n He said " it 's 1 @,@ 000 @.@ 5 " ( or [ so ] ) 
 
 def test_a_sample_is_the_harness_s():
     assert detokenize(SAMPLE) == wikitext_detokenizer({"page": SAMPLE})
-    assert 'He said "it\'s 1,000.5" (or [so]): the dogs\' well-known' in detokenize(SAMPLE)
+    assert "He said \"it's 1,000.5\" (or [so]): the dogs' well-known" in detokenize(SAMPLE)
 
 
 def test_the_real_test_set_is_the_harness_s_and_has_the_published_number_of_words(real_data):

@@ -150,8 +150,8 @@ def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture) -
 def test_progress_on_a_terminal_is_a_bar_where_there_is_room(tmp_path: Path, size: tuple[int, int], said: str) -> None:
     script = tmp_path / "bar.py"
     script.write_text(
-        "from prepare.common.cli import Progress\n"
-        "with Progress('reading', 100, 'B') as p:\n    p.update(100)\n")
+        "from prepare.common.cli import Progress\nwith Progress('reading', 100, 'B') as p:\n    p.update(100)\n"
+    )
     read_end, write_end = pty.openpty()
     termios.tcsetwinsize(write_end, size)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

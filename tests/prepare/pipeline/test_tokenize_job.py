@@ -300,9 +300,7 @@ def test_the_shards_do_not_depend_on_the_engine(corpus, tmp_path):
     fast, reference = manifests["gigatoken"], manifests["tiktoken"]
     assert fast["shards"] == reference["shards"]
     assert [file["engines"] for file in reference["inputs"]] == [{"tiktoken": n} for n in (60, 61, 61, 60)]
-    assert [file["engines"] for file in fast["inputs"]] == [
-        {"gigatoken": 60, "tiktoken": n} for n in (0, 1, 1, 0)
-    ]
+    assert [file["engines"] for file in fast["inputs"]] == [{"gigatoken": 60, "tiktoken": n} for n in (0, 1, 1, 0)]
     for manifest in manifests.values():
         for file in manifest["inputs"]:
             del file["engines"]
