@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.common.options import opened
 from eval.scoring.classification import Tally, classify
-from prepare.common.cli import ArgumentError, Parser, UserError, named, named_path, positive, run_script
+from prepare.common.cli import ArgumentError, Parser, UserError, nonempty, nonempty_path, positive, run_script
 from prepare.finetuning.labelled import read_texts
 
 
@@ -19,11 +19,13 @@ def main(argv: list[str] | None = None) -> None:
         "Ask a classifier for the label of texts: a line of label, probability and text for each.",
         'python eval/classify.py --model runs/finetune_classify --text "You have won a prize, call now"',
     )
-    parser.add_argument("--model", type=named, metavar="X", required=True, help="a classifier's run or checkpoint")
+    parser.add_argument("--model", type=nonempty, metavar="X", required=True, help="a classifier's run or checkpoint")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", metavar="T", help="what to classify")
-    source.add_argument("--file", type=named_path, help="texts: a line each, label<TAB>text, .csv, .jsonl or .parquet")
+    source.add_argument(
+        "--file", type=nonempty_path, help="texts: a line each, label<TAB>text, .csv, .jsonl or .parquet"
+    )
     parser.add_argument("--text-column", default="text", help="of the file")
     parser.add_argument("--label-column", default="label", help="of the file; where it is there, the scores follow")
     parser.add_argument("--batch-size", type=positive, default=32, help="texts at a time")

@@ -22,7 +22,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.common.options import add_set_options, opened, report
-from eval.scoring.evaluate import measure_hellaswag
+from eval.scoring.evaluate import evaluate_hellaswag
 from eval.scoring.tasks import FORMATS, load_hellaswag
 from prepare.common.cli import Parser, run_script
 from prepare.sources.published import HELLASWAG
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tasks = load_hellaswag(args.data, args.limit)
     with opened(args.model, args.device, precision=args.precision) as (loaded, world):
-        scores = measure_hellaswag(loaded, world, tasks, args.format, args.batch_tokens)
+        scores = evaluate_hellaswag(loaded, world, tasks, args.format, args.batch_tokens)
     if world.is_main:
         cut = scores["truncated"]
         lines = {

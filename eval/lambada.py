@@ -12,7 +12,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.common.options import add_set_options, opened, report
-from eval.scoring.evaluate import measure_lambada
+from eval.scoring.evaluate import evaluate_lambada
 from eval.scoring.tasks import load_lambada
 from prepare.common.cli import Parser, run_script
 from prepare.sources.published import LAMBADA
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
     passages = load_lambada(args.data, args.limit)
     with opened(args.model, args.device, precision=args.precision) as (loaded, world):
-        scores = measure_lambada(loaded, world, passages, args.batch_tokens)
+        scores = evaluate_lambada(loaded, world, passages, args.batch_tokens)
     if world.is_main:
         cut = scores["truncated"]
         lines = {

@@ -7,7 +7,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.common.curves import plot_runs, read_metrics
-from prepare.common.cli import RUNS, ArgumentError, Parser, UserError, named_path, run_script
+from prepare.common.cli import RUNS, ArgumentError, Parser, UserError, nonempty_path, run_script
 from train.run.metrics_log import METRICS
 
 
@@ -16,8 +16,12 @@ def main(argv: list[str] | None = None) -> None:
         "Draw loss, learning rate, throughput and HellaSwag or accuracy of runs, from their metrics.jsonl.",
         "python eval/plot.py runs/quickstart --output curves.png",
     )
-    parser.add_argument("runs", nargs="*", type=named_path, metavar="RUN", help="run directories; none: the newest run")
-    parser.add_argument("--output", type=named_path, help="picture; default: RUN/loss.png, or curves.png for several")
+    parser.add_argument(
+        "runs", nargs="*", type=nonempty_path, metavar="RUN", help="run directories; none: the newest run"
+    )
+    parser.add_argument(
+        "--output", type=nonempty_path, help="picture; default: RUN/loss.png, or curves.png for several"
+    )
     parser.add_argument("--over", choices=("tokens", "steps"), default="tokens", help="the horizontal axis")
     args = parser.parse_args(argv)
     runs = args.runs or [newest_logged_run()]

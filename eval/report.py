@@ -20,10 +20,10 @@ from eval.common.curves import plot_report, read_metrics
 from eval.common.options import add_model_options, opened
 from eval.common.published import NOTES, PUBLISHED, SIZES
 from eval.scoring.detokenize import load_wikitext
-from eval.scoring.evaluate import measure_hellaswag, measure_lambada, measure_shards, measure_wikitext
+from eval.scoring.evaluate import evaluate_hellaswag, evaluate_lambada, evaluate_shards, evaluate_wikitext
 from eval.scoring.tasks import FORMATS, Format, load_hellaswag, load_lambada
-from prepare.common.cli import DATA, Parser, UserError, named_path, positive, run_script
-from prepare.common.files import write_json, write_whole
+from prepare.common.cli import DATA, Parser, UserError, nonempty_path, positive, run_script
+from prepare.common.files import atomic_write_json, atomic_write_text
 from prepare.sources.published import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import EvalConfig
@@ -38,10 +38,12 @@ def main(argv: list[str] | None = None) -> None:
         "python eval/report.py --model runs/quickstart --output report",
     )
     add_model_options(parser)
-    parser.add_argument("--data", type=named_path, default=DATA, metavar="DIR", help="where eval_sets.py has put them")
+    parser.add_argument(
+        "--data", type=nonempty_path, default=DATA, metavar="DIR", help="where eval_sets.py has put them"
+    )
     parser.add_argument("--shards", nargs="+", metavar="GLOB", help="token shards for a validation loss")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N tasks and passages")
-    parser.add_argument("--output", type=named_path, default="report", metavar="DIR", help="report.{txt,json,png}")
+    parser.add_argument("--output", type=nonempty_path, default="report", metavar="DIR", help="report.{txt,json,png}")
     args = parser.parse_args(argv)
     model = args.model or str(newest_run())
     output = args.output.absolute()
@@ -69,8 +71,10 @@ def main(argv: list[str] | None = None) -> None:
     settings = {
         name: {key: value for key, value in scores.items() if key != "examples"} for name, scores in found.items()
     }
-    write_json(args.output / "report.json", {"model": loaded.name, "step": loaded.step, "sets": settings, "rows": rows})
-    write_whole(args.output / "report.txt", text)
+    atomic_write_json(
+        args.output / "report.json", {"model": loaded.name, "step": loaded.step, "sets": settings, "rows": rows}
+    )
+    atomic_write_text(args.output / "report.txt", text)
     plot_report(f"{loaded.name} beside OpenAI's GPT-2", cells, metrics, args.output / "report.png")
     print(f"{args.output}/report.txt report.json report.png")
 
@@ -80,16 +84,16 @@ def measures(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each measurement that there is data for, by name; what is missing is said."""
     if shards:  # first: what is wrong with them is said before minutes are spent on the rest
-        yield "shards", measure_shards(loaded, world, shards, EvalConfig().val_tokens)
+        yield "shards", evaluate_shards(loaded, world, shards, EvalConfig().val_tokens)
 
     def hellaswag(path: Path, style: Format) -> dict[str, Any]:
-        return measure_hellaswag(loaded, world, load_hellaswag(path, limit), style)
+        return evaluate_hellaswag(loaded, world, load_hellaswag(path, limit), style)
 
     def lambada(path: Path) -> dict[str, Any]:
-        return measure_lambada(loaded, world, load_lambada(path, limit))
+        return evaluate_lambada(loaded, world, load_lambada(path, limit))
 
     def wikitext(path: Path) -> dict[str, Any]:
-        return measure_wikitext(loaded, world, load_wikitext(path))
+        return evaluate_wikitext(loaded, world, load_wikitext(path))
 
     sets = [(f"hellaswag {style}", HELLASWAG, partial(hellaswag, style=style)) for style in FORMATS]
     sets += [("lambada", LAMBADA, lambada), ("wikitext2", WIKITEXT2, wikitext), ("wikitext103", WIKITEXT103, wikitext)]
@@ -97,7 +101,7 @@ def measures(
         try:
             yield name, measure(data / file.path.name)
         except UserError as reason:  # it is not there or damaged, or a character vocabulary cannot read it
-            world.say(f"{name} is not measured: {reason}")
+            world.print(f"{name} is not measured: {reason}")
 
 
 def table(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.common.options import add_model_options, opened
-from eval.scoring.evaluate import measure_shards
+from eval.scoring.evaluate import evaluate_shards
 from prepare.common.cli import Parser, positive, run_script
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import EvalConfig
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
 
     paths = find_shards(args.data)
     with opened(args.model, args.device) as (loaded, world):
-        found = measure_shards(loaded, world, paths, args.tokens)
+        found = evaluate_shards(loaded, world, paths, args.tokens)
     if world.is_main:
         print(
             f"model:   {loaded.name}\n"

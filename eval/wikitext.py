@@ -17,8 +17,8 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 
 from eval.common.options import add_model_options, opened, output_file, report
 from eval.scoring.detokenize import load_wikitext
-from eval.scoring.evaluate import measure_wikitext
-from prepare.common.cli import Parser, named_path, positive, run_script
+from eval.scoring.evaluate import evaluate_wikitext
+from prepare.common.cli import Parser, nonempty_path, positive, run_script
 from prepare.sources.published import WIKITEXT103
 
 
@@ -28,14 +28,14 @@ def main(argv: list[str] | None = None) -> None:
         "python eval/wikitext.py --model gpt2",
     )
     add_model_options(parser)
-    parser.add_argument("--data", type=named_path, default=WIKITEXT103.path, metavar="FILE", help="wiki.test.tokens")
+    parser.add_argument("--data", type=nonempty_path, default=WIKITEXT103.path, metavar="FILE", help="wiki.test.tokens")
     parser.add_argument("--stride", type=positive, metavar="N", help="new tokens in a window; default: half the block")
     parser.add_argument("--output", type=output_file, metavar="FILE", help="the scores as JSON")
     args = parser.parse_args(argv)
 
     text = load_wikitext(args.data)
     with opened(args.model, args.device) as (loaded, world):
-        scores = measure_wikitext(loaded, world, text, args.stride)
+        scores = evaluate_wikitext(loaded, world, text, args.stride)
     if world.is_main:
         lines = {
             "data": f"{scores['words']:,} words, {scores['tokens']:,} tokens of {args.data}",

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prepare.common.cli import ROOT, Parser, UserError, available_cores, named, named_path, positive, run_script
+from prepare.common.cli import ROOT, Parser, UserError, available_cores, nonempty, nonempty_path, positive, run_script
 from prepare.pipeline.tokenize_job import Job, add_workers, run_job
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources.readers import LocalFile, find_inputs, read_documents
@@ -38,12 +38,14 @@ TIKTOKEN_BYTES = 50_000_000  # it is slow, and as fast on little text as on much
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Measure how fast text becomes tokens.", "python prepare/bench.py")
-    parser.add_argument("--input", nargs="+", type=named, metavar="FILE", help="text to repeat; when not given, plays")
+    parser.add_argument(
+        "--input", nargs="+", type=nonempty, metavar="FILE", help="text to repeat; when not given, plays"
+    )
     parser.add_argument("--column", default="text", help="where the files have it")
     parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
     add_workers(parser)
     parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each; the medians are shown")
-    parser.add_argument("--folder", type=named_path, help="where there is room; when not given, a temporary folder")
+    parser.add_argument("--folder", type=nonempty_path, help="where there is room; when not given, a temporary folder")
     options = parser.parse_args(argv)
     if options.folder and not options.folder.is_dir():
         raise UserError(f"--folder {options.folder} is no folder: make it, or give another")

@@ -15,8 +15,8 @@ import argparse
 import json
 from dataclasses import replace
 
-from prepare.common.cli import DATA, ArgumentError, Parser, named_path, positive, run_script
-from prepare.common.files import write_whole
+from prepare.common.cli import DATA, ArgumentError, Parser, nonempty_path, positive, run_script
+from prepare.common.files import atomic_write_text
 from prepare.pipeline.continuation import make_tasks
 from prepare.sources.published import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
 from prepare.tokens.shards import find_shards
@@ -39,7 +39,7 @@ def published(arguments: list[str]) -> None:
         "python prepare/eval_sets.py",
     )
     parser.add_argument("sets", nargs="*", type=known, metavar="SET", default=[*KNOWN], help=", ".join(KNOWN))
-    parser.add_argument("--out", type=named_path, default=DATA, help="folder of the files")
+    parser.add_argument("--out", type=nonempty_path, default=DATA, help="folder of the files")
     parser.add_argument("--hellaswag-url", default=HELLASWAG.url, metavar="URL", help="a mirror of the same file")
     parser.add_argument("--lambada-url", default=LAMBADA.url, metavar="URL", help="a mirror of the same file")
     options = parser.parse_args(arguments)
@@ -69,14 +69,14 @@ def continuation(arguments: list[str]) -> None:
     parser.prog += " continuation"
     parser.add_argument("--shards", required=True, nargs="+", metavar="GLOB", help="token shards of held-out text")
     default = DATA / "continuation_val.jsonl"
-    parser.add_argument("--out", type=named_path, default=default, metavar="FILE", help="where to")
+    parser.add_argument("--out", type=nonempty_path, default=default, metavar="FILE", help="where to")
     parser.add_argument("--tasks", type=positive, default=200, metavar="N", help="how many tasks")
     parser.add_argument("--seed", type=int, default=1, help="which of the possible tasks")
     options = parser.parse_args(arguments)
     if options.out.is_dir() or not options.out.absolute().parent.is_dir():
         raise ArgumentError(f"--out {options.out} is a folder, or not in one that exists: name a file in a folder")
     tasks = make_tasks(find_shards(options.shards), options.tasks, options.seed)
-    write_whole(options.out, "".join(json.dumps(task) + "\n" for task in tasks))
+    atomic_write_text(options.out, "".join(json.dumps(task) + "\n" for task in tasks))
     print(f"{options.out}: {len(tasks)} tasks out of held-out text (HellaSwag's format, not HellaSwag)")
 
 

@@ -16,9 +16,18 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.common.cli import DATA, ArgumentError, Parser, named, named_path, positive, run_script, well_formed
-from prepare.pipeline.output_folder import kept_revision
-from prepare.pipeline.pretokenized import fetch_shards
+from prepare.common.cli import (
+    DATA,
+    ArgumentError,
+    Parser,
+    nonempty,
+    nonempty_path,
+    positive,
+    replace_surrogates,
+    run_script,
+)
+from prepare.pipeline.output_folder import pinned_revision
+from prepare.pipeline.pretokenized import fetch_pretokenized
 from prepare.pipeline.tokenize_job import KEEP_FILES, Job, add_options, run_job
 from prepare.sources.hub import fetch_hub_file, hub_files
 from prepare.sources.readers import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
@@ -59,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     name = f"fineweb{edu}"
     out = options.out or DATA / (name + options.version.replace("BT", "B"))
     if options.pretokenized is not None:
-        manifest = fetch_shards(out, options.edu, options.version, options.pretokenized or None)
+        manifest = fetch_pretokenized(out, options.edu, options.version, options.pretokenized or None)
     else:
         if options.input:
             paths = find_inputs(options.input)
@@ -72,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             dataset = "HuggingFaceFW/fineweb" + ("-edu" if edu else "")
             # a folder keeps its commit, whatever is committed to the dataset while it is made
-            revision = kept_revision(out, dataset) or "main"
+            revision = pinned_revision(out, dataset) or "main"
             listing = hub_files(dataset, f"sample/{options.version}", ".parquet", revision)
             revision, into = listing.revision, out / ".download"
             sources = [HubFile(dataset, revision, path, into, options.column) for path in listing.files]
@@ -113,14 +122,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--input",
         nargs="+",
-        type=named,
+        type=nonempty,
         metavar="FILE",
         help=".parquet, .jsonl[.gz|.zst] or .txt, not the hub: names, folders, globs, URLs (s3://, hf://, ...)",
     )
     parser.add_argument("--column", default="text", help="where a .parquet or .jsonl has the text")
     parser.add_argument("--separator", type=unescaped, help="what stands between documents of a .txt (\\n: a line end)")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="malformed lines of a .jsonl to skip")
-    parser.add_argument("--out", type=named_path, help="folder of the shards; when not given, data/fineweb10B and such")
+    parser.add_argument(
+        "--out", type=nonempty_path, help="folder of the shards; when not given, data/fineweb10B and such"
+    )
     parser.add_argument(
         "--pretokenized",
         nargs="?",
@@ -145,7 +156,7 @@ def unescaped(text: str) -> str:
     """argparse's type for a separator, in which a shell cannot easily write a line end or a tab."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: say what stands between documents, or leave it out")
-    if well_formed(text) != text:
+    if replace_surrogates(text) != text:
         raise argparse.ArgumentTypeError(f"{text!a} is no UTF-8: give text that is")
     return text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t").replace("\\0", "\0")
 

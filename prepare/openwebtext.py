@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.common.cli import DATA, Parser, UserError, named, named_path, run_script
-from prepare.pipeline.output_folder import PROGRESS, kept_revision
+from prepare.common.cli import DATA, Parser, UserError, nonempty, nonempty_path, run_script
+from prepare.pipeline.output_folder import PROGRESS, pinned_revision
 from prepare.pipeline.tokenize_job import Job, add_engine, add_shard_tokens, add_workers, run_job
 from prepare.sources.hub import fetch_hub_file, hub_files
 from prepare.sources.readers import (
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         facts["files"] = [LocalFile(path, options.column).identity() for path in paths]
         corpus = Corpus(lambda: paths, options.column, scratch)
     else:
-        listing = hub_files(REPO, FOLDER, ".parquet", kept_revision(options.out, REPO) or "main")
+        listing = hub_files(REPO, FOLDER, ".parquet", pinned_revision(options.out, REPO) or "main")
         dataset, revision, paths = REPO, listing.revision, listing.files
         corpus = Corpus(
             lambda: [fetch_hub_file(REPO, path, revision, scratch) for path in paths], options.column, scratch / "arrow"
@@ -166,9 +166,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Turn OpenWebText into GPT-2 token shards, split as nanoGPT does.", "python prepare/openwebtext.py")
-    parser.add_argument("--input", nargs="+", type=named, metavar="FILE", help="local .parquet files, not the hub")
+    parser.add_argument("--input", nargs="+", type=nonempty, metavar="FILE", help="local .parquet files, not the hub")
     parser.add_argument("--column", default="text", help="where the files have the text")
-    parser.add_argument("--out", type=named_path, default=DATA / "openwebtext", help="folder of the shards")
+    parser.add_argument("--out", type=nonempty_path, default=DATA / "openwebtext", help="folder of the shards")
     add_shard_tokens(parser)
     add_workers(parser)
     add_engine(parser)

@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.common.cli import DATA, ArgumentError, Parser, UserError, named_path, run_script
+from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty_path, run_script
 from prepare.pipeline.tokenize_job import Job, add_shard_tokens, run_job
 from prepare.sources.hub import fetch_url
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
@@ -76,9 +76,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Turn Shakespeare, or a text of your own, into shards of tokens.", "python prepare/shakespeare.py")
     parser.add_argument("--level", choices=["bpe", "char"], default="bpe", help="GPT-2's tokens, or one per character")
     parser.add_argument("--source", choices=["plays", "tiny"], help="the 37 plays (no network), or Tiny Shakespeare")
-    parser.add_argument("--input", type=named_path, metavar="FILE", help="a UTF-8 text, such as Tiny Shakespeare's")
+    parser.add_argument("--input", type=nonempty_path, metavar="FILE", help="a UTF-8 text, such as Tiny Shakespeare's")
     parser.add_argument("--url", help="where to get Tiny Shakespeare; its author's repository when not given")
-    parser.add_argument("--out", type=named_path, help="folder of the shards; data/shakespeare_LEVEL when not given")
+    parser.add_argument("--out", type=nonempty_path, help="folder of the shards; data/shakespeare_LEVEL when not given")
     add_shard_tokens(parser)
     options = parser.parse_args(argv)
     options.source = options.source or ("tiny" if options.input or options.url else "plays")

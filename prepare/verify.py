@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from prepare.common.cli import Parser, Progress, UserError, named_path, run_script
+from prepare.common.cli import Parser, Progress, UserError, nonempty_path, run_script
 from prepare.common.files import file_sha256
 from prepare.pipeline.output_folder import PROGRESS
 from prepare.tokens.manifest import MANIFEST, read_manifest
@@ -26,7 +26,7 @@ CHUNK = 1 << 24  # tokens looked at together
 def main(argv: list[str] | None = None) -> None:
     example = "python prepare/verify.py data/shakespeare_bpe"
     parser = Parser("Check every shard of a folder against its manifest.", example)
-    parser.add_argument("folder", type=named_path, help="folder of token shards")
+    parser.add_argument("folder", type=nonempty_path, help="folder of token shards")
     folder = parser.parse_args(argv).folder
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give the one that the shards are in")

@@ -36,15 +36,15 @@ import torch.distributed as dist
 from prepare.common.cli import ArgumentError, UserError, positive, run_script
 from prepare.tokens.shards import find_shards, write_shard
 from train.config.pretrain import Config, LogConfig, load_config, sequences_per_rank
-from train.data.windows import Loader, WindowOrder, Windows
+from train.data.windows import WindowLoader, WindowOrder, Windows
 from train.model.gpt import GPT
 from train.parallel import world as distributed
 from train.parallel.compile_ddp import wrap
-from train.parallel.device import autocast, computes_in, fitting_micro_batch, peak_flops, prepare_device
+from train.parallel.device import autocast, find_micro_batch_size, peak_flops, precision_name, prepare_device
 from train.parallel.world import World
 from train.peers import Peer
-from train.run.async_saver import Saver
-from train.run.metrics_log import METRICS, RunLog, read_rows
+from train.run.async_saver import AsyncSaver
+from train.run.metrics_log import METRICS, MetricsLog, read_rows
 from train.trainer.optim import build_optimizer, gather_moments, learning_rate
 from train.trainer.step import train_step
 
@@ -107,8 +107,8 @@ class Program:
             self.peer, self.name = None, "ours"
             self.model = GPT(config.model, config.train.recompute).to(world.device)
             if micro == "auto":
-                found = fitting_micro_batch(self.model, per_rank, world.device, config.train.precision)
-                micro = world.smallest(found)
+                found = find_micro_batch_size(self.model, per_rank, world.device, config.train.precision)
+                micro = world.min(found)
                 if world.device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats()  # of the tries
             sharded = config.train.shard_optimizer and world.size > 1
@@ -117,7 +117,9 @@ class Program:
             self.context = autocast(world.device, config.train.precision)
         windows = Windows(tokens(config, folder), config.model.block_size, config.model.vocab_size)
         order = WindowOrder(windows.counts, config.train.seed, config.data.shuffle)
-        self.loader = Loader(windows, order, per_rank, micro, world.rank, world.size, pin=world.device.type == "cuda")
+        self.loader = WindowLoader(
+            windows, order, per_rank, micro, world.rank, world.size, pin=world.device.type == "cuda"
+        )
         self.batches = self.loader.prefetch(0, sys.maxsize)
 
     def run(self, steps: int) -> list[dict[str, float]]:
@@ -147,7 +149,7 @@ class Program:
             "name": self.name,
             "peer": self.peer is not None,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "precision": computes_in(self.context),
+            "precision": precision_name(self.context),
             "memory": torch.cuda.max_memory_reserved() if cuda else memory,  # with that of CUDA graphs
             "micro_batches": self.loader.per_rank // self.loader.micro_batch_size,
             "micro_batch_size": self.loader.micro_batch_size,
@@ -247,11 +249,11 @@ def main() -> None:
             return answer(program)
         samples = measure([program], options.steps, options.warmup)[program]
         report(config, world, [program.facts()], [samples], options.warmup)
-        world.say(loader_rate(program, samples[options.warmup :]))
+        world.print(loader_rate(program, samples[options.warmup :]))
         if world.size > 1:
-            world.say(all_reduce(program, samples[options.warmup :]))
+            world.print(all_reduce(program, samples[options.warmup :]))
         if options.saves:
-            world.say(saving(program, options.saves, samples[options.warmup :], Path(folder)))
+            world.print(saving(program, options.saves, samples[options.warmup :], Path(folder)))
         if options.profile:
             profile(program, options.profile)
         distributed.stop()
@@ -293,14 +295,14 @@ def measure(
 def report(config: Config, world: World, facts: list[dict], samples: list[list[dict]], warmup: int) -> None:
     """Print what was measured."""
     first, size = facts[0], config.data.batch_tokens
-    world.say(
+    world.print(
         f"{first['parameters']:,} parameters, {size:,} tokens a step = {world.size} processes x "
         f"{first['micro_batches']} micro-batches x {first['micro_batch_size']} sequences x {config.model.block_size}; "
         f"{world.describe()}, torch {torch.__version__}, {'compiled' if config.train.compile else 'not compiled'}; "
         f"{len(samples[0]) - warmup} steps each after {warmup}"
     )
     width = max(len(fact["name"]) for fact in facts)
-    world.say(
+    world.print(
         f"{'':{width}}  tokens/s: median, min, max     ratio  ms: data forward backward optimizer  first step  memory"
     )
     medians = []
@@ -311,7 +313,7 @@ def report(config: Config, world: World, facts: list[dict], samples: list[list[d
         split = " ".join(
             f"{1000 * statistics.median(step[phase] for step in counted):{max(8, len(phase))},.1f}" for phase in PHASES
         )
-        world.say(
+        world.print(
             f"{fact['name']:{width}}  {medians[-1]:10,.0f} {size / max(seconds):9,.0f} {size / min(seconds):9,.0f}"
             f"  {medians[0] / medians[-1]:6.2f}  {split}  {steps[0]['seconds']:8.1f} s"
             f"  {fact['memory'] / 2**20:,.0f} MiB, {fact['precision']}"
@@ -325,11 +327,11 @@ def report(config: Config, world: World, facts: list[dict], samples: list[list[d
         words += f", MFU {achieved / peak:.1%} of {peak / 1e12:,.1f} TFLOP/s, the datasheet's dense bf16"
     else:
         words += "; no MFU, since this device's peak is not known"
-    world.say(words)
+    world.print(words)
     for fact, steps in list(zip(facts, samples, strict=True))[1:]:
         if fact["parameters"] == first["parameters"] and not fact["peer"]:  # whose weights begin as they like
             worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(steps, samples[0], strict=True))
-            world.say(f"{fact['name']}: losses differ by at most {worst:.1e} from ours in {len(steps)} steps")
+            world.print(f"{fact['name']}: losses differ by at most {worst:.1e} from ours in {len(steps)} steps")
 
 
 def loader_rate(program: Program, samples: list[dict[str, float]]) -> str:
@@ -378,8 +380,10 @@ def all_reduce(program: Program, samples: list[dict[str, float]]) -> str:
 def saving(program: Program, saves: int, samples: list[dict[str, float]], folder: Path) -> str:
     """How long the loop waits for a save, and what the step beside it takes."""
     config = replace(program.config, log=LogConfig(wandb="disabled"))
-    log = RunLog(folder, config, 0, 0, program.world, int)
-    saver = Saver(folder, program.model, program.optimizer, config.checkpoint, log) if program.world.is_main else None
+    log = MetricsLog(folder, config, 0, 0, program.world, int)
+    saver = (
+        AsyncSaver(folder, program.model, program.optimizer, config.checkpoint, log) if program.world.is_main else None
+    )
     beside = []
     for number in range(saves):
         gather_moments(program.optimizer)

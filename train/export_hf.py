@@ -13,8 +13,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors.torch import save_file
 
-from prepare.common.cli import Parser, UserError, first_line, named, named_path, run_script
-from prepare.common.files import write_json
+from prepare.common.cli import Parser, UserError, first_line, nonempty, nonempty_path, run_script
+from prepare.common.files import atomic_write_json
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
 from train.weights.huggingface import hf_config, to_hf
 from train.weights.load_model import load_model
@@ -25,8 +25,8 @@ def main(argv: list[str] | None = None) -> None:
         "Write a run or checkpoint as a Hugging Face directory.",
         "python train/export_hf.py --model runs/quickstart --output quickstart_hf",
     )
-    parser.add_argument("--model", type=named, metavar="X", help="as everywhere; when not given, the newest run")
-    parser.add_argument("--output", metavar="DIR", type=named_path, required=True, help="a folder that is not there")
+    parser.add_argument("--model", type=nonempty, metavar="X", help="as everywhere; when not given, the newest run")
+    parser.add_argument("--output", metavar="DIR", type=nonempty_path, required=True, help="a folder that is not there")
     parser.add_argument("--push", metavar="REPO", help="upload it to this model repository: me/my-gpt2")
     arguments = parser.parse_args(argv)
 
@@ -42,15 +42,15 @@ def main(argv: list[str] | None = None) -> None:
     is_gpt2 = isinstance(loaded.known_tokenizer, GPT2Tokenizer)
     special = {"bos_token_id": EOT, "eos_token_id": EOT} if is_gpt2 else {"bos_token_id": None, "eos_token_id": None}
     save_file(to_hf(loaded.model), unfinished / "model.safetensors", {"format": "pt"})
-    write_json(unfinished / "config.json", hf_config(loaded.model.config, loaded.labels) | special)
+    atomic_write_json(unfinished / "config.json", hf_config(loaded.model.config, loaded.labels) | special)
     if not loaded.labels:
-        write_json(unfinished / "generation_config.json", special)
+        atomic_write_json(unfinished / "generation_config.json", special)
     if is_gpt2:
         for source, name in zip(gpt2_vocabulary_files(), ("vocab.json", "merges.txt"), strict=True):
             shutil.copyfile(source, unfinished / name)
         tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
         settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": loaded.model.config.block_size, **tokens}
-        write_json(unfinished / "tokenizer_config.json", settings)
+        atomic_write_json(unfinished / "tokenizer_config.json", settings)
     unfinished.rename(output)
     note = "" if is_gpt2 else " (its vocabulary has no Hugging Face tokenizer)"
     print(f"{loaded.name} -> {output}{note}", flush=True)

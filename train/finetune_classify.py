@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.monitor.finetuning import ClassifyMonitor
+from eval.monitor.finetuning import ClassifyEvaluator
 from eval.scoring.classification import Tally, class_probabilities, labelled
 from eval.scoring.log_likelihood import DIVERGED
 from prepare.common.cli import UserError, run_script
-from prepare.common.files import write_json
+from prepare.common.files import atomic_write_json
 from prepare.finetuning.labelled import read_labelled
 from train.config.finetune import ClassifyConfig, check_batch, load_classify_config
 from train.data.examples import PARTS, Examples, bucketed, divide, prepare_once
@@ -60,7 +60,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     base = initial_model(config.init)
     made_of = identity(config, base, columns=[config.data.text, config.data.label])
     parts, about = prepare_once(run.path / "data", made_of, lambda: make_examples(config, base), world)
-    world.say(about["summary"])
+    world.print(about["summary"])
     labels = about["labels"]
 
     # The classifier: the model with a head.
@@ -76,7 +76,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     shares = weights[targets(parts["train"])]
     training = assemble(
         config, world, run, stop, base, raw, parts, shares, {"labels": labels},
-        lambda model, context, log: ClassifyMonitor(config, model, parts["val"], context, world, log, stop),
+        lambda model, context, log: ClassifyEvaluator(config, model, parts["val"], context, world, log, stop),
     )  # fmt: skip
     stopped = complete(training)
     if world.is_main:
@@ -140,11 +140,11 @@ def report(training: Training, test: Examples) -> None:
     if not math.isfinite(metrics["loss"]):
         raise UserError(DIVERGED)
     facts = {"model": best.name, "examples": len(test), **metrics, "labels": best.labels}
-    write_json(path / "report.json", {**facts, "confusion": tally.confusion.astype(int).tolist()})
+    atomic_write_json(path / "report.json", {**facts, "confusion": tally.confusion.astype(int).tolist()})
     plot_confusion(tally, best.labels, path / "report.png")
     training.log.write(training.step, "test", **metrics)
     words = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-    training.world.say(f"test: {len(test):,} texts held out: {words} ({path / 'report.png'})")
+    training.world.print(f"test: {len(test):,} texts held out: {words} ({path / 'report.png'})")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from eval.generation.answers import first_question, greedy_answers
-from eval.monitor.finetuning import InstructMonitor
+from eval.monitor.finetuning import InstructEvaluator
 from eval.scoring.log_likelihood import sum_loss
 from prepare.common.cli import UserError, run_script
-from prepare.common.files import write_json
+from prepare.common.files import atomic_write_json
 from prepare.finetuning.instructions import encode, read_instructions
 from train.config.finetune import InstructConfig, check_batch, load_instruct_config
 from train.data.examples import PARTS, Examples, bucketed, divide, next_tokens, prepare_once
@@ -59,7 +59,7 @@ def finetune(config: InstructConfig, world: World) -> None:
     base = initial_model(config.init)
     made_of = identity(config, base, template=config.template.describe())
     parts, about = prepare_once(run.path / "data", made_of, lambda: make_examples(config, base), world)
-    world.say(about["summary"])
+    world.print(about["summary"])
     torch.manual_seed(config.train.seed)
     raw = GPT(replace(base.model.config, dropout=config.tune.dropout), config.train.recompute)
     raw.load_state_dict(base.model.state_dict())
@@ -71,7 +71,7 @@ def finetune(config: InstructConfig, world: World) -> None:
     shares = parts["train"].counted.astype(float)
     training = assemble(
         config, world, run, stop, base, raw, parts, shares, facts,
-        lambda model, context, log: InstructMonitor(
+        lambda model, context, log: InstructEvaluator(
             config, model, parts["val"], base.tokenizer, context, world, log, stop
         ),
     )  # fmt: skip
@@ -133,9 +133,9 @@ def report(training: Training, test: Examples, base: LoadedModel) -> None:
         for prompt, answer, ours in zip(asked, wanted, given, strict=True)
     ]
     facts = {"model": best.name, "examples": len(test), "loss": losses, "answers": answers}
-    write_json(training.run.path / "report.json", facts)
+    atomic_write_json(training.run.path / "report.json", facts)
     training.log.write(training.step, "test", loss=losses["after"], loss_before=losses["before"])
-    training.world.say(
+    training.world.print(
         f"test: {len(test):,} answers held out: loss {losses['after']:.4f} nats a token, {losses['before']:.4f} before "
         f"({training.run.path / 'report.json'})"
     )

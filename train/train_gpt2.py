@@ -13,23 +13,23 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 
 import torch
 
-from eval.monitor.pretraining import Monitor
+from eval.monitor.pretraining import PretrainEvaluator
 from prepare.common.cli import UserError, run_script
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import Config, load_config, sequences_per_rank
-from train.data.windows import Loader, WindowOrder, Windows, common_tokenizer, fingerprint
+from train.data.windows import WindowLoader, WindowOrder, Windows, common_tokenizer, fingerprint
 from train.model.gpt import GPT
 from train.parallel import world as distributed
 from train.parallel.compile_ddp import wrap
-from train.parallel.device import autocast, computes_in, fitting_micro_batch, prepare_device
+from train.parallel.device import autocast, find_micro_batch_size, precision_name, prepare_device
 from train.parallel.world import World
 from train.run import checkpoint
-from train.run.metrics_log import RunLog
+from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
-from train.trainer.job import changeable, close, complete, one_line_errors, open_run
+from train.trainer.job import changeable_settings, close, complete, one_line_errors, open_run
 from train.trainer.optim import build_optimizer
 from train.trainer.trainer import Training
-from train.weights.load_model import begin_from
+from train.weights.load_model import load_initial_weights
 
 OPENING = """Train a GPT-2 on token shards, alone or under torchrun; the same command again goes on where a run stopped.
 
@@ -60,28 +60,28 @@ def train(config: Config, world: World) -> None:
         "tokenizer": common_tokenizer([*paths, *val_paths], config.model.vocab_size),
         "data": fingerprint(windows),
         "batches": {"tokens": config.data.batch_tokens, "seed": config.train.seed, "shuffle": config.data.shuffle},
-        "settings": changeable(config, model__dropout=config.model.dropout),
+        "settings": changeable_settings(config, model__dropout=config.model.dropout),
     }
     torch.manual_seed(config.train.seed)
     raw = GPT(config.model, config.train.recompute).to(world.device)
     micro = config.data.micro_batch_size
     if micro == "auto":
-        micro = world.smallest(fitting_micro_batch(raw, per_rank, world.device, config.train.precision))
+        micro = world.min(find_micro_batch_size(raw, per_rank, world.device, config.train.precision))
     optimizer = build_optimizer(raw, config.optim, sharded=config.train.shard_optimizer and world.size > 1)
     resumed = checkpoint.resume(run.path, raw, optimizer, facts, config.data.allow_change)
     if config.train.init_from and not resumed.step:
-        name = begin_from(config.train.init_from, raw, facts["tokenizer"])
-        world.say(f"begins with the weights of {name}")
+        name = load_initial_weights(config.train.init_from, raw, facts["tokenizer"])
+        world.print(f"begins with the weights of {name}")
     model = wrap(raw, config.train, world)
 
     # The data: which windows there are, and the order in which they are read.
     order = WindowOrder(windows.counts, config.train.seed, config.data.shuffle, resumed.began)
-    loader = Loader(windows, order, per_rank, micro, world.rank, world.size, pin=world.device.type == "cuda")
+    loader = WindowLoader(windows, order, per_rank, micro, world.rank, world.size, pin=world.device.type == "cuda")
 
-    log = RunLog(run.path, config, resumed.step, raw.flops_per_token(), world, loader.tokens_read)
+    log = MetricsLog(run.path, config, resumed.step, raw.flops_per_token(), world, loader.tokens_read)
     context = autocast(world.device, config.train.precision)
-    monitor = Monitor(config, raw, facts["tokenizer"], val_paths, context, micro, world, log, stop)
-    if not world.agree(resumed.step, facts["data"]["sha256"], monitor.intervals["hellaswag"]):
+    monitor = PretrainEvaluator(config, raw, facts["tokenizer"], val_paths, context, micro, world, log, stop)
+    if not world.all_equal(resumed.step, facts["data"]["sha256"], monitor.intervals["hellaswag"]):
         raise UserError(
             "the processes see different checkpoints, shards or HellaSwag files: put run.dir and the data on a file "
             "system that all of them share"
@@ -115,12 +115,14 @@ def train(config: Config, world: World) -> None:
     close(training, stopped)
 
 
-def describe(config: Config, model: GPT, loader: Loader, context: torch.autocast, step: int, world: World) -> None:
+def describe(
+    config: Config, model: GPT, loader: WindowLoader, context: torch.autocast, step: int, world: World
+) -> None:
     """Say what is about to be trained, on what, and how far the data reaches."""
     windows, steps, data = loader.windows, config.train.max_steps, config.data
     epochs = loader.epoch_of(steps)
-    world.say(
-        f"model: {model.num_parameters():,} parameters, {computes_in(context)}, "
+    world.print(
+        f"model: {model.num_parameters():,} parameters, {precision_name(context)}, "
         f"{'compiled' if config.train.compile else 'not compiled'}, {world.describe()}\n"
         f"data:  {windows.tokens:,} tokens in {len(windows.paths)} shards; {steps:,} steps of {data.batch_tokens:,} "
         f"tokens are {epochs:.2f} epochs\n"

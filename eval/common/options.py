@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from prepare.common.cli import named, named_path, positive
-from prepare.common.files import write_json
+from prepare.common.cli import nonempty, nonempty_path, positive
+from prepare.common.files import atomic_write_json
 from train.parallel import world as distributed
-from train.parallel.device import autocast, computes_in, prepare_device
+from train.parallel.device import autocast, precision_name, prepare_device
 from train.parallel.world import World
 from train.weights.load_model import LoadedModel, load_model
 
@@ -20,7 +20,7 @@ from train.weights.load_model import LoadedModel, load_model
 def add_model_options(parser: ArgumentParser) -> None:
     """Declare `--model` and `--device`."""
     kinds = "a run, a checkpoint, a directory of Hugging Face or OpenAI, or a hub name; when not given, the newest run"
-    parser.add_argument("--model", type=named, metavar="X", help=kinds)
+    parser.add_argument("--model", type=nonempty, metavar="X", help=kinds)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
 
 
@@ -33,7 +33,7 @@ def add_set_options(parser: ArgumentParser, data: Path, unit: str) -> None:
         unit: what it consists of, in the plural.
     """
     add_model_options(parser)
-    parser.add_argument("--data", type=named_path, default=data, metavar="FILE", help=f"the {unit}")
+    parser.add_argument("--data", type=nonempty_path, default=data, metavar="FILE", help=f"the {unit}")
     parser.add_argument("--limit", type=positive, metavar="N", help=f"only the first N {unit}")
     parser.add_argument("--output", type=output_file, metavar="FILE", help=f"scores, and those of each of the {unit}")
     parser.add_argument("--batch-tokens", type=positive, metavar="N", help="in a forward pass")
@@ -43,7 +43,7 @@ def add_set_options(parser: ArgumentParser, data: Path, unit: str) -> None:
 
 def output_file(text: str) -> Path:
     """argparse's type for a file to be written: asked for before the work, not after it."""
-    path = named_path(text)
+    path = nonempty_path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: name a file, in a folder that is there")
     return path
@@ -67,7 +67,7 @@ def opened(
         torch.set_float32_matmul_precision("highest")
         loaded = load_model(spec, world.device, classifier=classifier)
         context = autocast(world.device, precision)
-        loaded.precision = computes_in(context)
+        loaded.precision = precision_name(context)
         with context:
             yield loaded, world
     finally:
@@ -85,5 +85,5 @@ def report(
         print(f"{label + ':':<{width}}{text}")
     if output:
         described = {"model": loaded.name, "step": loaded.step, "precision": loaded.precision, "data": str(data)}
-        write_json(output, {**described, **scores})
+        atomic_write_json(output, {**described, **scores})
         print(f"{'written:':<{width}}{output}")

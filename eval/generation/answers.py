@@ -8,13 +8,13 @@ import torch
 from eval.generation.sampling import generate
 from prepare.tokens.tokenizer import Tokenizer
 from train.data.examples import Examples
-from train.model.gpt import GPT, IGNORED
+from train.model.gpt import GPT, IGNORE_INDEX
 
 
 def first_question(examples: Examples, number: int) -> tuple[list[int], list[int]]:
     """The tokens of an example up to its first answer, and those of that answer, with its end-of-text."""
     tokens, targets = examples.row(number)
-    counts = (targets != IGNORED).tolist()
+    counts = (targets != IGNORE_INDEX).tolist()
     start = counts.index(True)
     end = counts.index(False, start) if False in counts[start:] else len(counts)
     return tokens[: start + 1].tolist(), targets[start:end].tolist()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from eval.generation.answers import first_question, greedy_answers
-from eval.monitor.pretraining import BATCHES, Measurements
+from eval.monitor.pretraining import BATCHES, Evaluator
 from eval.scoring.classification import Tally, class_probabilities
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
@@ -15,12 +15,12 @@ from train.data.examples import Examples, bucketed
 from train.model.classifier import Classifier
 from train.model.gpt import GPT
 from train.parallel.world import World
-from train.run.metrics_log import RunLog
+from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
 from train.trainer.step import MicroBatches
 
 
-class FinetuneMonitor(Measurements):
+class FinetuneEvaluator(Evaluator):
     """Validations on examples, and early stopping: a function of the validation losses that the log holds, so that a
     run that was killed ends where it would have ended."""
 
@@ -29,7 +29,7 @@ class FinetuneMonitor(Measurements):
         config: FinetuneConfig,
         val: Examples,
         world: World,
-        log: RunLog,
+        log: MetricsLog,
         stop: StopRequest,
         measures: dict[str, Callable[[], dict[str, Any]]],
     ) -> None:
@@ -60,7 +60,7 @@ class FinetuneMonitor(Measurements):
         return [[self.val.batch(numbers) for numbers in group] for group in mine]
 
 
-class ClassifyMonitor(FinetuneMonitor):
+class ClassifyEvaluator(FinetuneEvaluator):
     """The validation of a classifier."""
 
     def __init__(
@@ -70,7 +70,7 @@ class ClassifyMonitor(FinetuneMonitor):
         val: Examples,
         context: torch.autocast,
         world: World,
-        log: RunLog,
+        log: MetricsLog,
         stop: StopRequest,
     ) -> None:
         super().__init__(config, val, world, log, stop, {"val": self._validate})
@@ -87,7 +87,7 @@ class ClassifyMonitor(FinetuneMonitor):
         return total.load(sums).metrics()
 
 
-class InstructMonitor(FinetuneMonitor):
+class InstructEvaluator(FinetuneEvaluator):
     """The loss on held-out answers, and answers of the model's own."""
 
     def __init__(
@@ -98,7 +98,7 @@ class InstructMonitor(FinetuneMonitor):
         tokenizer: Tokenizer,
         context: torch.autocast,
         world: World,
-        log: RunLog,
+        log: MetricsLog,
         stop: StopRequest,
     ) -> None:
         super().__init__(config, val, world, log, stop, {"val": self._validate, "sample": self._sample})
@@ -115,7 +115,7 @@ class InstructMonitor(FinetuneMonitor):
             try:
                 answers = greedy_answers(self.model, self.tokenizer, prompts, self.eval.sample_tokens)
             except UserError as reason:  # the weights have diverged; the run itself will say so
-                self.world.say(f"no answers: {reason}")
+                self.world.print(f"no answers: {reason}")
         self.exchange()
         asked = map(self.tokenizer.decode, prompts)
         return {"answers": [{"prompt": p, "answer": a} for p, a in zip(asked, answers, strict=True)]}

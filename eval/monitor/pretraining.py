@@ -20,7 +20,7 @@ from train.config.pretrain import Config
 from train.data.windows import Windows, validation_batches
 from train.model.gpt import GPT
 from train.parallel.world import World
-from train.run.metrics_log import RunLog
+from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
 from train.trainer.step import MicroBatches
 
@@ -31,7 +31,7 @@ class Stopped(Exception):
     """A rank was asked to stop; all of them know."""
 
 
-class Measurements:
+class Evaluator:
     """What is measured at which steps. Every rank calls `run` at every step."""
 
     finished = False
@@ -42,7 +42,7 @@ class Measurements:
         measures: dict[str, Callable[[], dict[str, Any]]],
         last: int,
         world: World,
-        log: RunLog,
+        log: MetricsLog,
         stop: StopRequest,
     ) -> None:
         """
@@ -61,7 +61,7 @@ class Measurements:
             for kind in due:
                 row = self.measures[kind]()
                 self.log.write(step, kind, **row)
-                self.world.say(f"step {step}: {kind} | " + " | ".join(_words(key, row[key]) for key in row))
+                self.world.print(f"step {step}: {kind} | " + " | ".join(_words(key, row[key]) for key in row))
         except Stopped:
             return True
         return False
@@ -89,7 +89,7 @@ class Measurements:
         return {"loss": nll / tokens, "tokens": int(tokens)}
 
 
-class Monitor(Measurements):
+class PretrainEvaluator(Evaluator):
     """The measurements of a pretraining run."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Monitor(Measurements):
         context: torch.autocast,
         batch_size: int,
         world: World,
-        log: RunLog,
+        log: MetricsLog,
         stop: StopRequest,
     ) -> None:
         """Check what the measurements need before training begins. What cannot be measured is said, and left out.
@@ -159,7 +159,7 @@ class Monitor(Measurements):
 
     def _leave_out(self, kind: str, reason: str) -> None:
         self.intervals[kind] = 0
-        self.world.say(f"no {kind} while training: {reason} (eval.{kind}_every 0 leaves it out)")
+        self.world.print(f"no {kind} while training: {reason} (eval.{kind}_every 0 leaves it out)")
 
     def _validate(self) -> dict[str, float]:
         batches: Iterator = validation_batches(
@@ -201,7 +201,7 @@ class Monitor(Measurements):
                         break
                     tokens.append(int(column))
             except UserError as reason:  # the weights have diverged; the run itself will say so
-                self.world.say(f"the sample ends early: {reason}")
+                self.world.print(f"the sample ends early: {reason}")
             text = self.eval.sample_prompt + self.tokenizer.decode(tokens)
         self.exchange()
         return {"text": text}

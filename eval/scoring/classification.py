@@ -14,7 +14,7 @@ from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
 from train.data.examples import Examples, bucketed
 from train.model.classifier import Classifier
-from train.model.gpt import IGNORED
+from train.model.gpt import IGNORE_INDEX
 
 BINS = 15  # of the calibration, as in Guo et al. 2017
 
@@ -79,13 +79,13 @@ def class_probabilities(
     """Of each batch the labels' probabilities, float64 (b, L), and the targets, int64 (b,).
 
     Args:
-        batches: inputs and targets, int64 (b, T) each; the one target of a row that is not IGNORED marks its end.
+        batches: inputs and targets, int64 (b, T) each; the one target of a row that is not IGNORE_INDEX marks its end.
     """
     with evaluating(model):
         for x, y in batches:
             with autocast or nullcontext():
-                logits = model(x.to(device))[(y != IGNORED).to(device)]  # (b, L)
-            yield torch.softmax(logits.cpu().double(), -1).numpy(), y[y != IGNORED].numpy()
+                logits = model(x.to(device))[(y != IGNORE_INDEX).to(device)]  # (b, L)
+            yield torch.softmax(logits.cpu().double(), -1).numpy(), y[y != IGNORE_INDEX].numpy()
 
 
 def classify(
@@ -111,4 +111,4 @@ def classify(
 def labelled(tokens: Sequence[int], label: int, block_size: int) -> tuple[Sequence[int], list[int]]:
     """A text's first block_size tokens, with the label as the target of the last of them."""
     kept = tokens[:block_size]
-    return kept, [IGNORED] * (len(kept) - 1) + [label]
+    return kept, [IGNORE_INDEX] * (len(kept) - 1) + [label]

@@ -38,14 +38,14 @@ from eval.scoring.tasks import (
 from prepare.common.cli import Progress, UserError
 from prepare.tokens.tokenizer import Tokenizer
 from train.data.windows import Windows, common_tokenizer, validation_batches
-from train.model.gpt import IGNORED
+from train.model.gpt import IGNORE_INDEX
 from train.parallel.world import World
 from train.weights.load_model import LoadedModel
 
 MOST_NATS = 700.0  # exp of more is no float64
 
 
-def measure_hellaswag(
+def evaluate_hellaswag(
     loaded: LoadedModel, world: World, tasks: Sequence[HellaSwagTask], style: Format, batch_tokens: int | None = None
 ) -> dict[str, Any]:
     """acc and acc_norm with their standard errors, and of each task the four log-likelihoods and the choices."""
@@ -77,7 +77,7 @@ def measure_hellaswag(
     }
 
 
-def measure_lambada(
+def evaluate_lambada(
     loaded: LoadedModel, world: World, passages: Sequence[Passage], batch_tokens: int | None = None
 ) -> dict[str, Any]:
     """Accuracy and perplexity of the last words with their standard errors, and each word's log-likelihood."""
@@ -124,7 +124,7 @@ def perplexity_of(loss: float) -> float:
     return math.exp(loss)
 
 
-def measure_wikitext(loaded: LoadedModel, world: World, text: WikiText, stride: int | None = None) -> dict[str, Any]:
+def evaluate_wikitext(loaded: LoadedModel, world: World, text: WikiText, stride: int | None = None) -> dict[str, Any]:
     """Perplexity per word of the original file, of a text read by sliding windows of the block size.
 
     Every window but the first predicts its last `stride` tokens, each of which sees at least block_size - stride
@@ -156,11 +156,11 @@ def measure_wikitext(loaded: LoadedModel, world: World, text: WikiText, stride: 
 
 
 def sliding_batches(tokens: Tensor, size: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets, int64 (b, size) each, that predict each of tokens[1:] once; other targets are IGNORED."""
+    """Inputs and targets, int64 (b, size) each, that predict each of tokens[1:] once; other targets are IGNORE_INDEX."""
     rows, predicted, last = [], 0, len(tokens) - 1  # predicted: the targets so far
     for start in range(0, last, stride):
         end = min(start + size, last)
-        x, y = torch.zeros(size, dtype=torch.int64), torch.full((size,), IGNORED)
+        x, y = torch.zeros(size, dtype=torch.int64), torch.full((size,), IGNORE_INDEX)
         x[: end - start] = tokens[start:end]
         y[predicted - start : end - start] = tokens[predicted + 1 : end + 1]
         rows.append((x, y))
@@ -173,7 +173,7 @@ def sliding_batches(tokens: Tensor, size: int, stride: int, batch_size: int) -> 
             return
 
 
-def measure_shards(loaded: LoadedModel, world: World, paths: Sequence[Path], tokens: int) -> dict[str, Any]:
+def evaluate_shards(loaded: LoadedModel, world: World, paths: Sequence[Path], tokens: int) -> dict[str, Any]:
     """Loss, perplexity and bits per byte on the first tokens of shards, and the unigram entropy of the same targets.
 
     Bytes are those of the targets' text; an end-of-text token has none, and its loss counts. Without a tokenizer, or
@@ -221,7 +221,7 @@ def counted(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The windows as they are; their targets are counted, int64 (vocab_size,) in place, and reported."""
     for x, y in windows:
-        targets = y.numpy()[y.numpy() != IGNORED]
+        targets = y.numpy()[y.numpy() != IGNORE_INDEX]
         counts += np.bincount(targets, minlength=len(counts))
         yield x, y
         update(len(targets))

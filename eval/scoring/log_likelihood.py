@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eval.scoring.tasks import Request
-from train.model.gpt import GPT, IGNORED
+from train.model.gpt import GPT, IGNORE_INDEX
 from train.parallel.world import World
 
 POSITIONS_AT_A_TIME = 1024  # 1024 x 50257 float32 logits are 206 MB
@@ -54,7 +54,7 @@ def sum_loss(
     """The loss over all targets of some windows, in nats, summed in float64, and the number of targets.
 
     Args:
-        windows: inputs and targets, int64 (b, T) each; b may be 0, and a target of IGNORED (-1) does not count.
+        windows: inputs and targets, int64 (b, T) each; b may be 0, and a target of IGNORE_INDEX (-1) does not count.
         autocast: the precision of the model up to its logits.
     """
     nll, tokens = 0.0, 0
@@ -64,7 +64,7 @@ def sum_loss(
                 continue
             with autocast or nullcontext():
                 hidden = model.hidden(x.to(device))  # (b, T, C)
-            asked = y.flatten() != IGNORED  # (b*T,)
+            asked = y.flatten() != IGNORE_INDEX  # (b*T,)
             targets = y.flatten()[asked].to(device)  # (n,)
             for start, logits in _float32_logits(model, hidden.flatten(0, 1)[asked.to(device)]):
                 losses = F.cross_entropy(logits, targets[start : start + len(logits)], reduction="none")  # (n,)

@@ -37,7 +37,7 @@ def first_line(failure: BaseException) -> str:
     return (str(failure).splitlines() or [type(failure).__name__])[0]
 
 
-def well_formed(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text with U+FFFD for each lone surrogate (JSON's escapes and strange file names have them), which no UTF-8
     can hold; as tiktoken has it."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -73,16 +73,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def named(text: str) -> str:
+def nonempty(text: str) -> str:
     """argparse's type for a name, which an unset variable of the shell leaves empty."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: give a name, or leave the option out")
     return text
 
 
-def named_path(text: str) -> Path:
+def nonempty_path(text: str) -> Path:
     """argparse's type for a file or folder; an empty one would be the current folder."""
-    return Path(named(text))
+    return Path(nonempty(text))
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a small file under its final name at one stroke, when it is whole and on disk."""
     unfinished = path.with_name(path.name + ".tmp")
     with naming(unfinished), unfinished.open("w", encoding="utf-8") as file:
@@ -16,7 +16,7 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
-    to_disk(path.parent)
+    fsync_path(path.parent)
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def to_disk(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -38,12 +38,12 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: object, indent: int | None = 1) -> None:
+def atomic_write_json(path: Path, value: object, indent: int | None = 1) -> None:
     """Write JSON under its final name at one stroke, when it is whole and on disk."""
-    write_whole(path, json.dumps(value, indent=indent) + "\n")
+    atomic_write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
-def read_object(path: Path) -> dict:
+def read_json_object(path: Path) -> dict:
     """The JSON object in a file; an empty one where there is no file, or it is damaged, or holds something else."""
     try:
         found = json.loads(path.read_bytes())

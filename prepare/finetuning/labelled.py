@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.common.cli import UserError, first_line, well_formed
+from prepare.common.cli import UserError, first_line, replace_surrogates
 from prepare.sources.readers import TEXT
 
 csv.field_size_limit(2**31 - 1)
@@ -98,7 +98,7 @@ def _text(value: object, place: str) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     if isinstance(value, str):
-        return well_formed(value)
+        return replace_surrogates(value)
     if value is None or value != value:
         return ""
     if isinstance(value, int | float) and abs(value) != math.inf:

@@ -12,14 +12,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from prepare.common.cli import UserError
-from prepare.common.files import read_object, write_json
+from prepare.common.files import atomic_write_json, read_json_object
 from prepare.tokens.manifest import MANIFEST, build_manifest, read_manifest, write_manifest
 from prepare.tokens.shards import HEADER_BYTES, MAX_PARTS, TOKEN, shard_number
 
 PROGRESS = ".progress"
 
 
-def kept_revision(path: Path, dataset: str) -> str | None:
+def pinned_revision(path: Path, dataset: str) -> str | None:
     """The commit of `dataset` that the folder `path` was begun with; None if it was begun with nothing of it."""
     begun = path / PROGRESS / "plan.json"
     made = _read_plan(begun) if begun.is_file() else read_manifest(path)
@@ -61,7 +61,7 @@ class Folder:
             if len(done) < len(self.plan["inputs"]):  # shards were deleted since: make them again
                 for number, record in done.items():
                     self.finish(number, record)
-                write_json(self._plan_path, self.plan)
+                atomic_write_json(self._plan_path, self.plan)
                 (self.path / MANIFEST).unlink()
             return
         if self._plan_path.is_file():
@@ -71,7 +71,7 @@ class Folder:
             strange = next((path for path in sorted(self.path.iterdir()) if path.suffix in (".bin", ".npy")), None)
             if strange:
                 raise UserError(f"{strange} is there, but no manifest says of what: choose another --out, or delete it")
-        write_json(self._plan_path, self.plan)
+        atomic_write_json(self._plan_path, self.plan)
 
     def _refuse_difference(self, before: dict, done: dict[int, dict]) -> None:
         """UserError if what is finished here was not made as it would be now; unfinished inputs may have changed."""
@@ -139,11 +139,13 @@ class Folder:
 
     def save(self, number: int, record: dict) -> None:
         """Remember the shards of an unfinished source that are on disk, and how to go on after them."""
-        write_json(self._marker(number, ".part"), self._identified(number, record), indent=None)  # often, and long
+        atomic_write_json(
+            self._marker(number, ".part"), self._identified(number, record), indent=None
+        )  # often, and long
 
     def finish(self, number: int, record: dict) -> None:
         """Remember that a source's shards are on disk."""
-        write_json(self._marker(number), self._identified(number, record))
+        atomic_write_json(self._marker(number), self._identified(number, record))
         self._marker(number, ".part").unlink(missing_ok=True)
 
     def _identified(self, number: int, record: dict) -> dict:
@@ -214,7 +216,7 @@ class Folder:
 
 def _read_plan(path: Path) -> dict:
     """The plan of a folder in the making. UserError if it is damaged."""
-    plan = read_object(path)
+    plan = read_json_object(path)
     if not plan:
         raise UserError(f"{path} is damaged: delete {path.parent.parent} and run its preparation again")
     return plan
@@ -222,7 +224,7 @@ def _read_plan(path: Path) -> dict:
 
 def _read_record(path: Path) -> dict | None:
     """What is remembered of a source; None when there is nothing, or what there is is damaged: it is made again."""
-    record = read_object(path)
+    record = read_json_object(path)
     return record if {"input", "shards"} <= record.keys() else None
 
 

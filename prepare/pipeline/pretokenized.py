@@ -6,7 +6,7 @@ import numpy as np
 
 from prepare.common.cli import ArgumentError, Progress, UserError
 from prepare.common.files import file_sha256
-from prepare.pipeline.output_folder import PROGRESS, kept_revision
+from prepare.pipeline.output_folder import PROGRESS, pinned_revision
 from prepare.sources.hub import HubListing, fetch_hub_file, hub_files
 from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest
 from prepare.tokens.shards import open_shard
@@ -19,7 +19,7 @@ PRETOKENIZED = {  # (edu, version) -> the repository of ready GPT-2 shards that 
 }
 
 
-def fetch_shards(out: Path, edu: bool, version: str, chunks: int | None) -> dict:
+def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict:
     """Download published shards, check each, and write their manifest, which is returned; a folder keeps its repository
     and commit.
 
@@ -36,7 +36,7 @@ def fetch_shards(out: Path, edu: bool, version: str, chunks: int | None) -> dict
             f"{out} was made with dataset {old['dataset']}, not {repo}: "
             "give the same options, or choose another --out, or delete the folder"
         )
-    fetched = _fetch(out, repo, chunks, kept_revision(out, repo) or "main")
+    fetched = _fetch(out, repo, chunks, pinned_revision(out, repo) or "main")
     tokenizer = GPT2Tokenizer()
     shards = []
     paths = [out / name for name in fetched.files]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from prepare.common.cli import DATA
-from prepare.common.files import write_whole
+from prepare.common.files import atomic_write_text
 from prepare.sources.hub import fetch_hub_file, fetch_url
 
 
 @dataclass(frozen=True)
-class KnownFile:
+class PublishedFile:
     """A published file, its usual place here, and its sha256 or its id as a git blob."""
 
     path: Path
@@ -27,7 +27,7 @@ class KnownFile:
 
 
 @dataclass(frozen=True)
-class HubText:
+class PublishedText:
     """A text file that a dataset repository of the hub holds as parquet, a row for each line. The hub states its hash.
 
     Blank lines, " \\n" in WikiText, are empty rows there.
@@ -45,16 +45,16 @@ class HubText:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
                 rows = pq.read_table(fetch_hub_file(self.repo, self.file, self.revision, Path(temporary)))
-            write_whole(path, "".join(line or " \n" for line in rows["text"].to_pylist()))
+            atomic_write_text(path, "".join(line or " \n" for line in rows["text"].to_pylist()))
         return path
 
 
-HELLASWAG = KnownFile(
+HELLASWAG = PublishedFile(
     DATA / "hellaswag_val.jsonl",
     "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
     git_blob="0f5ee25d72216f12317d5d8a7b92deafa423d81e",
 )
-LAMBADA = KnownFile(
+LAMBADA = PublishedFile(
     DATA / "lambada_test.jsonl",
     "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
     sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
@@ -62,9 +62,9 @@ LAMBADA = KnownFile(
 
 # The test sets as Merity et al. (2016) published them, with <unk>; the address they gave is gone.
 _WIKITEXT = "Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3"
-WIKITEXT2 = HubText(
+WIKITEXT2 = PublishedText(
     DATA / "wikitext2_test.tokens", _WIKITEXT[0], "wikitext-2-v1/test-00000-of-00001.parquet", _WIKITEXT[1]
 )
-WIKITEXT103 = HubText(
+WIKITEXT103 = PublishedText(
     DATA / "wikitext103_test.tokens", _WIKITEXT[0], "wikitext-103-v1/test-00000-of-00001.parquet", _WIKITEXT[1]
 )

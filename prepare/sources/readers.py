@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from prepare.common.cli import UserError, well_formed
+from prepare.common.cli import UserError, replace_surrogates
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")  # a name may be no more; pathlib finds none then
 BATCH_BYTES = 4 << 20  # enough that calling the engine costs little, little enough to keep many in memory
@@ -152,7 +152,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | Remote]:
     for path in paths:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"--input {path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
-        if well_formed(str(path)) != str(path):
+        if replace_surrogates(str(path)) != str(path):
             raise UserError(f"--input {str(path)!a}: the name is no UTF-8: rename it")
     return paths
 
@@ -290,7 +290,7 @@ def batch_of(values: Sequence[object], done: float) -> Batch:
     try:
         array = pa.array(texts, pa.large_string())
     except UnicodeEncodeError:
-        array = pa.array(map(well_formed, texts), pa.large_string())
+        array = pa.array(map(replace_surrogates, texts), pa.large_string())
     return Batch(array, done, np.array(rows, np.int64), len(values))
 
 

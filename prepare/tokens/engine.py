@@ -85,7 +85,7 @@ class Gigatoken:
         return self._own.tokenizer
 
 
-def unlike(texts: pa.LargeStringArray) -> np.ndarray:
+def documents_for_tiktoken(texts: pa.LargeStringArray) -> np.ndarray:
     """Which of the texts hold a code point of UNLIKE: their numbers (int64), in order. Plain English costs next to
     nothing: the bytes of UNLIKE begin with E0, EA or F0, and only those are looked at more closely.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 
 from prepare.common.cli import UserError
-from prepare.common.files import write_json
+from prepare.common.files import atomic_write_json
 
 MANIFEST = "manifest.json"
 # what a manifest has, and of which kind; more is allowed
@@ -45,7 +45,7 @@ def build_manifest(
 
 def write_manifest(folder: Path, manifest: dict) -> None:
     """Write a folder's manifest, last of all its files."""
-    write_json(folder / MANIFEST, manifest)
+    atomic_write_json(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path | str) -> dict | None:

@@ -123,10 +123,10 @@ def join_documents(documents: Sequence[np.ndarray], eot: int | None) -> tuple[np
     """Documents' tokens (1-D uint16 each) as one 1-D array, `eot` before each, and where each begins (int64)."""
     offsets = np.zeros(len(documents) + 1, np.int64)
     offsets[1:] = np.cumsum([len(document) for document in documents])
-    return begin_documents(np.concatenate([np.empty(0, TOKEN), *documents]), offsets, eot)
+    return insert_end_of_text(np.concatenate([np.empty(0, TOKEN), *documents]), offsets, eot)
 
 
-def begin_documents(tokens: np.ndarray, offsets: np.ndarray, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
+def insert_end_of_text(tokens: np.ndarray, offsets: np.ndarray, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The same, of documents that lie one after the other in `tokens` (1-D): document i begins at offsets[i] (int64),
     and the last one ends at offsets[-1]."""
     starts, tokens = offsets[:-1], np.ascontiguousarray(tokens, TOKEN)

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tiktoken
 
-from prepare.common.cli import UserError, well_formed
-from prepare.tokens.shards import begin_documents, join_documents
+from prepare.common.cli import UserError, replace_surrogates
+from prepare.tokens.shards import insert_end_of_text, join_documents
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,10 +89,10 @@ class GPT2Tokenizer:
         """The documents of an Arrow array without nulls. Mismatch if a sample shows that the engines disagree."""
         if self._fast is None:
             return Encoded(*join_documents(self.encode_batch(texts.to_pylist()), EOT), {"tiktoken": len(texts)})
-        from prepare.tokens.engine import unlike
+        from prepare.tokens.engine import documents_for_tiktoken
 
         tokens, offsets = self._fast.encode(texts)
-        others = unlike(texts)
+        others = documents_for_tiktoken(texts)
         self._check(texts, tokens, offsets, others)
         if len(others):
             documents = np.split(tokens, offsets[1:-1])
@@ -100,7 +100,7 @@ class GPT2Tokenizer:
                 documents[index] = self._encode(texts[index].as_py())
             tokens, starts = join_documents(documents, EOT)
         else:
-            tokens, starts = begin_documents(tokens, offsets, EOT)
+            tokens, starts = insert_end_of_text(tokens, offsets, EOT)
         return Encoded(tokens, starts, {"gigatoken": len(texts) - len(others), "tiktoken": len(others)})
 
     def _check(self, texts: "pa.LargeStringArray", tokens: np.ndarray, offsets: np.ndarray, others: np.ndarray) -> None:
@@ -142,7 +142,7 @@ class GPT2Tokenizer:
             # the same as encode_ordinary (no special token is allowed), without building a list of Python integers
             ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # lone surrogates
-            return self._encode(well_formed(text))
+            return self._encode(replace_surrogates(text))
         except ValueError:  # backtracking limit
             runs = [run for run in _LONG_SPACE.finditer(text) if run.end() < len(text)]
             if not runs:

@@ -85,13 +85,13 @@ def _now() -> tuple[float, float]:
 
 def _ours(args: argparse.Namespace) -> tuple[float, float]:
     from eval.common.options import opened
-    from eval.scoring.evaluate import measure_hellaswag
+    from eval.scoring.evaluate import evaluate_hellaswag
     from eval.scoring.tasks import load_hellaswag
 
     with opened(str(args.model), "cpu") as (loaded, world):
         tasks = load_hellaswag(args.data, args.tasks)
         began = _now()
-        measure_hellaswag(loaded, world, tasks, "plain")
+        evaluate_hellaswag(loaded, world, tasks, "plain")
         return _since(began)
 
 

@@ -1,10 +1,10 @@
 """How often the first exp of a process comes out otherwise, where two threads and more make it at once.
 
     python -m tests.programs.first_exp 60              # seconds
-    python -m tests.programs.first_exp 60 --settled    # after train.parallel.device.settle_kernels
+    python -m tests.programs.first_exp 60 --settled    # after train.parallel.device.warm_up_math_kernels
 
 Processes are forked from one that has imported torch and computed nothing, eight at a time; each computes exp of the
-same 16,384 numbers twice, on eight threads, and compares. MKL is to blame (see settle_kernels).
+same 16,384 numbers twice, on eight threads, and compares. MKL is to blame (see warm_up_math_kernels).
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 
-from train.parallel.device import settle_kernels
+from train.parallel.device import warm_up_math_kernels
 
 NUMBERS = torch.from_numpy(-3 * np.random.default_rng(0).random((256, 64), np.float32))
 AT_A_TIME = 8
@@ -24,7 +24,7 @@ def differs(settled: bool) -> bool:
     """Whether this process's first exp is not its second one."""
     torch.set_num_threads(8)
     if settled:
-        settle_kernels()
+        warm_up_math_kernels()
     first, second = NUMBERS.exp(), NUMBERS.exp()
     wrong = first != second
     if wrong.any():
@@ -36,7 +36,7 @@ def differs(settled: bool) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Count the processes whose first exp is another than their second.")
     parser.add_argument("seconds", type=float)
-    parser.add_argument("--settled", action="store_true", help="after settle_kernels")
+    parser.add_argument("--settled", action="store_true", help="after warm_up_math_kernels")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
     started = bad = running = 0

@@ -22,7 +22,7 @@ from tests.conftest import ROOT, one_line_error, run_command
 from tests.helpers.finetuning import base_model, finetune
 from tests.helpers.tiny import rows, save_checkpoint
 from train.data.examples import Examples
-from train.model.gpt import IGNORED
+from train.model.gpt import IGNORE_INDEX
 from train.weights.load_model import load_model
 
 CHANGES = {"eval__sample_every": 6, "eval__samples": 2, "eval__sample_tokens": 8}
@@ -78,7 +78,7 @@ def test_its_files_hold_the_answers_and_nothing_else_to_learn(reference: Path, d
     for part in ("train", "val", "test"):
         examples = Examples.load(reference / "data" / f"{part}.npz")
         for number in range(len(examples)):
-            targets = [target for target in examples.row(number)[1].tolist() if target != IGNORED]
+            targets = [target for target in examples.row(number)[1].tolist() if target != IGNORE_INDEX]
             assert targets[-1] == EOT
             assert loaded.tokenizer.decode(targets[:-1]) in wanted
 

@@ -14,7 +14,7 @@ import jsonargparse
 import yaml
 
 from prepare.common.cli import ROOT, RUNS, ArgumentError
-from prepare.common.files import write_whole
+from prepare.common.files import atomic_write_text
 
 CONFIGS = ROOT / "configs"
 AnyConfig = TypeVar("AnyConfig")
@@ -392,4 +392,4 @@ def save_config(config: Config, path: Path) -> None:
     """Write the configuration as YAML that `--config` reads; it appears whole."""
     plain = asdict(config)
     plain["optim"]["betas"] = list(config.optim.betas)
-    write_whole(path, yaml.safe_dump(plain, sort_keys=False))
+    atomic_write_text(path, yaml.safe_dump(plain, sort_keys=False))

@@ -1,6 +1,6 @@
 """Examples of different lengths: kept in files beside the run, divided, and read in an order fixed by the step.
 
-An example is a row of tokens, and for each the target that its state must predict, or IGNORED: the next token, where
+An example is a row of tokens, and for each the target that its state must predict, or IGNORE_INDEX: the next token, where
 an answer is learnt; the label, at a text's last token. Examples are numbered along the run: number g is at place g % n
 of the shuffled epoch g // n. Step s takes the numbers [s * N, (s + 1) * N), N = data.batch_examples, sorts them by
 length, and cuts them into micro-batches, which the ranks take in turn: little padding, and the same batch and the same
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from prepare.common.cli import UserError
-from prepare.common.files import read_object, write_json
+from prepare.common.files import atomic_write_json, read_json_object
 from train.data.windows import START, permutation, read_ahead
-from train.model.gpt import IGNORED
+from train.model.gpt import IGNORE_INDEX
 from train.parallel.world import World
 from train.trainer.step import MicroBatches, dropout_seeds
 
@@ -76,7 +76,7 @@ class Examples:
     @cached_property
     def counted(self) -> np.ndarray:
         """Targets of each row that count, int64."""
-        ends = np.cumsum(np.concatenate([[0], self.targets != IGNORED]))
+        ends = np.cumsum(np.concatenate([[0], self.targets != IGNORE_INDEX]))
         return ends[self.offsets[1:]] - ends[self.offsets[:-1]]
 
     def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +89,7 @@ class Examples:
         sees, and with targets that do not count."""
         longest = max((int(self.lengths[number]) for number in numbers), default=0)
         x = np.zeros((len(numbers), longest), np.int64)
-        y = np.full((len(numbers), longest), IGNORED, np.int64)
+        y = np.full((len(numbers), longest), IGNORE_INDEX, np.int64)
         for place, number in enumerate(numbers):
             tokens, targets = self.row(number)
             x[place, : len(tokens)], y[place, : len(targets)] = tokens, targets
@@ -163,8 +163,10 @@ class ExampleLoader:
 
 
 def next_tokens(tokens: Sequence[int], learnt: Sequence[bool]) -> tuple[Sequence[int], list[int]]:
-    """A row of tokens as inputs and targets: the token that follows where it is learnt, IGNORED elsewhere."""
-    return tokens[:-1], [token if counts else IGNORED for token, counts in zip(tokens[1:], learnt[1:], strict=True)]
+    """A row of tokens as inputs and targets: the token that follows where it is learnt, IGNORE_INDEX elsewhere."""
+    return tokens[:-1], [
+        token if counts else IGNORE_INDEX for token, counts in zip(tokens[1:], learnt[1:], strict=True)
+    ]
 
 
 def bucketed(examples: Examples, batch_size: int) -> list[np.ndarray]:
@@ -205,13 +207,13 @@ def prepare_once(
     """The parts of a run's data and what is to be known of them, from the files beside the run; rank 0 makes them, once
     for each identity (the file, and the options that decide what becomes of it)."""
     file = folder / DESCRIPTION
-    if world.is_main and read_object(file).get("identity") != identity:
+    if world.is_main and read_json_object(file).get("identity") != identity:
         parts, facts = make()
         folder.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
         for name, part in parts.items():
             part.save(folder / f"{name}.npz")
-        write_json(file, {"identity": identity, **facts})
+        atomic_write_json(file, {"identity": identity, **facts})
     world.sum([0.0])  # nobody reads before it is written
     facts = json.loads(file.read_bytes())
     return {name: Examples.load(folder / f"{name}.npz") for name in PARTS}, facts

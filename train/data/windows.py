@@ -115,7 +115,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Loader:
+class WindowLoader:
     """One rank's micro-batches of any step."""
 
     windows: Windows

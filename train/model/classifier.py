@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT, IGNORED
+from train.model.gpt import GPT, IGNORE_INDEX
 
 
 class Classifier(GPT):
@@ -35,7 +35,7 @@ class Classifier(GPT):
 
         Args:
             idx: (B, T) int64 token ids, padded on the right with anything.
-            targets: (B, T) int64, the label at the last token of each text and IGNORED elsewhere.
+            targets: (B, T) int64, the label at the last token of each text and IGNORE_INDEX elsewhere.
 
         Returns:
             (B, T, L) float32 logits, or the weighted mean cross-entropy in nats, a float32 scalar.
@@ -45,4 +45,4 @@ class Classifier(GPT):
             logits = self.score(hidden.float())  # (B, T, L)
         if targets is None:
             return logits
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), self.label_weights, ignore_index=IGNORED)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), self.label_weights, ignore_index=IGNORE_INDEX)

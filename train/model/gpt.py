@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from train.config.pretrain import ModelConfig
 from train.model.loss import linear_cross_entropy
 
-IGNORED = -1  # a target that does not count in the loss
+IGNORE_INDEX = -1  # a target that does not count in the loss
 
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -155,7 +155,7 @@ class GPT(nn.Module):
 
         Args:
             idx: (B, T) int64 token ids.
-            targets: (B, T) int64 ids of the tokens that follow; IGNORED (-1) does not count.
+            targets: (B, T) int64 ids of the tokens that follow; IGNORE_INDEX (-1) does not count.
 
         Returns:
             (B, T, V) logits, or the mean cross-entropy in nats, a float32 scalar.
@@ -163,7 +163,9 @@ class GPT(nn.Module):
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.logits(x)
-        return linear_cross_entropy(x.flatten(0, 1), self.wte.weight, targets.flatten(), IGNORED)  # (B*T, C), (B*T,)
+        return linear_cross_entropy(
+            x.flatten(0, 1), self.wte.weight, targets.flatten(), IGNORE_INDEX
+        )  # (B*T, C), (B*T,)
 
     def hidden(
         self,

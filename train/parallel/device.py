@@ -38,7 +38,7 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for model, peak in PEAK_FLOPS.items() if re.search(rf"\b{model}\b", name)), None)
 
 
-def computes_in(context: torch.autocast) -> str:
+def precision_name(context: torch.autocast) -> str:
     """What an `autocast` context computes matrix products in: bf16 or fp32."""
     return "bf16" if context._enabled else "fp32"
 
@@ -70,14 +70,14 @@ def prepare_device(device: torch.device, attention: str = "auto") -> None:
         attention: flash, cudnn (either with PyTorch's other kernels for what it cannot do), or auto: PyTorch's choice.
     """
     if device.type == "cpu":
-        settle_kernels()
+        warm_up_math_kernels()
         keep_freed_memory()
     elif attention != "auto":
         torch.backends.cuda.enable_flash_sdp(attention == "flash")
         torch.backends.cuda.enable_cudnn_sdp(attention == "cudnn")
 
 
-def settle_kernels() -> None:
+def warm_up_math_kernels() -> None:
     """Have MKL choose its kernels for exp and log, on one thread, so that a process's first results are its later ones.
 
     It chooses at a function's first call. Where several threads make that call at once, one of them may compute its
@@ -102,7 +102,7 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def fitting_micro_batch(model: GPT, per_rank: int, device: torch.device, precision: str) -> int:
+def find_micro_batch_size(model: GPT, per_rank: int, device: torch.device, precision: str) -> int:
     """The largest divisor of `per_rank` sequences that goes through the model, forward and backward, at a time.
 
     A GPU tries them from 64 downwards beside the memory that AdamW's moments and DDP's buckets will take. Elsewhere

@@ -33,7 +33,7 @@ class World:
         """Rank 0 writes the files and speaks."""
         return self.rank == 0
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line, from rank 0 only."""
         if self.is_main:
             print(text, flush=True)
@@ -42,7 +42,7 @@ class World:
         """Each value summed over all ranks, in float64. Every rank must call it, with as many values."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
-    def smallest(self, value: int) -> int:
+    def min(self, value: int) -> int:
         """The least of all ranks' values."""
         return int(self._reduce([value], dist.ReduceOp.MIN)[0])
 
@@ -73,11 +73,11 @@ class World:
             total = tensor.tolist()
         return total
 
-    def agree(self, *values: int | str) -> bool:
+    def all_equal(self, *values: int | str) -> bool:
         """Whether every rank has the same values: numbers below 2^53 in size, which are exact in float64, or checksums
         in hexadecimal, of which the first 48 bits are compared."""
         numbers = [int(value[:12], 16) if isinstance(value, str) else value for value in values]
-        return all(self.smallest(number) == -self.smallest(-number) for number in numbers)
+        return all(self.min(number) == -self.min(-number) for number in numbers)
 
     def describe(self) -> str:
         """How many processes, on what."""

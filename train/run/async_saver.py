@@ -16,10 +16,10 @@ from train.config.pretrain import CheckpointConfig
 from train.model.gpt import GPT
 from train.parallel.device import is_out_of_memory
 from train.run import checkpoint
-from train.run.metrics_log import RunLog
+from train.run.metrics_log import MetricsLog
 
 
-class Saver:
+class AsyncSaver:
     """Saves one run's model and optimizer; on rank 0 only. Two writes never overlap.
 
     On a GPU the state is copied to pinned memory on a stream of its own, beside the next step's forward and backward
@@ -28,7 +28,7 @@ class Saver:
     """
 
     def __init__(
-        self, run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, config: CheckpointConfig, log: RunLog
+        self, run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, config: CheckpointConfig, log: MetricsLog
     ) -> None:
         self.run_dir, self.model, self.optimizer, self.config, self.log = run_dir, model, optimizer, config, log
         self.failures = 0  # in a row

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prepare.common.cli import UserError, first_line
-from prepare.common.files import file_sha256, to_disk
+from prepare.common.files import file_sha256, fsync_path
 from train.data.windows import Began
 from train.model.gpt import GPT
 from train.trainer.optim import load_moments
@@ -35,7 +35,7 @@ from train.trainer.optim import load_moments
 WEIGHTS, TRAIN_STATE, META = "model.safetensors", "train_state.pt", "meta.json"
 
 
-class Damaged(UserError):
+class CorruptCheckpoint(UserError):
     """A checkpoint whose files are not those that were written."""
 
 
@@ -66,13 +66,13 @@ def write(
         described["sha256"][META] = _meta_sha256(described)
         (unfinished / META).write_text(json.dumps(described, indent=2) + "\n")
         for path in (*unfinished.iterdir(), unfinished):
-            to_disk(path)
+            fsync_path(path)
         unfinished.rename(final)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    to_disk(folder)
-    to_disk(run_dir)  # the first checkpoint makes the folder
+    fsync_path(folder)
+    fsync_path(run_dir)  # the first checkpoint makes the folder
     return final
 
 
@@ -86,7 +86,7 @@ def prune(run_dir: Path, keep: int, keep_every: int, val_losses: Mapping[int, fl
         _remove(checkpoints[step])
 
 
-def go_back(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
+def roll_back_to_best(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
     """Remove the checkpoints after the one with the lowest validation loss (by step), and return that one; None if no
     checkpoint has such a loss.
 
@@ -135,13 +135,13 @@ def _unused(path: Path) -> Path:
     return unused
 
 
-def clear_leftovers(run_dir: Path) -> None:
+def remove_unfinished(run_dir: Path) -> None:
     """Remove what a run that was killed while it saved has left."""
     for leftover in (run_dir / "checkpoints").glob(".step_*.tmp"):
         _remove(leftover)
 
 
-def set_aside(damaged: Sequence[Path]) -> None:
+def rename_corrupt(damaged: Sequence[Path]) -> None:
     """Rename damaged checkpoints, so that they are no longer found, and their steps can be saved again."""
     for path in damaged:
         path.rename(_unused(path.with_name(path.name + ".damaged")))
@@ -175,7 +175,7 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
     """What a checkpoint says about itself, once it and these of its files have the checksums that it states.
 
     Raises:
-        Damaged: names the file that is missing, changed, or a link to somewhere else.
+        CorruptCheckpoint: names the file that is missing, changed, or a link to somewhere else.
         UserError: a file may not be read.
     """
 
@@ -202,7 +202,7 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
     return meta
 
 
-def newest_whole(
+def latest_valid_checkpoint(
     run_dir: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)
 ) -> tuple[Path | None, dict[str, Any], list[Path]]:
     """A run's newest checkpoint of which these files are whole, its meta, and the damaged ones after it, which are
@@ -211,17 +211,17 @@ def newest_whole(
     None for a run without checkpoints.
 
     Raises:
-        Damaged: there are some, and none of them is whole.
+        CorruptCheckpoint: there are some, and none of them is whole.
     """
     damaged: list[Path] = []
     for checkpoint in reversed(all_checkpoints(run_dir)):
         try:
             return checkpoint, read_meta(checkpoint, files), damaged
-        except Damaged as failure:
+        except CorruptCheckpoint as failure:
             print(f"warning: {failure}; taking the checkpoint before it", file=sys.stderr, flush=True)
             damaged.append(checkpoint)
     if damaged:
-        raise Damaged(
+        raise CorruptCheckpoint(
             f"none of the {len(damaged)} checkpoints in {run_dir / 'checkpoints'} is whole (the warnings above): put "
             "one back from a copy, or remove them and begin anew"
         )
@@ -229,7 +229,7 @@ def newest_whole(
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumeState:
     """Where a run goes on, and with what besides the model's and the optimizer's state, which are loaded in place."""
 
     step: int = 0  # finished steps
@@ -246,7 +246,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     facts: dict[str, Any],
     allow_change: bool | None = None,
-) -> Resumed:
+) -> ResumeState:
     """Load the run's newest whole checkpoint, if it has one, into a model and its optimizer, in place.
 
     Args:
@@ -258,9 +258,9 @@ def resume(
         UserError: every checkpoint is damaged, or the newest is of a model of another shape, or of other data, or
             of a run that began with another model.
     """
-    checkpoint, meta, damaged = newest_whole(run_dir)
+    checkpoint, meta, damaged = latest_valid_checkpoint(run_dir)
     if checkpoint is None:
-        return Resumed()
+        return ResumeState()
     meta = {"init": facts.get("init"), **meta}  # older checkpoints do not say
     if missing := {*facts, "began", "position", "grad_norms"} - meta.keys():
         lacking = ", ".join(sorted(missing))
@@ -302,7 +302,7 @@ def resume(
         raise _damaged(checkpoint / TRAIN_STATE, failure) from None
     changes = (*other_data, *differences("", meta["settings"], facts["settings"]))
     skipped = meta.get("skipped", 0)  # older checkpoints do not say
-    return Resumed(meta["step"], began, tuple(meta["grad_norms"]), skipped, changes, tuple(damaged))
+    return ResumeState(meta["step"], began, tuple(meta["grad_norms"]), skipped, changes, tuple(damaged))
 
 
 def shape_of(model: GPT) -> dict[str, Any]:
@@ -337,4 +337,4 @@ def _damaged(path: Path, failure: Exception) -> UserError:
     reason = first_line(failure)
     if isinstance(failure, OSError) and failure.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
         return UserError(f"{path} cannot be read ({reason}): see to the file's permissions and its disk")
-    return Damaged(f"{path} is damaged ({reason})")
+    return CorruptCheckpoint(f"{path} is damaged ({reason})")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prepare.common.cli import UserError
-from prepare.common.files import write_whole
+from prepare.common.files import atomic_write_text
 from train.config.pretrain import Config
 from train.parallel.device import peak_flops
 from train.parallel.world import World
@@ -22,7 +22,7 @@ METRICS = "metrics.jsonl"
 CHANGED = "changed: "  # an event of what is otherwise than in the checkpoint of its step: each start has its own
 
 
-class RunLog:
+class MetricsLog:
     """The rows of one run: each an object with `step`, the number of finished steps, and `kind`."""
 
     def __init__(
@@ -54,7 +54,7 @@ class RunLog:
             path = run_dir / METRICS
             kept = read_rows(path, step) if path.exists() else []
             kept = [row for row in kept if row["step"] < step or not row.get("event", "").startswith(CHANGED)]
-            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+            atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
             for row in kept:
                 self._remember(row)
             self.file = _Appender(path)
@@ -85,7 +85,7 @@ class RunLog:
         if self.has(step, event):
             return
         self.write(step, "event", event=event, **values)
-        self.world.say(f"step {step}: {event}" + "".join(f", {key} {value}" for key, value in values.items()))
+        self.world.print(f"step {step}: {event}" + "".join(f", {key} {value}" for key, value in values.items()))
 
     def train_row(self, step: int, loss: float, lr: float, grad_norm: float, seconds: float) -> None:
         """Take a finished step that took `seconds`; at the interval, write its row and console line.
@@ -107,7 +107,7 @@ class RunLog:
         self.rows += 1
         left = duration((self.max_steps - step) * self.seconds_a_step)
         share = f" | mfu {mfu:.1%}" if mfu else ""
-        self.world.say(
+        self.world.print(
             f"step {step:>{len(str(self.max_steps))}}/{self.max_steps} | loss {loss:.4f} | lr {lr:.2e} | "
             f"grad norm {grad_norm:.2f} | {speed:,.0f} tok/s{share} | {left} left"
         )
@@ -208,7 +208,7 @@ def start_wandb(run_dir: Path, config: Config) -> Any | None:
 
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
-        write_whole(id_file, secrets.token_hex(4))
+        atomic_write_text(id_file, secrets.token_hex(4))
     settings = {"project": config.log.wandb_project, "name": run_dir.name, "id": id_file.read_text(), "resume": "allow"}
     settings |= {"dir": run_dir, "config": asdict(config)}
     try:

@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from prepare.common.cli import UserError
-from prepare.common.files import write_whole
+from prepare.common.files import atomic_write_text
 from train.config.pretrain import Config, save_config
 from train.parallel.world import World
-from train.run.checkpoint import clear_leftovers, latest, set_aside
+from train.run.checkpoint import latest, remove_unfinished, rename_corrupt
 from train.run.metrics_log import METRICS
 
 DONE, CONFIG, HEARTBEAT = "DONE", "config.yaml", "heartbeat.json"
@@ -50,13 +50,13 @@ class RunDir:
                     "--run.dir"
                 ) from None
             except OSError as failure:
-                world.say(
+                world.print(
                     f"{self.path}: this file system has no locks ({failure.strerror}); take care to start one run"
                 )
             self._lock.truncate(0)
             self._lock.write(f"{os.getpid()} on {socket.gethostname()}")
             self._lock.flush()
-            clear_leftovers(self.path)
+            remove_unfinished(self.path)
             world.note(began)
 
     @property
@@ -72,7 +72,7 @@ class RunDir:
         """Write down the configuration that this process trains with; from here on the run is not done. The damaged
         checkpoints get another name."""
         if self.is_main:
-            set_aside(damaged)
+            rename_corrupt(damaged)
             (self.path / DONE).unlink(missing_ok=True)
             save_config(config, self.path / CONFIG)
 
@@ -92,4 +92,4 @@ class RunDir:
     def finish(self, step: int) -> None:
         """Mark the run as finished after `step` steps."""
         if self.is_main:
-            write_whole(self.path / DONE, f"{step}\n")
+            atomic_write_text(self.path / DONE, f"{step}\n")

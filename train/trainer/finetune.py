@@ -16,18 +16,18 @@ from train.data.examples import ExampleLoader, Examples, fingerprint
 from train.model.gpt import GPT
 from train.model.lora import add_updates
 from train.parallel.compile_ddp import wrap
-from train.parallel.device import autocast, computes_in
+from train.parallel.device import autocast, precision_name
 from train.parallel.world import World
 from train.run import checkpoint
-from train.run.metrics_log import RunLog
+from train.run.metrics_log import MetricsLog
 from train.run.run_dir import RunDir
 from train.run.stop_request import StopRequest
-from train.trainer.job import changeable
+from train.trainer.job import changeable_settings
 from train.trainer.optim import build_optimizer
 from train.trainer.trainer import Measures, Training
 from train.weights.load_model import LoadedModel, load_model
 
-MakeMonitor = Callable[[GPT, torch.autocast, RunLog], Measures]
+MakeMonitor = Callable[[GPT, torch.autocast, MetricsLog], Measures]
 
 
 def initial_model(spec: str) -> LoadedModel:
@@ -120,7 +120,7 @@ def assemble(
         "init": weights_sha256(base.model),
         "data": fingerprint(parts),
         "batches": {"examples": data.batch_examples, "seed": config.train.seed, **moving},
-        "settings": changeable(config, tune__dropout=config.tune.dropout, **weights),
+        "settings": changeable_settings(config, tune__dropout=config.tune.dropout, **weights),
     }
     optimizer = build_optimizer(raw, config.optim, sharded=config.train.shard_optimizer and world.size > 1)
     resumed = checkpoint.resume(run.path, raw, optimizer, facts)
@@ -130,15 +130,15 @@ def assemble(
         train, shares, data.batch_examples, data.micro_batch_size, world.rank, world.size, config.train.seed, pin
     )
     context = autocast(world.device, config.train.precision)
-    log = RunLog(run.path, config, resumed.step, 0, world, loader.tokens_read)
+    log = MetricsLog(run.path, config, resumed.step, 0, world, loader.tokens_read)
     monitor = make_monitor(raw, context, log)
-    if not world.agree(resumed.step, facts["data"]["sha256"]):
+    if not world.all_equal(resumed.step, facts["data"]["sha256"]):
         raise UserError("the processes see different checkpoints or data: put run.dir on a file system that all share")
     run.begin(config, resumed.damaged)
     moved = sum(parameter.numel() for parameter in raw.parameters() if parameter.requires_grad)
     steps = config.train.max_steps
-    world.say(
-        f"model: {raw.num_parameters():,} parameters, {moved:,} of them move, {computes_in(context)}, "
+    world.print(
+        f"model: {raw.num_parameters():,} parameters, {moved:,} of them move, {precision_name(context)}, "
         f"{world.describe()}\n"
         f"data:  {' + '.join(f'{len(part):,} {name}' for name, part in parts.items())} examples; {steps:,} steps of "
         f"{data.batch_examples} are {loader.epoch_of(steps):.2f} epochs"
@@ -164,7 +164,7 @@ def assemble(
 def best_model(t: Training, classifier: bool) -> LoadedModel:
     """The model that the run leaves; with eval.patience the one of the lowest validation loss, to which it goes back.
     On rank 0, once the run is complete."""
-    if t.config.eval.patience and (best := checkpoint.go_back(t.run.path, t.log.val_losses)):
+    if t.config.eval.patience and (best := checkpoint.roll_back_to_best(t.run.path, t.log.val_losses)):
         step = checkpoint.step_of(best)
-        t.world.say(f"best: step {step}, validation loss {t.log.val_losses[step]:.4f}")
+        t.world.print(f"best: step {step}, validation loss {t.log.val_losses[step]:.4f}")
     return load_model(str(t.run.path), t.world.device, classifier=classifier)

@@ -41,15 +41,15 @@ def open_run(config: Any, world: World) -> RunDir | None:
         UserError: it is in use, or the ranks do not see the same.
     """
     run = RunDir(config, world)
-    if not world.agree(run.is_done):
+    if not world.all_equal(run.is_done):
         raise UserError(f"the processes do not see the same {run.path}: put run.dir on a file system that all share")
     if run.is_done:
-        world.say(f"{run.path} is finished (DONE is there): eval/ scores it; another --run.dir starts a new run")
+        world.print(f"{run.path} is finished (DONE is there): eval/ scores it; another --run.dir starts a new run")
         return None
     return run
 
 
-def changeable(config: Any, **others: object) -> dict[str, object]:
+def changeable_settings(config: Any, **others: object) -> dict[str, object]:
     """The values that a run may go on with changed, and that its numbers depend on, by their keys: the optimizer's,
     train.max_steps, and `others` (with `__` for the dot)."""
     optim = {f"optim.{key}": value for key, value in asdict(config.optim).items()}
@@ -75,6 +75,6 @@ def close(t: Training, stopped: bool) -> None:
     else:
         t.log.sync()  # DONE counts on the rows, as a checkpoint does
         t.run.finish(max(t.step, t.config.train.max_steps))  # also a run that ends early
-        t.world.say(f"finished {t.step} steps: {t.run.path}")
+        t.world.print(f"finished {t.step} steps: {t.run.path}")
     t.log.close()
     t.stop.ignore()

@@ -18,9 +18,9 @@ from train.data.windows import Began
 from train.model.gpt import GPT
 from train.parallel.replicas import check_replicas
 from train.parallel.world import World
-from train.run.async_saver import Saver
-from train.run.checkpoint import Resumed
-from train.run.metrics_log import CHANGED, RunLog
+from train.run.async_saver import AsyncSaver
+from train.run.checkpoint import ResumeState
+from train.run.metrics_log import CHANGED, MetricsLog
 from train.run.run_dir import RunDir
 from train.run.stop_request import StopRequest
 from train.trainer import faults
@@ -30,7 +30,7 @@ from train.trainer.step import MicroBatches, train_step
 
 
 class Reads(Protocol):
-    """One rank's share of what is read (train.data.windows.Loader, train.examples.ExampleLoader), by the step alone."""
+    """One rank's share of what is read (train.data.windows.WindowLoader, train.examples.ExampleLoader), by the step alone."""
 
     began: Began
 
@@ -51,7 +51,7 @@ class Reads(Protocol):
 
 
 class Measures(Protocol):
-    """What is measured between the steps (eval.monitor.pretraining.Monitor)."""
+    """What is measured between the steps (eval.monitor.pretraining.PretrainEvaluator)."""
 
     finished: bool  # there is nothing left to gain: the run ends here, before train.max_steps
 
@@ -67,7 +67,7 @@ class Training:
     world: World
     run: RunDir
     stop: StopRequest
-    log: RunLog
+    log: MetricsLog
     raw: GPT  # the module itself: it is saved and measured
     model: nn.Module  # as the step calls it: compiled, in DDP
     optimizer: torch.optim.Optimizer
@@ -75,7 +75,7 @@ class Training:
     loader: Reads
     facts: dict[str, Any]  # what the run must agree with when it is resumed
     monitor: Measures
-    resumed: Resumed
+    resumed: ResumeState
 
     def __post_init__(self) -> None:
         """At the step that it goes on from; what is different from before is written down."""
@@ -84,7 +84,7 @@ class Training:
         self.skipped = resumed.skipped  # steps in a row up to this one whose loss or gradient was not finite
         self.norms = GradNorms(config.optim.spike_window, config.optim.spike_zscore, resumed.grad_norms)
         main = self.world.is_main
-        self.saver = Saver(self.run.path, self.raw, self.optimizer, config.checkpoint, self.log) if main else None
+        self.saver = AsyncSaver(self.run.path, self.raw, self.optimizer, config.checkpoint, self.log) if main else None
         if resumed.changes:
             self.log.event(resumed.step, CHANGED + ", ".join(resumed.changes))
 

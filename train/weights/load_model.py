@@ -14,7 +14,16 @@ from train.config.pretrain import ModelConfig
 from train.model.classifier import Classifier
 from train.model.gpt import GPT
 from train.model.lora import merged
-from train.run.checkpoint import META, WEIGHTS, differences, latest, newest_whole, read_meta, read_weights, shape_of
+from train.run.checkpoint import (
+    META,
+    WEIGHTS,
+    differences,
+    latest,
+    latest_valid_checkpoint,
+    read_meta,
+    read_weights,
+    shape_of,
+)
 from train.weights.huggingface import HUB_NAME, download_hf, is_hf_folder, load_hf
 from train.weights.openai_weights import is_openai_folder, load_openai
 
@@ -61,7 +70,7 @@ def load_model(
     """
     path = newest_run() if spec is None else Path(spec)
     if (path / "checkpoints").is_dir():
-        found, meta, _ = newest_whole(path, [WEIGHTS])
+        found, meta, _ = latest_valid_checkpoint(path, [WEIGHTS])
         if found is None:
             raise UserError(
                 f"{path} has no finished checkpoint yet: let the run reach one, or save one with a STOP file"
@@ -109,7 +118,7 @@ def load_model(
     return loaded
 
 
-def begin_from(spec: str, model: GPT, tokenizer: Mapping[str, Any] | None) -> str:
+def load_initial_weights(spec: str, model: GPT, tokenizer: Mapping[str, Any] | None) -> str:
     """Give a new run's model the weights of another, in place, and say which.
 
     Args:

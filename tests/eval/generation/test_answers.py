@@ -12,7 +12,7 @@ from tests.helpers.tiny import VOCAB
 from tests.train.data.test_examples import some
 from train.config.pretrain import ModelConfig
 from train.data.examples import Examples, bucketed
-from train.model.gpt import GPT, IGNORED
+from train.model.gpt import GPT, IGNORE_INDEX
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def test_the_loss_is_that_of_single_examples_in_float64(model: GPT) -> None:
     alone, exact = 0.0, model.eval().double()
     for number in range(len(examples)):
         row, targets = (torch.from_numpy(part.astype("int64")) for part in examples.row(number))
-        alone += F.cross_entropy(exact(row[None])[0], targets, ignore_index=IGNORED, reduction="sum").item()
-    assert tokens == int((examples.targets != IGNORED).sum())
+        alone += F.cross_entropy(exact(row[None])[0], targets, ignore_index=IGNORE_INDEX, reduction="sum").item()
+    assert tokens == int((examples.targets != IGNORE_INDEX).sum())
     assert nll == pytest.approx(alone, rel=1e-6)
 
 
 def test_the_first_question_ends_where_its_answer_begins() -> None:
-    tokens, targets = [5, 6, 7, 8, 9, 3, 4, 2], [IGNORED, IGNORED, 8, 9, IGNORED, IGNORED, 2, 1]
+    tokens, targets = [5, 6, 7, 8, 9, 3, 4, 2], [IGNORE_INDEX, IGNORE_INDEX, 8, 9, IGNORE_INDEX, IGNORE_INDEX, 2, 1]
     twice = Examples.of([([1], [1]), (tokens, targets), (tokens[:4], targets[:4])])
     assert first_question(twice, 1) == ([5, 6, 7], [8, 9])
     assert first_question(twice, 2) == ([5, 6, 7], [8, 9])

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from eval.monitor.finetuning import FinetuneMonitor
+from eval.monitor.finetuning import FinetuneEvaluator
 from tests.train.data.test_examples import some
 from train.config.finetune import ClassifyConfig, ClassifyEval, LabelledData
 from train.config.pretrain import LogConfig, TrainConfig
-from train.model.gpt import IGNORED
+from train.model.gpt import IGNORE_INDEX
 from train.parallel.world import World
-from train.run.metrics_log import RunLog
+from train.run.metrics_log import MetricsLog
 
 MAIN = World(0, 1, torch.device("cpu"))
 
@@ -25,7 +25,7 @@ class Nobody:
         return False
 
 
-def monitor(folder: Path, losses: Sequence[float], patience: int = 2, done: int = 0) -> FinetuneMonitor:
+def monitor(folder: Path, losses: Sequence[float], patience: int = 2, done: int = 0) -> FinetuneEvaluator:
     """Of a run of 20 steps at `done` finished ones, whose validations, every second step, give these losses."""
     config = ClassifyConfig(
         data=LabelledData(micro_batch_size=3),
@@ -33,12 +33,12 @@ def monitor(folder: Path, losses: Sequence[float], patience: int = 2, done: int 
         eval=ClassifyEval(every=2, patience=patience),
         log=LogConfig(wandb="disabled"),
     )
-    log = RunLog(folder, config, done, 0, MAIN, tokens_read=lambda step: step)
+    log = MetricsLog(folder, config, done, 0, MAIN, tokens_read=lambda step: step)
     measured = iter(losses)
-    return FinetuneMonitor(config, some(50), MAIN, log, Nobody(), {"val": lambda: {"loss": next(measured)}})
+    return FinetuneEvaluator(config, some(50), MAIN, log, Nobody(), {"val": lambda: {"loss": next(measured)}})
 
 
-def end(found: FinetuneMonitor, first: int = 0) -> int | None:
+def end(found: FinetuneEvaluator, first: int = 0) -> int | None:
     """The step at which it ends the run."""
     return next((step for step in range(first, 21) if found.run(step)), None)
 
@@ -76,5 +76,5 @@ def test_every_rank_validates_a_share_of_the_examples_in_as_many_groups(tmp_path
         found.world = World(rank, 2, torch.device("cpu"))
         shares.append(found.my_batches())
     assert len(shares[0]) == len(shares[1]) == 2  # of 17 batches; the second rank has none in the last one
-    seen = np.concatenate([y[y != IGNORED] for share in shares for group in share for _, y in group])
-    assert sorted(seen) == sorted(found.val.targets[found.val.targets != IGNORED])
+    seen = np.concatenate([y[y != IGNORE_INDEX] for share in shares for group in share for _, y in group])
+    assert sorted(seen) == sorted(found.val.targets[found.val.targets != IGNORE_INDEX])

@@ -16,7 +16,7 @@ from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
 from train.config.pretrain import ModelConfig
 from train.model.classifier import Classifier
-from train.model.gpt import IGNORED
+from train.model.gpt import IGNORE_INDEX
 
 
 def answers(n: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +90,7 @@ def test_texts_together_are_classified_as_each_alone() -> None:
         alone = torch.softmax(model(tokens)[0, -1].double(), -1)
         np.testing.assert_allclose(row, alone.detach().numpy(), atol=1e-6)
     tokens, targets = labelled(tokenizer.encode(texts[1]), 2, 12)
-    assert (len(tokens), targets) == (12, [IGNORED] * 11 + [2])
+    assert (len(tokens), targets) == (12, [IGNORE_INDEX] * 11 + [2])
     (_, truth), *_ = class_probabilities(model, [(torch.tensor([tokens]), torch.tensor([targets]))])
     assert truth.tolist() == [2]
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from prepare.common.files import file_sha256, naming, read_object, write_json, write_whole
+from prepare.common.files import atomic_write_json, atomic_write_text, file_sha256, naming, read_json_object
 
 
 def test_a_file_has_its_name_when_all_of_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, before = tmp_path / "a.json", []
-    write_whole(path, "old")
+    atomic_write_text(path, "old")
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: before.append(path.read_text()) or fsync(handle))
-    write_json(path, {"a": 1})
+    atomic_write_json(path, {"a": 1})
     assert before == ["old", '{\n "a": 1\n}\n']  # the file's bytes, then its name
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
     assert file_sha256(path) == hashlib.sha256(b'{\n "a": 1\n}\n').hexdigest()
@@ -25,7 +25,7 @@ def test_what_is_no_object_is_an_empty_one(tmp_path: Path, content: bytes | None
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
-    assert read_object(path) == {}
+    assert read_json_object(path) == {}
 
 
 def test_a_write_that_fails_names_its_file() -> None:

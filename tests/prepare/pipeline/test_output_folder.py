@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prepare.pipeline.output_folder import Folder, kept_revision
+from prepare.pipeline.output_folder import Folder, pinned_revision
 from prepare.tokens.shards import write_shard
 
 
@@ -37,8 +37,8 @@ def test_a_folder_is_cleaned_without_a_search_for_each_of_its_files(tmp_path: Pa
 def test_a_folder_of_another_dataset_has_no_revision_to_keep(tmp_path: Path) -> None:
     (tmp_path / ".progress").mkdir()
     (tmp_path / ".progress/plan.json").write_text(json.dumps({"dataset": "a", "revision": "0123"}))
-    assert kept_revision(tmp_path, "a") == "0123"
-    assert kept_revision(tmp_path, "b") is None
+    assert pinned_revision(tmp_path, "a") == "0123"
+    assert pinned_revision(tmp_path, "b") is None
 
 
 def plan() -> dict:
@@ -54,7 +54,7 @@ def test_a_folder_that_another_process_abandons_is_made_again(tmp_path: Path) ->
         first.abandon()
         assert not path.exists()
         with second.claimed(1, 1):
-            assert kept_revision(path, "a") is None
+            assert pinned_revision(path, "a") is None
             assert second._plan_path.is_file()
 
 

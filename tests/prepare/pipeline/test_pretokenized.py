@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.utils import close_session
 
 from prepare.common.cli import ArgumentError, UserError
-from prepare.pipeline.pretokenized import fetch_shards
+from prepare.pipeline.pretokenized import fetch_pretokenized
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import write_shard
 from prepare.tokens.tokenizer import EOT
@@ -46,19 +46,19 @@ def test_what_is_there_and_right_stays(tmp_path: Path, hub: LoopbackHub, monkeyp
     shards = sorted(path.name for path in repo.iterdir())
     shards = shards[-1:] + shards[:-1]  # the validation shard first
     for chunks in (2, 1):
-        manifest = fetch_shards(two, edu=True, version="10BT", chunks=chunks)
+        manifest = fetch_pretokenized(two, edu=True, version="10BT", chunks=chunks)
         assert sorted(contents(two)) == sorted([*shards[:3], "manifest.json"]), "those of before stay"
         assert sorted(shard["file"] for shard in manifest["shards"]) == sorted(shards[:3])
         assert len(hub.ranges(".bin")) == 3
     (two / shards[2]).write_bytes(b"of something else")
-    fetch_shards(two, edu=True, version="10BT", chunks=1)
+    fetch_pretokenized(two, edu=True, version="10BT", chunks=1)
     assert (two / shards[2]).read_bytes() == (repo / shards[2]).read_bytes()
-    fetch_shards(tmp_path / "all", edu=True, version="10BT", chunks=None)
+    fetch_pretokenized(tmp_path / "all", edu=True, version="10BT", chunks=None)
     assert sorted(contents(tmp_path / "all")) == sorted([*shards, "manifest.json"])
     with pytest.raises(ArgumentError, match=r"4.*3 training shards"):
-        fetch_shards(tmp_path / "more", edu=True, version="10BT", chunks=4)
+        fetch_pretokenized(tmp_path / "more", edu=True, version="10BT", chunks=4)
     with pytest.raises(ArgumentError, match="FineWeb-Edu 350BT"):
-        fetch_shards(tmp_path / "none", edu=True, version="350BT", chunks=None)
+        fetch_pretokenized(tmp_path / "none", edu=True, version="350BT", chunks=None)
 
 
 @pytest.mark.parametrize("strange", ["mine.bin", "fineweb_train_000009.bin", "mine.npy"])
@@ -70,7 +70,7 @@ def test_they_are_not_mixed_with_others(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / strange).touch()
     with pytest.raises(UserError, match=f"{strange} is there, but not in kjj0/fineweb10B-gpt2: choose another --out"):
-        fetch_shards(tmp_path / "out", edu=False, version="10BT", chunks=None)
+        fetch_pretokenized(tmp_path / "out", edu=False, version="10BT", chunks=None)
     assert list(contents(tmp_path / "out")) == [strange]
     assert not hub.ranges(".bin")
 
@@ -79,11 +79,11 @@ def test_two_datasets_are_not_mixed(tmp_path: Path, hub: LoopbackHub, monkeypatc
     hub.adopt(monkeypatch, tmp_path)
     for name in ("fineweb10B", "fineweb100B", "finewebedu10B"):
         publish(hub, name, train=1)
-    fetch_shards(tmp_path / "out", edu=False, version="10BT", chunks=None)
+    fetch_pretokenized(tmp_path / "out", edu=False, version="10BT", chunks=None)
     before = contents(tmp_path / "out")
     for edu, version, other in ((False, "100BT", "fineweb100B"), (True, "10BT", "finewebedu10B")):
         with pytest.raises(UserError, match=f"was made with dataset kjj0/fineweb10B-gpt2, not kjj0/{other}-gpt2"):
-            fetch_shards(tmp_path / "out", edu, version, None)
+            fetch_pretokenized(tmp_path / "out", edu, version, None)
         assert contents(tmp_path / "out") == before
 
 

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.utils import close_session
 
 from prepare.common.cli import DATA
-from prepare.sources.published import HELLASWAG, LAMBADA, KnownFile
+from prepare.sources.published import HELLASWAG, LAMBADA, PublishedFile
 from tests.helpers.loopback_hub import LoopbackHub
 
 
@@ -26,7 +26,7 @@ def test_a_git_blob_is_fetched_once(hub: LoopbackHub, tmp_path: Path) -> None:
     served = hub.folder / "tasks.jsonl"
     served.write_text('{"ind": 0}\n')
     blob = subprocess.run(["git", "hash-object", served], capture_output=True, text=True, check=True).stdout.strip()
-    known = KnownFile(tmp_path / "place/tasks.jsonl", f"{hub.endpoint}/tasks.jsonl", git_blob=blob)
+    known = PublishedFile(tmp_path / "place/tasks.jsonl", f"{hub.endpoint}/tasks.jsonl", git_blob=blob)
     for _ in range(2):
         assert known.fetch() == tmp_path / "place/tasks.jsonl"
         assert known.path.read_text() == '{"ind": 0}\n'

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prepare.tokens import engine
-from prepare.tokens.engine import Gigatoken, unlike
+from prepare.tokens.engine import Gigatoken, documents_for_tiktoken
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, Mismatch
 from tests.programs.exhaustive import TOGETHER, Cuts, adversarial, scalars, unlike_scalars
 
@@ -46,18 +46,18 @@ def test_every_code_point_is_cut_alike_or_sent_to_tiktoken():
             for start in range(0, len(codes), 500)
         ]
         assert cuts.differing(texts) == []
-        assert len(unlike(strings(texts))) == 0
+        assert len(documents_for_tiktoken(strings(texts))) == 0
     texts = [f"!{chr(code)}!" for code in sorted(other)]
     assert len(cuts.differing(texts)) == len(texts) == 4657
-    assert unlike(strings(texts)).tolist() == list(range(len(texts)))
+    assert documents_for_tiktoken(strings(texts)).tolist() == list(range(len(texts)))
     same(["".join(TOGETHER.format(chr(code)) for code in other), *texts])
 
 
 def test_the_ones_that_differ_are_found_wherever_they_stand():
     texts = ["", "plain", "\U00016eb4'll", "naïve 😀 日本", "", "x\u088f", "\u088f", "\u0890", "end\U00033479"]
-    assert unlike(strings(texts)).tolist() == [2, 5, 6, 8]
-    assert unlike(strings(texts)[3:]).tolist() == [2, 3, 5]
-    assert unlike(strings(texts)[3:5]).tolist() == []
+    assert documents_for_tiktoken(strings(texts)).tolist() == [2, 5, 6, 8]
+    assert documents_for_tiktoken(strings(texts)[3:]).tolist() == [2, 3, 5]
+    assert documents_for_tiktoken(strings(texts)[3:5]).tolist() == []
     assert same(texts) == {"gigatoken": 5, "tiktoken": 4}
     # without them the difference is real
     assert FAST._fast.encode(strings(texts[2:3]))[0].tolist() != REFERENCE.encode(texts[2])

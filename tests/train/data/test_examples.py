@@ -11,7 +11,7 @@ from prepare.common.cli import UserError
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
 from train.data.examples import PARTS, ExampleLoader, Examples, bucketed, divide, fingerprint, prepare_once
-from train.model.gpt import GPT, IGNORED
+from train.model.gpt import GPT, IGNORE_INDEX
 from train.parallel.device import autocast
 from train.parallel.world import World
 from train.trainer.step import train_step
@@ -27,7 +27,7 @@ def some(n: int = 23, seed: int = 0, longest: int = 16) -> Examples:
         length = int(rng.integers(2, longest + 1))
         prompt = int(rng.integers(0, length))
         targets = rng.integers(VOCAB, size=length)
-        targets[:prompt] = IGNORED
+        targets[:prompt] = IGNORE_INDEX
         rows.append((rng.integers(VOCAB, size=length).tolist(), targets.tolist()))
     return Examples.of(rows)
 

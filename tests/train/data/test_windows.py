@@ -17,7 +17,7 @@ from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.helpers.tiny import VOCAB, markov_tokens, write_shards
 from train.data.windows import (
     Began,
-    Loader,
+    WindowLoader,
     WindowOrder,
     Windows,
     common_tokenizer,
@@ -34,10 +34,12 @@ def paths(tmp_path: Path) -> list[Path]:
     return sorted(write_shards(tmp_path).glob("*_train_*.bin"))
 
 
-def loader(paths: list[Path], per_step: int, micro: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> Loader:
+def loader(
+    paths: list[Path], per_step: int, micro: int, rank: int = 0, world: int = 1, shuffle: bool = True
+) -> WindowLoader:
     windows = Windows(paths, T, VOCAB)
     order = WindowOrder(windows.counts, seed=7, shuffle=shuffle)
-    return Loader(windows, order, per_step // world, micro, rank, world)
+    return WindowLoader(windows, order, per_step // world, micro, rank, world)
 
 
 def test_permutation_is_one_and_depends_on_every_part_of_the_key() -> None:
@@ -237,7 +239,7 @@ def test_other_data_begins_a_new_epoch_where_the_run_stands() -> None:
     """After 10 steps of 8 windows, 80 windows of an epoch of 50 are read: epoch 1 is under way, and 2 begins."""
     counts, began = [7, 4], Began(step=10, window=80, epoch=2)
     order = WindowOrder(counts, 5, True, began)
-    loader = Loader(SimpleNamespace(block_size=T), order, 4, 2, 1, 2)
+    loader = WindowLoader(SimpleNamespace(block_size=T), order, 4, 2, 1, 2)
     assert loader.first_window(10) == 80 + 4
     assert loader.epoch_of(10) == 2.0
     assert [loader.tokens_read(step) for step in (10, 11)] == [80 * T, 88 * T]
@@ -245,4 +247,4 @@ def test_other_data_begins_a_new_epoch_where_the_run_stands() -> None:
     alone = WindowOrder(counts, 5, True)
     assert [order.locate(80 + i) for i in range(11)] == [alone.locate(2 * 11 + i) for i in range(11)]
     assert loader.seeds(10) != loader.seeds(11)
-    assert Loader(None, alone, 8, 2, 0, 1).position(10) == {"window": 80, "epoch": 80 // 11}
+    assert WindowLoader(None, alone, 8, 2, 0, 1).position(10) == {"window": 80, "epoch": 80 // 11}

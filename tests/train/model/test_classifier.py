@@ -7,7 +7,7 @@ from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
 from train.data.examples import Examples
 from train.model.classifier import Classifier
-from train.model.gpt import GPT, IGNORED
+from train.model.gpt import GPT, IGNORE_INDEX
 
 SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=VOCAB)
 WEIGHTS = [0.5, 2.0, 1.5]
@@ -39,7 +39,7 @@ def test_the_state_of_the_last_token_does_not_depend_on_the_padding() -> None:
 
 def test_the_loss_is_the_weighted_mean_over_single_texts() -> None:
     model, labels = classifier(), [0, 2, 1, 1, 2]
-    rows = [(text, [IGNORED] * (len(text) - 1) + [label]) for text, label in zip(texts(), labels, strict=True)]
+    rows = [(text, [IGNORE_INDEX] * (len(text) - 1) + [label]) for text, label in zip(texts(), labels, strict=True)]
     loss = model(*Examples.of(rows).batch(range(5)))
     total = 0.0
     for text, label in zip(texts(), labels, strict=True):

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prepare.common.cli import UserError
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
-from train.parallel.device import autocast, fitting_micro_batch, is_out_of_memory, peak_flops, prepare_device
+from train.parallel.device import autocast, find_micro_batch_size, is_out_of_memory, peak_flops, prepare_device
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def test_a_cpu_takes_bf16_where_it_has_instructions_for_it(monkeypatch: pytest.M
 def test_on_a_cpu_the_logits_are_bounded(block_size: int, vocab_size: int, per_rank: int, expected: int) -> None:
     with torch.device("meta"):
         model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=block_size, vocab_size=vocab_size))
-    size = fitting_micro_batch(model, per_rank, CPU, "fp32")
+    size = find_micro_batch_size(model, per_rank, CPU, "fp32")
     assert size == expected
     assert per_rank % size == 0
 
@@ -45,11 +45,11 @@ def test_on_a_gpu_sizes_are_tried_downwards(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("train.parallel.device._forward_backward", forward_backward)
     model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=16))
     limit = 20
-    assert fitting_micro_batch(model, 96, torch.device("cuda"), "bf16") == 16
+    assert find_micro_batch_size(model, 96, torch.device("cuda"), "bf16") == 16
     assert tried == [48, 32, 24, 16]
     limit = 0
     with pytest.raises(UserError, match=r"not one sequence of model.block_size 8 fits"):
-        fitting_micro_batch(model, 96, torch.device("cuda"), "bf16")
+        find_micro_batch_size(model, 96, torch.device("cuda"), "bf16")
 
 
 def test_exp_and_log_are_called_on_one_thread_first() -> None:

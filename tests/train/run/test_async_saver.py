@@ -18,8 +18,8 @@ from train.model.gpt import GPT
 from train.parallel.world import World
 from train.run import async_saver as saver
 from train.run import checkpoint
-from train.run.async_saver import Saver
-from train.run.metrics_log import RunLog
+from train.run.async_saver import AsyncSaver
+from train.run.metrics_log import MetricsLog
 from train.trainer.optim import build_optimizer
 
 META = {"tokenizer": None}
@@ -37,9 +37,9 @@ def move(model: GPT, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def start(run: Path, model: GPT, optimizer: torch.optim.Optimizer, **config: int) -> Saver:
-    log = RunLog(run, Config(log=LogConfig(wandb="disabled")), 0, 1, World(0, 1, torch.device("cpu")), int)
-    return Saver(run, model, optimizer, CheckpointConfig(**config), log)
+def start(run: Path, model: GPT, optimizer: torch.optim.Optimizer, **config: int) -> AsyncSaver:
+    log = MetricsLog(run, Config(log=LogConfig(wandb="disabled")), 0, 1, World(0, 1, torch.device("cpu")), int)
+    return AsyncSaver(run, model, optimizer, CheckpointConfig(**config), log)
 
 
 def weights(run: Path, step: int) -> torch.Tensor:
@@ -210,6 +210,6 @@ def test_a_full_disk_is_reported_and_ends_the_run_only_after_several_failures(tm
         assert background.gave_up
         with pytest.raises(UserError, match=r"the last checkpoint of .* could not be written: make room"):
             background.finish()
-        assert checkpoint.step_of(checkpoint.newest_whole(small)[0]) == 20
+        assert checkpoint.step_of(checkpoint.latest_valid_checkpoint(small)[0]) == 20
     finally:
         subprocess.run(["umount", "--lazy", small], check=True)

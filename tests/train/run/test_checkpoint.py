@@ -59,7 +59,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = save(tmp_path, 7)
     other, other_optimizer = trained(seed=1)
     resumed = checkpoint.resume(tmp_path, other, other_optimizer, FACTS, allow_change=False)
-    assert resumed == checkpoint.Resumed(7, Began(), (0.1, 2.5), 3, (), ())
+    assert resumed == checkpoint.ResumeState(7, Began(), (0.1, 2.5), 3, (), ())
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
@@ -68,7 +68,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_new_run_begins_at_step_0(tmp_path: Path) -> None:
-    assert checkpoint.resume(tmp_path / "new", *trained(), FACTS, allow_change=False) == checkpoint.Resumed()
+    assert checkpoint.resume(tmp_path / "new", *trained(), FACTS, allow_change=False) == checkpoint.ResumeState()
 
 
 def test_files_are_as_promised(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_half_of_a_checkpoint_is_not_found_and_is_cleared_away(tmp_path: Path, m
     assert names(tmp_path) == ["step_00000005"]
     (tmp_path / "checkpoints" / ".step_00000015.tmp" / "x").mkdir(parents=True)  # as a kill would leave it
     assert checkpoint.latest(tmp_path).name == "step_00000005"
-    checkpoint.clear_leftovers(tmp_path)
+    checkpoint.remove_unfinished(tmp_path)
     assert names(tmp_path) == ["step_00000005"]
 
 
@@ -155,9 +155,9 @@ def test_what_cannot_be_removed_is_a_warning_and_in_nobodys_way(
         save(tmp_path, 5)  # at a step whose unfinished folder stands there
         checkpoint.prune(tmp_path, keep=1, keep_every=0, val_losses={})
         capsys.readouterr()
-        checkpoint.clear_leftovers(tmp_path)
+        checkpoint.remove_unfinished(tmp_path)
         assert capsys.readouterr().err.count("could not be removed (Directory not empty)") == 2
-    checkpoint.clear_leftovers(tmp_path)
+    checkpoint.remove_unfinished(tmp_path)
     assert names(tmp_path) == ["step_00000010"]
 
 
@@ -180,9 +180,11 @@ def test_going_back_is_refused_while_a_later_checkpoint_stays(
     with monkeypatch.context() as foreign:
         foreign.setattr(Path, "rename", lambda path, _to: busy(path))
         with pytest.raises(UserError, match=r"step_00000010 would be taken for the best .* of step 5: remove it"):
-            checkpoint.go_back(tmp_path, {5: 1.0, 10: 2.0})
+            checkpoint.roll_back_to_best(tmp_path, {5: 1.0, 10: 2.0})
     assert "could not be removed" in capsys.readouterr().err
-    assert checkpoint.go_back(tmp_path, {5: 1.0, 10: 1.0}).name == "step_00000005"  # as good: the one that prune keeps
+    assert (
+        checkpoint.roll_back_to_best(tmp_path, {5: 1.0, 10: 1.0}).name == "step_00000005"
+    )  # as good: the one that prune keeps
     assert names(tmp_path) == ["step_00000005"]
 
 
@@ -266,11 +268,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert f"warning: {latest / name} is damaged (" in warning
     assert warning.endswith("taking the checkpoint before it\n")
     assert warning.count("\n") == 1
-    checkpoint.set_aside(resumed.damaged)
+    checkpoint.rename_corrupt(resumed.damaged)
     assert names(tmp_path) == ["step_00000005", "step_00000010.damaged"]
     save(tmp_path, 10)
     damage(latest / name, how)
-    checkpoint.set_aside(checkpoint.newest_whole(tmp_path)[2])  # a second time at the same step
+    checkpoint.rename_corrupt(checkpoint.latest_valid_checkpoint(tmp_path)[2])  # a second time at the same step
     assert names(tmp_path) == ["step_00000005", "step_00000010.2.damaged", "step_00000010.damaged"]
     damage(tmp_path / "checkpoints" / "step_00000005" / name, how)
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole"):
@@ -290,7 +292,7 @@ def test_every_flipped_bit_of_the_meta_is_noticed(tmp_path: Path) -> None:
         try:
             assert checkpoint.read_meta(file.parent) == meaning
             unnoticed += 1  # white space, which means nothing
-        except checkpoint.Damaged:
+        except checkpoint.CorruptCheckpoint:
             pass
     assert unnoticed < len(content) / 4
 

@@ -16,14 +16,14 @@ from train.config.pretrain import Config, LogConfig, TrainConfig
 from train.parallel import device as hardware
 from train.parallel.world import World
 from train.run import metrics_log as run_log
-from train.run.metrics_log import RunLog, duration, read_rows
+from train.run.metrics_log import MetricsLog, duration, read_rows
 
 CONFIG = Config(train=TrainConfig(max_steps=100), log=LogConfig(wandb="disabled", every=1))
 MAIN = World(0, 1, torch.device("cpu"))
 
 
-def open_log(folder: Path, step: int = 0, config: Config = CONFIG, world: World = MAIN) -> RunLog:
-    return RunLog(folder, config, step, flops_per_token=600, world=world, tokens_read=lambda steps: 1000 * steps)
+def open_log(folder: Path, step: int = 0, config: Config = CONFIG, world: World = MAIN) -> MetricsLog:
+    return MetricsLog(folder, config, step, flops_per_token=600, world=world, tokens_read=lambda steps: 1000 * steps)
 
 
 def test_train_rows_carry_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,7 @@ from tests.helpers.tiny import VOCAB
 from train.config.finetune import ClassifyConfig, LabelledData, TuneConfig
 from train.config.pretrain import ModelConfig, OptimConfig, TrainConfig
 from train.model.classifier import Classifier
-from train.model.gpt import GPT, IGNORED
+from train.model.gpt import GPT, IGNORE_INDEX
 from train.trainer.finetune import freeze, identity
 from train.trainer.optim import build_optimizer
 from train.weights.load_model import LoadedModel
@@ -27,7 +27,7 @@ def moved(tune: TuneConfig) -> set[str]:
     freeze(model, tune)
     optimizer = build_optimizer(model, OptimConfig(max_lr=0.1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tokens, targets = torch.randint(VOCAB, (4, 8)), torch.full((4, 8), IGNORED)
+    tokens, targets = torch.randint(VOCAB, (4, 8)), torch.full((4, 8), IGNORE_INDEX)
     targets[:, -1] = torch.tensor([0, 1, 0, 1])
     for _ in range(2):
         optimizer.zero_grad()

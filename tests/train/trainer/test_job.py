@@ -13,9 +13,9 @@ from prepare.common.cli import UserError
 from tests.helpers.tiny import rows
 from train.config.pretrain import Config, LogConfig, OptimConfig, RunConfig, TrainConfig
 from train.parallel.world import World
-from train.run.metrics_log import RunLog
+from train.run.metrics_log import MetricsLog
 from train.run.run_dir import RunDir
-from train.trainer.job import changeable, close, one_line_errors
+from train.trainer.job import changeable_settings, close, one_line_errors
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_other_failures_stay_what_they_are(failure: Exception) -> None:
 
 def test_the_values_that_may_change_are_named_by_their_keys() -> None:
     config = Config(optim=OptimConfig(max_lr=0.5), train=TrainConfig(max_steps=7))
-    found = changeable(config, tune__dropout=0.25)
+    found = changeable_settings(config, tune__dropout=0.25)
     assert (found["optim.max_lr"], found["train.max_steps"], found["tune.dropout"]) == (0.5, 7, 0.25)
     assert found["optim.betas"] == list(config.optim.betas)  # as JSON gives them back
-    assert found.keys() == changeable(Config(), tune__dropout=0).keys()
-    assert found == changeable(replace(config, train=replace(config.train, seed=99)), tune__dropout=0.25)
+    assert found.keys() == changeable_settings(Config(), tune__dropout=0).keys()
+    assert found == changeable_settings(replace(config, train=replace(config.train, seed=99)), tune__dropout=0.25)
 
 
 def finished(run: Path) -> SimpleNamespace:
@@ -55,7 +55,7 @@ def finished(run: Path) -> SimpleNamespace:
     world = World(0, 1, torch.device("cpu"))
     config = Config(log=LogConfig(wandb="disabled"), run=RunConfig(dir=str(run)), train=TrainConfig(max_steps=7))
     directory = RunDir(config, world)
-    log = RunLog(run, config, 7, 1, world, lambda steps: steps)
+    log = MetricsLog(run, config, 7, 1, world, lambda steps: steps)
     log.write(7, "val", loss=1.0)
     ignoring = SimpleNamespace(ignore=lambda: None)
     return SimpleNamespace(config=config, world=world, run=directory, log=log, step=7, stop=ignoring)

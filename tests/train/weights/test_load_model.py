@@ -14,7 +14,7 @@ from tests.train.run.test_checkpoint import CHARACTERS, FACTS, damage, save, tra
 from train.config.pretrain import ModelConfig
 from train.run.checkpoint import latest
 from train.weights import load_model as open_model
-from train.weights.load_model import begin_from, load_model
+from train.weights.load_model import load_initial_weights, load_model
 
 
 def test_a_model_is_loaded_from_the_newest_whole_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -91,14 +91,14 @@ def test_a_model_of_data_that_nobody_described_has_no_tokenizer(tmp_path: Path) 
 def test_a_run_begins_from_another_model(tmp_path: Path) -> None:
     source, _ = save(tmp_path / "source", 7)
     model, _ = trained(seed=5)
-    assert begin_from(str(tmp_path / "source"), model, FACTS["tokenizer"]) == "source at step 7"
+    assert load_initial_weights(str(tmp_path / "source"), model, FACTS["tokenizer"]) == "source at step 7"
     for a, b in zip(model.parameters(), source.parameters(), strict=True):
         assert torch.equal(a, b)
     assert model.training
     larger, _ = trained(config=ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=27))
     with pytest.raises(UserError, match=r"another shape: model\.n_layer 2 \(now 3\)"):
-        begin_from(str(tmp_path / "source"), larger, FACTS["tokenizer"])
+        load_initial_weights(str(tmp_path / "source"), larger, FACTS["tokenizer"])
     with pytest.raises(UserError, match="has the char vocabulary of 27 ids, the data was made with char"):
-        begin_from(str(tmp_path / "source"), model, CharTokenizer(CHARACTERS[1:]).describe())
+        load_initial_weights(str(tmp_path / "source"), model, CharTokenizer(CHARACTERS[1:]).describe())
     with pytest.raises(UserError, match="no such folder"):
-        begin_from("./absent", model, None)
+        load_initial_weights("./absent", model, None)

@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     write_tensorflows(folder)
     (folder / "hparams.json").write_text(json.dumps(SHAPE))
-    name = "/somewhere/else/model.ckpt"  # Saver may write the place where it once stood
+    name = "/somewhere/else/model.ckpt"  # AsyncSaver may write the place where it once stood
     (folder / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n')
     return folder
 

@@ -14,7 +14,7 @@ import torch
 from prepare.common.cli import UserError
 from train.weights.tf_checkpoint import LANE, LANES, MAGIC, crc32c, read_bundle
 
-# tf.compat.v1.train.Saver's files of the variables of `expected_tensors` in the scope "model", compressed by lzma.
+# tf.compat.v1.train.AsyncSaver's files of the variables of `expected_tensors` in the scope "model", compressed by lzma.
 INDEX = """\
 /Td6WFoAAATm1rRGAgAhARwAAAAQz1jM4AOVAcxdAABgFpJKTYPzxYxr0yMIZz7Co6D5cEvr3l/n463s2NnHeNk/2n1hRWGtEPembQWSr0E8R0K9fUntHRVy
 GIvF3tsLVrH468mWMLTBKHE6hkz8lvU/XNNFqM93vrcm9z1XSK7qvhfGYU9+uGHukrHHCwhTmML/Gdo1Z++T8DcaBy4E/xnjRfe3It6Uveltf5HfL65O5yV2
