@@ -19,7 +19,7 @@ from train.weights.load_model import LoadedModel, load_model
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Declare `--model` and `--device`."""
-    kinds = "a run, a checkpoint, a directory of Hugging Face or OpenAI, or a hub name; when not given, the newest run"
+    kinds = "a run, a checkpoint, a Hugging Face directory, or a hub name; when not given, the newest run"
     parser.add_argument("--model", type=nonempty, metavar="X", help=kinds)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
 

@@ -121,7 +121,7 @@ class _Common:
     init: str = field(
         default_factory=lambda: "gpt2",
         metadata={
-            "help": "the model to begin with: a run, a checkpoint, a Hugging Face or OpenAI's directory, or a hub name"
+            "help": "the model to begin with: a run, a checkpoint, a Hugging Face directory, or a hub name"
         },
     )
 

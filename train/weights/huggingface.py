@@ -35,7 +35,7 @@ SIZES = (  # of checked_shape: GPT2Config's names, the first of which to be ther
     (("max_position_embeddings", "n_positions", "n_ctx"), 1024),
     (("vocab_size",), GPT2_VOCAB_SIZE),
 )
-VOCABULARIES = ("vocab.json", "encoder.json", "tokenizer.json")
+VOCABULARIES = ("vocab.json", "tokenizer.json")
 HUB_FILES = ["config.json", *VOCABULARIES, "model*.safetensors*"]
 HUB_PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -1,4 +1,4 @@
-"""What --model means everywhere: a run, a checkpoint, a Hugging Face directory or OpenAI's, or a hub name, opened."""
+"""What --model means everywhere: a run, a checkpoint, a Hugging Face directory or a hub name, opened."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,6 @@ from train.run.checkpoint import (
     shape_of,
 )
 from train.weights.huggingface import HUB_NAME, download_hf, is_hf_folder, load_hf
-from train.weights.openai_weights import is_openai_folder, load_openai
 
 
 @dataclass
@@ -56,8 +55,7 @@ class LoadedModel:
 def load_model(
     spec: str | None, device: torch.device | str = "cpu", option: str = "--model", classifier: bool | None = False
 ) -> LoadedModel:
-    """Open what `--model` names: a run directory, a checkpoint, a directory as Hugging Face or as OpenAI has them, or
-    a hub name.
+    """Open what `--model` names: a run directory, a checkpoint, a Hugging Face directory or a hub name.
 
     Args:
         spec: None takes the newest run under runs/.
@@ -91,12 +89,10 @@ def load_model(
         loaded = LoadedModel(model, tokenizer, name, meta["step"], labels, template, converses, run)
     elif is_hf_folder(path):
         loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name, None)
-    elif is_openai_folder(path):
-        loaded = LoadedModel(load_openai(path), load_tokenizer(None), path.resolve().name, None)
     elif path.exists():
         raise UserError(
             f"{option} {path}: neither a run (checkpoints/), nor a checkpoint (meta.json), nor a Hugging Face "
-            "directory (config.json), nor OpenAI's (checkpoint and hparams.json)"
+            "directory (config.json)"
         )
     elif HUB_NAME.fullmatch(str(spec)):
         loaded = LoadedModel(load_hf(download_hf(str(spec), option)), load_tokenizer(None), str(spec), None)
