@@ -2,9 +2,6 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,29 +53,3 @@ def _no_skip_in_ci(report: pytest.TestReport | pytest.CollectReport) -> pytest.T
         if not any(word in reason for word in ("GPU", "CUDA")):
             report.outcome, report.longrepr = "failed", f"CI skips no test that it could run; this one said: {reason}"
     return report
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def run_command(
-    *command: object, cwd: Path = ROOT, timeout: float = 600, **environment: str
-) -> subprocess.CompletedProcess:
-    """Run a command to its end with text output captured; `python` means this interpreter."""
-    words = [sys.executable if word == "python" else str(word) for word in command]
-    return subprocess.run(
-        words, cwd=cwd, timeout=timeout, capture_output=True, text=True, env={**os.environ, **environment}
-    )
-
-
-def one_line_error(result: subprocess.CompletedProcess, status: int = 1) -> str:
-    """Check that a command failed as a user's mistake should, and return its `error: ...` line."""
-    assert result.returncode == status, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
-    assert "Traceback" not in result.stderr, result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, result.stderr
-    return errors[0]

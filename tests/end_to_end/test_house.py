@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run_command
+from tests.helpers.commands import ROOT, run_command
 
 LAYERS = ("prepare", "train", "eval")  # each may import itself and those before it
 MODULES = sorted(path for room in LAYERS for path in (ROOT / room).rglob("*.py"))

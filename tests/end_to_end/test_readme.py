@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, run_command
+from tests.helpers.commands import ROOT, run_command
 from train.config.pretrain import CONFIGS, load_config
 from train.model.gpt import GPT
 

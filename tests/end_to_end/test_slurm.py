@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, run_command
+from tests.helpers.commands import ROOT, run_command
 from tests.helpers.slurm_cluster import SlurmCluster
 from tests.helpers.tiny import rows
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import ROOT, free_port, run_command
+from tests.helpers.commands import ROOT, free_port, run_command
 from tests.programs.torture import SETUPS, Difference, Start, checkpoints, compare, write_data
 
 TWO = next(setup for setup in SETUPS if setup.processes == 2 and not setup.compiled)

@@ -12,7 +12,7 @@ import torch
 from eval import generate
 from prepare.common.cli import ArgumentError
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 from tests.helpers.random_gpt2 import save_random_gpt2
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig

@@ -15,8 +15,8 @@ from eval import harness
 from eval.scoring.harness_model import GPT2Run
 from prepare.common.cli import ArgumentError, UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
-from tests.train.test_export_hf import make_run
+from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.tiny import make_run
 from train import export_hf
 from train.weights import load_model as open_model
 

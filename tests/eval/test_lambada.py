@@ -9,7 +9,7 @@ import pytest
 
 from eval import lambada
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.random_gpt2 import log_likelihood, save_random_gpt2
 
 

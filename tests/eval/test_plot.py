@@ -7,7 +7,7 @@ import pytest
 
 from eval import plot
 from prepare.common.cli import ArgumentError, UserError
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 
 
 def _run(folder, loss=3.0):

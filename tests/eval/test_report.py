@@ -8,8 +8,8 @@ from eval import hellaswag, lambada, report, wikitext
 from eval.common.published import PUBLISHED
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
-from tests.train.test_export_hf import make_run
+from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.tiny import make_run
 from train import export_hf
 
 PNG = b"\x89PNG"

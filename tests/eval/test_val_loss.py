@@ -12,7 +12,7 @@ from prepare.common.cli import UserError
 from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import write_shard
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.random_gpt2 import save_random_gpt2
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig

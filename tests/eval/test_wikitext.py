@@ -12,7 +12,7 @@ from eval.scoring.detokenize import load_wikitext
 from eval.scoring.evaluate import sliding_batches
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.random_gpt2 import save_random_gpt2
 
 SIZE = 16

@@ -3,13 +3,15 @@
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.conftest import ROOT, run_command
-from tests.helpers.tiny import save_checkpoint
+from tests.helpers.commands import ROOT, run_command
+from tests.helpers.tiny import VOCAB, save_checkpoint
 from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT
+from train.data.examples import Examples
+from train.model.gpt import GPT, IGNORE_INDEX
 
 SETTINGS = {
     "data.batch_examples": 16,
@@ -33,6 +35,19 @@ def base_model(folder: Path, tokenizer: dict | None = None, **shape: int) -> Pat
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 48, **shape}
     save_checkpoint(folder, 3, GPT(ModelConfig(**shape)), tokenizer=tokenizer or GPT2Tokenizer().describe())
     return folder
+
+
+def random_examples(n: int = 23, seed: int = 0, longest: int = 16) -> Examples:
+    """n random examples of 2 to `longest` tokens, each with a prompt that the loss mask leaves out."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        length = int(rng.integers(2, longest + 1))
+        prompt = int(rng.integers(0, length))
+        targets = rng.integers(VOCAB, size=length)
+        targets[:prompt] = IGNORE_INDEX
+        rows.append((rng.integers(VOCAB, size=length).tolist(), targets.tolist()))
+    return Examples.of(rows)
 
 
 def words(init: Path, data: Path, run: Path, **changes: object) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from prepare.tokens.shards import write_shard
+from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
 from train.run import checkpoint
 
@@ -51,6 +52,17 @@ def save_checkpoint(
     state = optimizer.state_dict()["state"] if optimizer else {}
     described = {"model": asdict(model.config), "tokenizer": None, **meta}
     return checkpoint.write(run, step, model.state_dict(), {"optimizer": state}, described)
+
+
+def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:
+    """A run with a checkpoint of a small random model, with biases that are not 0."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**{"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, **shape}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_checkpoint(folder, 3, model, tokenizer=tokenizer)
+    return folder
 
 
 def settings(data: Path, run: Path, **changes: object) -> list[str]:

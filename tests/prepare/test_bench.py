@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 
 COMMAND = ("python", "prepare/bench.py")
 

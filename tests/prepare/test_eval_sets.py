@@ -11,9 +11,9 @@ from prepare.pipeline.continuation import make_tasks
 from prepare.sources import published as known_files
 from prepare.sources.plays import HELD_OUT, read_play
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.documents import shard_of
 from tests.helpers.loopback_hub import Fault, LoopbackHub
-from tests.prepare.pipeline.test_continuation import shard_of
 
 SCRIPT = "prepare/eval_sets.py"
 

@@ -13,7 +13,7 @@ import tiktoken
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.loopback_hub import CLOSED, Fault, LoopbackHub
 
 

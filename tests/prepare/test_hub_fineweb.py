@@ -14,7 +14,7 @@ import pytest
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import find_shards, open_shard, shard_number, write_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 from tests.helpers.loopback_hub import Fault, LoopbackHub
 
 SCRIPT = "prepare/fineweb.py"

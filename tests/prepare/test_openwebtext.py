@@ -11,7 +11,7 @@ import pytest
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.loopback_hub import Fault, LoopbackHub
 
 SCRIPT = "prepare/openwebtext.py"

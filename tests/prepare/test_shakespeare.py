@@ -10,7 +10,7 @@ from prepare.sources.plays import HELD_OUT, PLAYS, read_play
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, load_tokenizer
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.loopback_hub import Fault, LoopbackHub
 
 SCRIPT = "prepare/shakespeare.py"

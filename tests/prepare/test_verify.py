@@ -13,7 +13,7 @@ from prepare.common.files import file_sha256
 from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import ShardWriter, join_documents
 from prepare.tokens.tokenizer import EOT, CharTokenizer, GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from prepare.common.files import file_sha256
 from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import open_shard
 from prepare.tokens.tokenizer import CharTokenizer
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 from tests.helpers.tiny import VOCAB, settings, write_shards
 from train.run.metrics_log import read_rows
 

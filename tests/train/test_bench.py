@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 from tests.helpers.tiny import settings, write_shards
 from train import bench
 from train.config.pretrain import ModelConfig, OptimConfig, load_config

@@ -10,26 +10,14 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Model
 
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 from tests.helpers.loopback_hub import LoopbackHub
-from tests.helpers.tiny import save_checkpoint
+from tests.helpers.tiny import make_run
 from train import export_hf
-from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT
 from train.weights.load_model import load_model
 
 SCRIPT = ROOT / "train" / "export_hf.py"
 TEXTS = ["Hello, I'm a language model,", "naïve 東京 🙂\n\n  tabs\tand spaces  ", "it's 12345 o'clock<|endoftext|>"]
-
-
-def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:
-    torch.manual_seed(0)
-    model = GPT(ModelConfig(**{"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, **shape}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    save_checkpoint(folder, 3, model, tokenizer=tokenizer)
-    return folder
 
 
 def test_transformers_opens_it_with_the_same_logits_tokens_and_text(tmp_path: Path) -> None:

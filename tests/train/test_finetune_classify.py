@@ -16,7 +16,7 @@ from eval import classify as ask
 from eval.scoring.classification import classify
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.finetuning import base_model, finetune, words
 from tests.helpers.tiny import rows, save_checkpoint
 from train import finetune_classify

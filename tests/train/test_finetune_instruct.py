@@ -18,7 +18,7 @@ from eval.generation.answers import greedy_answers
 from prepare.common.cli import UserError
 from prepare.finetuning.instructions import Template, question
 from prepare.tokens.tokenizer import EOT, CharTokenizer
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 from tests.helpers.finetuning import base_model, finetune
 from tests.helpers.tiny import rows, save_checkpoint
 from train.data.examples import Examples

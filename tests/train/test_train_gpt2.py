@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from eval.scoring.log_likelihood import sum_loss
 from prepare.tokens.shards import open_shard, write_shard
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.conftest import ROOT, free_port, one_line_error, run_command
+from tests.helpers.commands import ROOT, free_port, one_line_error, run_command
 from tests.helpers.random_gpt2 import save_random_gpt2
 from tests.helpers.tiny import VOCAB, markov_tokens, rows, settings, write_shards
 from train.data.windows import Windows, validation_batches

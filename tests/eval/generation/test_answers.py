@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from eval.generation.answers import first_question, greedy_answers
 from eval.scoring.log_likelihood import sum_loss
+from tests.helpers.finetuning import random_examples
 from tests.helpers.tiny import VOCAB
-from tests.train.data.test_examples import some
 from train.config.pretrain import ModelConfig
 from train.data.examples import Examples, bucketed
 from train.model.gpt import GPT, IGNORE_INDEX
@@ -25,7 +25,7 @@ def model() -> GPT:
 
 
 def test_the_loss_is_that_of_single_examples_in_float64(model: GPT) -> None:
-    examples = some(23)
+    examples = random_examples(23)
     nll, tokens = sum_loss(model, [examples.batch(rows) for rows in bucketed(examples, 4)], "cpu")
     assert model.training
     alone, exact = 0.0, model.eval().double()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eval.monitor.finetuning import FinetuneEvaluator
-from tests.train.data.test_examples import some
+from tests.helpers.finetuning import random_examples
 from train.config.finetune import ClassifyConfig, ClassifyEval, LabelledData
 from train.config.pretrain import LogConfig, TrainConfig
 from train.model.gpt import IGNORE_INDEX
@@ -35,7 +35,9 @@ def monitor(folder: Path, losses: Sequence[float], patience: int = 2, done: int 
     )
     log = MetricsLog(folder, config, done, 0, MAIN, tokens_read=lambda step: step)
     measured = iter(losses)
-    return FinetuneEvaluator(config, some(50), MAIN, log, Nobody(), {"val": lambda: {"loss": next(measured)}})
+    return FinetuneEvaluator(
+        config, random_examples(50), MAIN, log, Nobody(), {"val": lambda: {"loss": next(measured)}}
+    )
 
 
 def end(found: FinetuneEvaluator, first: int = 0) -> int | None:

@@ -13,8 +13,7 @@ from eval.scoring.evaluate import perplexity_of
 from prepare.common.cli import UserError
 from prepare.tokens.shards import write_shard
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.helpers.tiny import save_checkpoint
-from tests.train.test_export_hf import make_run
+from tests.helpers.tiny import make_run, save_checkpoint
 from train.weights.load_model import load_model
 
 

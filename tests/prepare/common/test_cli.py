@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prepare.common.cli import ArgumentError, Parser, Progress, UserError, run_script
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 
 FAIL = "import sys\nfrom prepare.cli import *\ndef main(): {}\nrun_script(main)"
 

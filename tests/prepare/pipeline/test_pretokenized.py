@@ -13,7 +13,7 @@ from prepare.pipeline.pretokenized import fetch_pretokenized
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import write_shard
 from prepare.tokens.tokenizer import EOT
-from tests.conftest import one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.loopback_hub import LoopbackHub
 
 

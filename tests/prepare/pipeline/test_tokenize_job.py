@@ -25,7 +25,7 @@ from prepare.sources.readers import Batch, LocalFile, Source, batch_of
 from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest
 from prepare.tokens.shards import find_shards, open_shard, write_shard
 from prepare.tokens.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 
 
 def make_corpus(folder: Path, files: int = 4, documents: int = 60) -> list[Path]:

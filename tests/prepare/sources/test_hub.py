@@ -17,7 +17,7 @@ from huggingface_hub.utils import close_session
 from prepare.common.cli import UserError
 from prepare.sources import hub as download
 from prepare.sources.hub import fetch_hub_file, fetch_url, hub_files
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 from tests.helpers.loopback_hub import CLOSED, Fault, LoopbackHub
 
 REPO = "owner/words"

@@ -18,7 +18,7 @@ from prepare.tokens.tokenizer import (
     load_tokenizer,
     tokenizer_of,
 )
-from tests.conftest import run_command
+from tests.helpers.commands import run_command
 
 HOSTILE = [
     "",

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from prepare.common.cli import UserError
+from tests.helpers.finetuning import random_examples
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
 from train.data.examples import PARTS, ExampleLoader, Examples, bucketed, divide, fingerprint, prepare_once
-from train.model.gpt import GPT, IGNORE_INDEX
+from train.model.gpt import GPT
 from train.parallel.device import autocast
 from train.parallel.world import World
 from train.trainer.step import train_step
@@ -20,24 +21,12 @@ CPU = torch.device("cpu")
 MAIN = World(0, 1, CPU)
 
 
-def some(n: int = 23, seed: int = 0, longest: int = 16) -> Examples:
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(n):
-        length = int(rng.integers(2, longest + 1))
-        prompt = int(rng.integers(0, length))
-        targets = rng.integers(VOCAB, size=length)
-        targets[:prompt] = IGNORE_INDEX
-        rows.append((rng.integers(VOCAB, size=length).tolist(), targets.tolist()))
-    return Examples.of(rows)
-
-
 def loader(examples: Examples, micro: int = 2, rank: int = 0, size: int = 1) -> ExampleLoader:
     return ExampleLoader(examples, examples.counted.astype(float), 8, micro, rank, size, seed=5)
 
 
 def test_files_give_back_what_was_saved(tmp_path: Path) -> None:
-    examples = some()
+    examples = random_examples()
     examples.save(tmp_path / "a.npz")
     again = Examples.load(tmp_path / "a.npz")
     for name in ("tokens", "targets", "offsets"):
@@ -52,7 +41,7 @@ def test_files_give_back_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_an_epoch_reads_each_example_once_and_micro_batches_hold_like_lengths() -> None:
-    examples = some(24)
+    examples = random_examples(24)
     steps = [loader(examples).numbers(step) for step in range(6)]
     for epoch in (steps[:3], steps[3:]):
         assert sorted(np.concatenate([rows for step in epoch for rows in step])) == list(range(24))
@@ -63,7 +52,7 @@ def test_an_epoch_reads_each_example_once_and_micro_batches_hold_like_lengths() 
 
 
 def test_positions_count_over_epochs() -> None:
-    examples = some(23)
+    examples = random_examples(23)
     one = loader(examples)
     read = [number for step in range(7) for rows in one.numbers(step) for number in rows]
     assert one.tokens_read(7) == sum(int(examples.lengths[number]) for number in read)
@@ -76,7 +65,7 @@ def test_positions_count_over_epochs() -> None:
 @pytest.mark.parametrize(("micro", "size"), [(8, 1), (2, 1), (2, 2), (1, 4)])
 def test_loss_and_gradient_are_those_of_a_loop_over_single_examples(micro: int, size: int) -> None:
     """The mean over all targets of the whole batch, however it is padded, cut and shared out."""
-    examples = some()
+    examples = random_examples()
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=VOCAB))
     rows = np.concatenate(loader(examples).numbers(2))
@@ -103,7 +92,7 @@ def test_loss_and_gradient_are_those_of_a_loop_over_single_examples(micro: int, 
 
 
 def test_dropout_is_seeded_by_the_examples_not_by_the_rank() -> None:
-    one, two = loader(some()), [loader(some(), rank=rank, size=2) for rank in range(2)]
+    one, two = loader(random_examples()), [loader(random_examples(), rank=rank, size=2) for rank in range(2)]
     assert sorted(one.seeds(3)) == sorted([*two[0].seeds(3), *two[1].seeds(3)])
     together = {
         seed: x.tolist() for part in two for seed, (x, _) in zip(part.seeds(3), part.micro_batches(3), strict=True)
@@ -112,7 +101,7 @@ def test_dropout_is_seeded_by_the_examples_not_by_the_rank() -> None:
 
 
 def test_measurements_take_every_example_once() -> None:
-    batches = bucketed(some(23), 4)
+    batches = bucketed(random_examples(23), 4)
     assert sorted(np.concatenate(batches)) == list(range(23))
     assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]
 
@@ -148,9 +137,9 @@ def test_data_is_prepared_once_for_each_identity(tmp_path: Path) -> None:
 
     def make() -> tuple[dict, dict]:
         made.append(1)
-        return {name: some(5 + len(made), seed=seed) for seed, name in enumerate(("train", "val", "test"))}, {
-            "labels": [1]
-        }
+        return {
+            name: random_examples(5 + len(made), seed=seed) for seed, name in enumerate(("train", "val", "test"))
+        }, {"labels": [1]}
 
     parts, facts = prepare_once(tmp_path / "data", {"file": "a"}, make, MAIN)
     again, _ = prepare_once(tmp_path / "data", {"file": "a"}, make, MAIN)
@@ -169,7 +158,7 @@ def test_data_is_prepared_once_for_each_identity(tmp_path: Path) -> None:
 
 def test_data_that_was_half_replaced_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(name: str, seed: int) -> str:
-        parts = {part: some(seed=seed) for part in PARTS}
+        parts = {part: random_examples(seed=seed) for part in PARTS}
         found, _ = prepare_once(tmp_path, {"file": name}, lambda: (parts, {}), MAIN)
         return fingerprint(found)["sha256"]
 
@@ -187,6 +176,6 @@ def test_data_that_was_half_replaced_is_made_again(tmp_path: Path, monkeypatch: 
 
 
 def test_the_fingerprint_changes_with_every_part() -> None:
-    parts = dict.fromkeys(PARTS, some(seed=1))
-    changed = [parts | {name: some(seed=2)} for name in PARTS]
+    parts = dict.fromkeys(PARTS, random_examples(seed=1))
+    changed = [parts | {name: random_examples(seed=2)} for name in PARTS]
     assert len({fingerprint(each)["sha256"] for each in (parts, *changed)}) == 4

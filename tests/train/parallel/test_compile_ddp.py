@@ -14,7 +14,7 @@ from torch import nn
 from torch._inductor import config, cpp_builder
 
 from prepare.common.cli import UserError
-from tests.conftest import ROOT, one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 from train.parallel import compile_ddp as wrap
 from train.parallel.compile_ddp import own_gradients, prepare_compiler
 

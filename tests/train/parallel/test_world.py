@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from prepare.common.cli import UserError
-from tests.conftest import free_port
+from tests.helpers.commands import free_port
 from train.parallel.world import meet, start
 
 LONG, SHORT = timedelta(seconds=60), timedelta(seconds=0.3)

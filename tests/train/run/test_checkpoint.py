@@ -13,42 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from prepare.common.cli import UserError
-from prepare.tokens.tokenizer import CharTokenizer
+from tests.helpers.checkpoints import CONFIG, FACTS, PLACE, damage, save, trained
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig, OptimConfig
 from train.data.windows import Began
-from train.model.gpt import GPT
 from train.run import checkpoint
 from train.trainer.optim import build_optimizer
 from train.weights.load_model import load_model
-
-CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=27)
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz\n"
-FACTS = {
-    "tokenizer": CharTokenizer(CHARACTERS).describe(),
-    "data": {"shards": 3, "tokens": 14_001, "sha256": "0123456789abcdef" * 4},
-    "batches": {"tokens": 512, "seed": 1, "shuffle": True},
-    "settings": {"optim.max_lr": 1e-3, "optim.betas": [0.9, 0.95], "train.max_steps": 20},
-}
-BEGAN = {"step": 0, "window": 0, "epoch": 0}
-PLACE = {"began": BEGAN, "position": {"window": 80, "epoch": 1}, "grad_norms": [0.1, 2.5], "skipped": 3}
-
-
-def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.optim.Optimizer]:
-    """A model and optimizer that have moved, so that every state is there."""
-    torch.manual_seed(seed)
-    model = GPT(config)
-    optimizer = build_optimizer(model, OptimConfig())
-    idx = torch.randint(config.vocab_size, (2, 8))
-    model(idx, idx).backward()
-    optimizer.step()
-    return model, optimizer
-
-
-def save(run: Path, step: int, seed: int = 0) -> tuple[GPT, torch.optim.Optimizer]:
-    model, optimizer = trained(seed)
-    save_checkpoint(run, step, model, optimizer, **FACTS, **PLACE)
-    return model, optimizer
 
 
 def names(run: Path) -> list[str]:
@@ -238,17 +209,6 @@ def test_the_optimizers_settings_are_the_configurations_and_its_moments_the_chec
     assert all((group["betas"], group["eps"]) == ((0.1, 0.2), 1e-3) for group in optimizer.param_groups)
     for a, b in zip(before.state.values(), optimizer.state.values(), strict=True):
         assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
-
-
-def damage(file: Path, how: str) -> None:
-    content = bytearray(file.read_bytes())
-    if how == "missing":
-        file.unlink()
-    elif how == "flipped":  # one bit, in the middle
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-    else:
-        os.truncate(file, len(content) // 2 if how == "cut" else 0)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])

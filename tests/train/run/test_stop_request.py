@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_command
+from tests.helpers.commands import run_command
 from train.run.stop_request import SIGNALS, StopRequest
 
 

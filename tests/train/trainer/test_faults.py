@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 from train.trainer.faults import inject
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, run_command
+from tests.helpers.commands import ROOT, run_command
 from train.config.pretrain import ModelConfig, OptimConfig
 from train.model.gpt import GPT
 from train.trainer.optim import build_optimizer, learning_rate

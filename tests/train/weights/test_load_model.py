@@ -9,8 +9,8 @@ import torch
 
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import CharTokenizer
+from tests.helpers.checkpoints import CHARACTERS, FACTS, damage, save, trained
 from tests.helpers.tiny import save_checkpoint
-from tests.train.run.test_checkpoint import CHARACTERS, FACTS, damage, save, trained
 from train.config.pretrain import ModelConfig
 from train.run.checkpoint import latest
 from train.weights import load_model as open_model
