@@ -13,8 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from prepare.common.cli import Parser, Progress, UserError, nonempty_path, run_script
+from prepare.common.cli import Parser, UserError, nonempty_path, run_script
 from prepare.common.files import file_sha256
+from prepare.common.progress import Progress
 from prepare.pipeline.output_folder import PROGRESS
 from prepare.tokens.manifest import MANIFEST, read_manifest
 from prepare.tokens.shards import HEADER_BYTES, MAX_PARTS, open_shard, shard_number

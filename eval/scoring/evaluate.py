@@ -35,7 +35,8 @@ from eval.scoring.tasks import (
     lambada_request,
     truncated,
 )
-from prepare.common.cli import Progress, UserError
+from prepare.common.cli import UserError
+from prepare.common.progress import Progress
 from prepare.tokens.tokenizer import Tokenizer
 from train.data.windows import Windows, common_tokenizer, validation_batches
 from train.model.gpt import IGNORE_INDEX

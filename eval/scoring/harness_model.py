@@ -19,7 +19,8 @@ from eval.common.options import opened
 from eval.generation.sampling import TextStream, generate, stream_texts
 from eval.scoring.log_likelihood import Score, score_requests
 from eval.scoring.tasks import Request, encode_context, encode_pair
-from prepare.common.cli import Progress, UserError
+from prepare.common.cli import UserError
+from prepare.common.progress import Progress
 
 LONGEST_ANSWER = 256  # tokens, where a task does not say
 LIKELIEST = 50  # transformers, and so HFLM, samples among so many tokens where a task does not say

@@ -1,18 +1,14 @@
-"""What every script shares: its parser, its one-line errors, its progress line, the repository's root."""
+"""What every command shares: its parser, argument types, one-line errors, and the repository's root."""
 
 import argparse
 import atexit
 import errno
-import io
 import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
-
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data"
@@ -30,6 +26,12 @@ class UserError(Exception):
 
 class ArgumentError(UserError):
     """A UserError about the command line or the configuration: exit status 2 instead of 1."""
+
+
+def write_line(line: str) -> None:
+    """Write a line to stderr in one piece; print writes its end separately, and another process may come between."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def first_line(failure: BaseException) -> str:
@@ -127,66 +129,5 @@ def _fail(message: str, status: int) -> NoReturn:
         sys.stdout.flush()
     rank = os.environ.get("RANK", "0")  # under torchrun every process may say it; rank 0's is the line to read
     who = "error" if rank == "0" else f"rank {rank}"
-    _say(f"{who}: {' '.join(message.split())}")
+    write_line(f"{who}: {' '.join(message.split())}")
     raise SystemExit(status)
-
-
-def _say(line: str) -> None:
-    """A line on stderr, in one piece: print would write its end by itself, behind another process's line perhaps."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
-def _is_terminal() -> bool:
-    """Whether stderr is a terminal wide enough for a bar; some do not say how wide they are."""
-    try:
-        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except OSError:
-        return False
-
-
-class Progress:
-    """A bar with throughput and ETA on a terminal; elsewhere a plain line every `every` seconds.
-
-    Use as a context manager; `unit` is scaled (k, M, G). `total` may be None when it is unknown.
-    """
-
-    LINE = "{desc}: {percentage:3.0f}%, {n_fmt} of {total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-
-    def __init__(self, what: str, total: float | None, unit: str, every: float = 10.0) -> None:
-        self.every, self.last, self.said = every, time.monotonic(), -1.0
-        self.terminal = _is_terminal()
-        self.bar = tqdm(
-            total=total,
-            desc=what,
-            unit=unit,
-            unit_scale=True,
-            dynamic_ncols=True,
-            file=sys.stderr if self.terminal else io.StringIO(),
-        )
-
-    def update(self, amount: float) -> None:
-        self.bar.update(amount)
-        if not self.terminal and time.monotonic() - self.last >= self.every:
-            self._line()
-
-    def note(self, text: str) -> None:
-        """Print a line without breaking the bar."""
-        if self.terminal:
-            self.bar.write(text, file=sys.stderr)
-        else:
-            _say(text)
-
-    def _line(self) -> None:
-        if self.bar.n != self.said:
-            self.bar.bar_format = self.LINE if self.bar.total else None
-            _say(str(self.bar).strip())
-        self.last, self.said = time.monotonic(), self.bar.n
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if not self.terminal:
-            self._line()
-        self.bar.close()

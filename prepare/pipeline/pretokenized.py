@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from prepare.common.cli import ArgumentError, Progress, UserError
+from prepare.common.cli import ArgumentError, UserError
 from prepare.common.files import file_sha256
+from prepare.common.progress import Progress
 from prepare.pipeline.output_folder import PROGRESS, pinned_revision
 from prepare.sources.hub import HubListing, fetch_hub_file, hub_files
 from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prepare.common.cli import Progress, UserError, available_cores, positive
+from prepare.common.cli import UserError, available_cores, positive
+from prepare.common.progress import Progress
 from prepare.pipeline.output_folder import Folder
 from prepare.sources.readers import Batch, Source
 from prepare.tokens.shards import MAX_PARTS, MAX_TOKENS, SHARD_TOKENS, ShardWriter, TooManyParts

@@ -40,7 +40,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
 
-from prepare.common.cli import Progress, UserError, first_line
+from prepare.common.cli import UserError, first_line
+from prepare.common.progress import Progress
 
 BACKOFF = (1, 2, 4, 8, 16, 30)  # seconds before each new try; a server that was never reached gets only the first two
 LONGEST_WAIT = 300  # seconds; a longer Retry-After is an error

@@ -1,15 +1,35 @@
-"""Files that are whole or not there."""
+"""Atomic writes, locks, JSON lines, checksums."""
 
+import errno
+import fcntl
 import hashlib
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from prepare.common.files import atomic_write_json, atomic_write_text, file_sha256, naming, read_json_object
+from prepare.common.cli import UserError
+from prepare.common.files import (
+    FileLock,
+    atomic_write,
+    atomic_write_json,
+    atomic_write_text,
+    file_sha256,
+    naming,
+    read_json_lines,
+    read_json_object,
+)
+from tests.helpers.commands import ROOT
 
 
-def test_a_file_has_its_name_when_all_of_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_atomic_write_replaces_a_file_when_its_bytes_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, before = tmp_path / "a.json", []
     atomic_write_text(path, "old")
     fsync = os.fsync
@@ -20,15 +40,61 @@ def test_a_file_has_its_name_when_all_of_it_is_on_disk(tmp_path: Path, monkeypat
     assert file_sha256(path) == hashlib.sha256(b'{\n "a": 1\n}\n').hexdigest()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"[1]", b"{", b"\xff", b"[" * 100_000])
-def test_what_is_no_object_is_an_empty_one(tmp_path: Path, content: bytes | None) -> None:
+def test_a_failed_atomic_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    atomic_write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
+        file.write(b"new" * (1 // 0))
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_a_failed_write_names_its_file() -> None:
+    path = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), naming(path), path.open("w") as file:
+        file.write("x")
+
+
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    code = "import sys, time; from pathlib import Path; from prepare.common.files import FileLock\n"
+    code += "lock = FileLock(Path(sys.argv[1]), 'x'); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, path], cwd=ROOT, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(UserError, match=f"runs/x is in use by process {holder.pid} on {socket.gethostname()}: no"):
+            FileLock(path, "runs/x", "no")
+        killed = time.monotonic()
+        holder.send_signal(signal.SIGKILL)
+        with FileLock(path, "runs/x", wait=True):
+            assert time.monotonic() - killed < 30
+            with pytest.raises(UserError, match=f"process {os.getpid()} on"):
+                FileLock(path, "runs/x")
+        FileLock(path, "runs/x").release()
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with FileLock(tmp_path / "lock", "runs/x"):
+        assert "runs/x: this file system has no locks (No locks available)" in capsys.readouterr().err
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"a": "\xff"}\n \n{"a": 3}')
+    assert list(read_json_lines(path)) == [(1, {"a": 1}), (3, {"a": "\ufffd"}), (5, {"a": 3})]
+    for line, reason in ((b"{", "is not valid JSON"), (b"[1]", "is not a JSON object")):
+        path.write_bytes(b'{"a": 1}\n' + line)
+        with pytest.raises(UserError, match=rf"a.jsonl:2 {reason} \(.*: fix or delete the line"):
+            list(read_json_lines(path))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b"{", b"\xff"])
+def test_a_missing_or_corrupt_object_is_an_empty_one(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
     assert read_json_object(path) == {}
-
-
-def test_a_write_that_fails_names_its_file() -> None:
-    path = Path("/dev/full")
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), naming(path), path.open("w") as file:
-        file.write("x")
