@@ -134,7 +134,7 @@ gpu-memory:
 gpu-changes:
 	@echo "== One change at a time"
 	@$(bench) configs/gpt2_124m.yaml --data.batch_tokens 131072 --data.micro_batch_size 16 --steps 10 \
-	    --compare train.attention=flash train.compile=reduce-overhead train.recompute=true
+	    --compare train.compile=false train.recompute=true
 
 gpu-losses:
 	@echo "== Losses of 50 steps beside float32's, compiled or not"

@@ -103,7 +103,7 @@ class Program:
             if config.train.compile:
                 self.peer.model = torch.compile(self.model)
         else:
-            prepare_device(world.device, config.train.attention)
+            prepare_device(world.device)
             self.peer, self.name = None, "ours"
             self.model = GPT(config.model, config.train.recompute).to(world.device)
             if micro == "auto":

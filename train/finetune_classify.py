@@ -50,7 +50,7 @@ def main() -> None:
 
 def finetune(config: ClassifyConfig, world: World) -> None:
     check_batch(config, world.size)
-    prepare_device(world.device, config.train.attention)
+    prepare_device(world.device, varying_lengths=True)
     run = open_run(config, world)
     if run is None:
         return

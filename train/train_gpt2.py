@@ -46,7 +46,7 @@ def main() -> None:
 
 def train(config: Config, world: World) -> None:
     per_rank = sequences_per_rank(config, world.size)
-    prepare_device(world.device, config.train.attention)
+    prepare_device(world.device)
     run = open_run(config, world)
     if run is None:
         return

@@ -24,6 +24,7 @@ from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
 from train.trainer.step import MicroBatches
 
+HELLASWAG = Path("data/hellaswag_val.jsonl")  # here or in the repository
 BATCHES = 8  # validation batches a rank takes between two exchanges
 
 
@@ -135,14 +136,11 @@ class PretrainEvaluator(Evaluator):
             self.prompt = self._load_prompt()
 
     def _load_requests(self) -> list[Request]:
-        path = Path(self.eval.hellaswag_data)
-        path = path if path.exists() else ROOT / path
+        path = HELLASWAG if HELLASWAG.exists() else ROOT / HELLASWAG
         if not path.exists():
-            self._leave_out(
-                "hellaswag", f"{self.eval.hellaswag_data} is not there; python prepare/eval_sets.py fetches it"
-            )
+            self._leave_out("hellaswag", f"{HELLASWAG} is not there; python prepare/eval_sets.py fetches it")
             return []
-        tasks = load_hellaswag(path, self.eval.hellaswag_limit)
+        tasks = load_hellaswag(path)
         try:
             return [hellaswag_request(task, self.tokenizer, "plain") for task in tasks]
         except UserError as reason:  # a character vocabulary

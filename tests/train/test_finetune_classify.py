@@ -23,6 +23,7 @@ from train import finetune_classify
 from train.config.finetune import load_classify_config
 from train.parallel.world import World
 from train.run.stop_request import SIGNALS
+from train.trainer import trainer
 from train.weights.load_model import load_model
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -206,10 +207,11 @@ def test_a_run_goes_on_with_the_model_that_it_began_with(
     ("steps", "message"), [(2, "the model's logits are not finite"), (6, "2 steps in a row had a non-finite loss")]
 )
 def test_a_run_that_diverges_says_so_and_scores_nothing(
-    steps: int, message: str, init: Path, data: Path, tmp_path: Path
+    steps: int, message: str, init: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, changes = tmp_path / "run", {"optim__max_lr": 1e10, "optim__warmup_steps": 0, "optim__max_skipped": 2}
+    run, changes = tmp_path / "run", {"optim__max_lr": 1e10, "optim__warmup_steps": 0}
     changes |= {"train__max_steps": steps, "eval__every": 1, "tune__dropout": 0.0}
+    monkeypatch.setattr(trainer, "MAX_SKIPPED", 2)
     with pytest.raises(UserError, match=message):
         finetune_classify.finetune(load_classify_config(words(init, data, run, **changes), ""), ALONE)
     first, *others = rows(run, "val")

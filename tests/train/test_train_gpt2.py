@@ -32,15 +32,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def attempt(
-    data: Path, run: Path, processes: int = 1, fault: str = "", **changes: object
+    data: Path, run: Path, processes: int = 1, fault: str = "", cwd: Path = ROOT, **changes: object
 ) -> subprocess.CompletedProcess:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     environment = {**ONE_THREAD, "GPT2_FAULT": fault}
-    return run_command("python", *torchrun, SCRIPT, *settings(data, run, **changes), **environment)
+    return run_command("python", *torchrun, SCRIPT, *settings(data, run, **changes), cwd=cwd, **environment)
 
 
-def train(data: Path, run: Path, processes: int = 1, fault: str = "", **changes: object) -> subprocess.CompletedProcess:
-    result = attempt(data, run, processes, fault, **changes)
+def train(data: Path, run: Path, processes: int = 1, **changes: object) -> subprocess.CompletedProcess:
+    result = attempt(data, run, processes, **changes)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -201,7 +201,7 @@ def test_compiled_with_evaluation_hellaswag_and_samples_between_the_steps(tmp_pa
     tokens = np.array(GPT2Tokenizer().encode(text), dtype=np.uint16)
     write_shard(data / "tiny_train_000001.bin", tokens)
     write_shard(data / "tiny_val_000000.bin", tokens[:3000])
-    tasks = data / "hellaswag.jsonl"
+    tasks = tmp_path / "data" / "hellaswag_val.jsonl"  # relative to where the runs start
     endings = ["sits down.", "runs away from the camera.", "eats it.", "is a dog"]
     task = {"activity_label": "Fun", "endings": endings}
     lines = [json.dumps({"ind": i, "ctx": f"Number {i} of them", "label": i % 4, **task}) for i in range(11)]
@@ -212,13 +212,12 @@ def test_compiled_with_evaluation_hellaswag_and_samples_between_the_steps(tmp_pa
         "train__compile": "true",
         "eval__every": 3,
         "eval__hellaswag_every": 3,
-        "eval__hellaswag_data": tasks,
         "eval__sample_every": 3,
         "eval__sample_tokens": 40,
     }
     one, two = tmp_path / "one", tmp_path / "two"
-    train(data, one, **changes)
-    train(data, two, 2, **changes)
+    train(data, one, cwd=tmp_path, **changes)
+    train(data, two, 2, cwd=tmp_path, **changes)
     eager = tmp_path / "eager"
     train(data, eager, **{**changes, "train__compile": "false"})
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
@@ -289,15 +288,15 @@ def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpo
     result = run_command(
         "python",
         SCRIPT,
-        *settings(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1, optim__max_skipped=3),
+        *settings(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1),
         **ONE_THREAD,
     )
-    assert "3 steps in a row had a non-finite loss or gradient" in one_line_error(result)
-    assert [row["in_a_row"] for row in rows(run, "event") if "not finite" in row["event"]] == [1, 2, 3]
+    assert "5 steps in a row had a non-finite loss or gradient" in one_line_error(result)
+    assert [row["in_a_row"] for row in rows(run, "event") if "not finite" in row["event"]] == [1, 2, 3, 4, 5]
     for tensor in final_weights(run).values():
         assert torch.isfinite(tensor).all()
     # started again it goes on with the count, and does not move on by a few steps each time
-    again = attempt(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1, optim__max_skipped=3)
+    again = attempt(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1)
     assert one_line_error(again) == one_line_error(result)
 
 
@@ -309,7 +308,7 @@ def torchruns_error(result: subprocess.CompletedProcess) -> str:
 
 
 def test_a_rank_whose_gradient_is_not_a_number_makes_all_of_them_skip_the_step(data: Path, tmp_path: Path) -> None:
-    train(data, tmp_path / "run", 2, fault="nan@7:1", train__drift_every=1)
+    train(data, tmp_path / "run", 2, fault="nan@7:1")
     events = rows(tmp_path / "run", "event")
     assert [row["step"] for row in events if "not finite" in row["event"]] == [7]
     train_rows = rows(tmp_path / "run", "train")
@@ -319,13 +318,13 @@ def test_a_rank_whose_gradient_is_not_a_number_makes_all_of_them_skip_the_step(d
 
 
 def test_a_rank_whose_parameters_have_drifted_is_named_and_nothing_of_it_is_saved(data: Path, tmp_path: Path) -> None:
-    for every, step in ((1, 7), (0, 8)):  # at its interval, or at the latest before a checkpoint
-        run = tmp_path / str(every)
-        result = attempt(data, run, 2, fault="drift@7:1", train__drift_every=every, checkpoint__every=4)
+    for drift, every, found, saved in ((7, 4, 8, 4), (97, 96, 100, 96)):  # before a checkpoint, or every 100 steps
+        run, changes = tmp_path / str(drift), {"checkpoint__every": every, "train__max_steps": 101}
+        result = attempt(data, run, 2, fault=f"drift@{drift}:1", **changes)
         assert result.returncode == 1
-        message = f"error: after step {step} the parameters differ: rank 1 against the others: nothing is saved"
+        message = f"error: after step {found} the parameters differ: rank 1 against the others: nothing is saved"
         assert message in torchruns_error(result)
-        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000004"]
+        assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{saved:08d}"]
 
 
 def test_a_rank_that_hangs_is_named_with_the_step(data: Path, tmp_path: Path) -> None:
@@ -437,7 +436,7 @@ def test_a_full_disk_ends_the_run_only_after_several_failed_saves_and_nothing_is
         changes = {"model__dropout": 0.1, "eval__every": 10, "checkpoint__every": 4, "checkpoint__keep": 1}
         (small / "other").write_bytes(bytes(1_000_000))
         result = attempt(data, small / "run", **changes)
-        assert "3 saves in a row have failed (checkpoint.max_failures)" in one_line_error(result)
+        assert "3 saves in a row have failed" in one_line_error(result)
         assert [row["step"] for row in rows(small / "run", "event")] == [4, 8, 12]
         assert not (small / "run" / "DONE").exists()
         (small / "other").unlink()
@@ -587,15 +586,6 @@ def test_a_sharded_optimizer_makes_the_same_run_also_after_a_kill(data: Path, tm
     assert losses(run) == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
     for name, weights in final_weights(tmp_path / "plain").items():
         torch.testing.assert_close(final_weights(run)[name], weights, atol=1e-4, rtol=0, msg=name)
-
-
-def test_gradients_exchanged_in_bf16_change_the_losses_a_little(data: Path, tmp_path: Path) -> None:
-    """10 seconds."""
-    train(data, tmp_path / "fp32", 2)
-    train(data, tmp_path / "bf16", 2, train__all_reduce="bf16")
-    exact, rounded = losses(tmp_path / "fp32"), losses(tmp_path / "bf16")
-    assert exact[0] == rounded[0]
-    assert 0 < max(abs(a - b) for a, b in zip(exact, rounded, strict=True)) < 2e-2
 
 
 COUNTED = """

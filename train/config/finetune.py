@@ -120,9 +120,7 @@ class _Common:
     run: RunConfig = field(default_factory=RunConfig)
     init: str = field(
         default_factory=lambda: "gpt2",
-        metadata={
-            "help": "the model to begin with: a run, a checkpoint, a Hugging Face directory, or a hub name"
-        },
+        metadata={"help": "the model to begin with: a run, a checkpoint, a Hugging Face directory, or a hub name"},
     )
 
 

@@ -78,7 +78,6 @@ class OptimConfig:
         betas: AdamW's
         eps: AdamW's
         grad_clip: largest global gradient norm; 0 does not clip
-        max_skipped: steps with a non-finite loss or gradient in a row before the run gives up
         spike_zscore: a gradient norm so many standard deviations above the mean of the latest is logged as a spike; 0
             looks for none
         spike_window: how many steps are the latest
@@ -93,7 +92,6 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     grad_clip: float = 1.0
-    max_skipped: int = 5
     spike_zscore: float = 6.0
     spike_window: int = 100
     skip_spikes: bool = False
@@ -108,28 +106,23 @@ class TrainConfig:
         seed: of the weights, the order of the data and the dropout
         device: auto takes the GPU when there is one
         precision: of the matrix products; auto and bf16 take bf16 where the device has it, and fp32 elsewhere
-        compile: use torch.compile; or one of its modes
-        recompute: keep only each layer's input for the backward pass, and compute the rest again: less memory
-        attention: the kernels of a GPU; auto leaves the choice to PyTorch
+        compile: use torch.compile
+        recompute: activation checkpointing: store only each layer's input, and compute the rest again in the backward
+            pass; less memory for more time
         shard_optimizer: each process keeps its share of AdamW's moments only (ZeRO-1)
-        all_reduce: what gradients are exchanged in
         init_from: the model whose weights a new run begins with, named as for --model; empty begins with random ones
         timeout_seconds: a process that keeps the others waiting for so long ends the run, by name
-        drift_every: interval in steps of comparing the parameters of all processes; 0 never does
     """
 
     max_steps: int = 18865
     seed: int = 1337
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool | Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = True
+    compile: bool = True
     recompute: bool = False
-    attention: Literal["auto", "flash", "cudnn"] = "auto"
     shard_optimizer: bool = False
-    all_reduce: Literal["fp32", "bf16"] = "fp32"
     init_from: str = ""
     timeout_seconds: int = 600
-    drift_every: int = 100
 
 
 @dataclass(frozen=True)
@@ -139,9 +132,7 @@ class EvalConfig:
     Args:
         every: interval of the validation loss
         val_tokens: tokens that it is measured on, always the same first ones
-        hellaswag_every: interval of HellaSwag
-        hellaswag_data: its tasks; what prepare/eval_sets.py fetches
-        hellaswag_limit: take the first so many tasks; 0 takes all
+        hellaswag_every: interval of HellaSwag, whose tasks prepare/eval_sets.py downloads
         sample_every: interval of the generated samples
         sample_prompt: what they continue
         sample_tokens: how many tokens each
@@ -150,8 +141,6 @@ class EvalConfig:
     every: int = 250
     val_tokens: int = 10485760
     hellaswag_every: int = 250
-    hellaswag_data: str = "data/hellaswag_val.jsonl"
-    hellaswag_limit: int = 0
     sample_every: int = 250
     sample_prompt: str = "Hello, I'm a language model,"
     sample_tokens: int = 64
@@ -164,15 +153,11 @@ class CheckpointConfig:
     Args:
         every: interval in steps; 0 saves at the end only
         keep: how many checkpoints stay, the latest ones; the one with the best validation loss stays besides
-        keep_every: checkpoints of steps that are a multiple of this stay for ever; 0: none does
-        max_failures: saves in a row that may fail (a full disk) before the run gives up
         margin_seconds: stop and save this long before Slurm's time limit, or twice the slowest save so far
     """
 
     every: int = 500
     keep: int = 2
-    keep_every: int = 0
-    max_failures: int = 3
     margin_seconds: int = 120
 
 
@@ -284,14 +269,14 @@ def read_config(
 
 
 POSITIVE = {
-    "optim": ("max_lr", "eps", "max_skipped", "spike_window"),
+    "optim": ("max_lr", "eps", "spike_window"),
     "train": ("max_steps", "timeout_seconds"),
-    "checkpoint": ("keep", "max_failures"),
+    "checkpoint": ("keep",),
 }
 NOT_NEGATIVE = {
     "optim": ("min_lr", "warmup_steps", "weight_decay", "grad_clip", "spike_zscore"),
-    "train": ("seed", "drift_every"),
-    "checkpoint": ("every", "keep_every", "margin_seconds"),
+    "train": ("seed",),
+    "checkpoint": ("every", "margin_seconds"),
     "log": ("every",),
 }
 
@@ -310,7 +295,7 @@ def check(config: Config) -> None:
             "data": ("batch_tokens",),
             "eval": ("val_tokens", "sample_tokens"),
         },
-        {"eval": ("every", "hellaswag_every", "hellaswag_limit", "sample_every")},
+        {"eval": ("every", "hellaswag_every", "sample_every")},
     )
     if not data.train or not data.val:
         raise ArgumentError("data.train or data.val is empty: give a glob, such as 'data/fineweb10B/*_train_*.bin'")

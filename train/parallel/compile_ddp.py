@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -16,8 +15,6 @@ from prepare.common.cli import UserError
 from train.config.pretrain import TrainConfig
 from train.model.gpt import GPT
 from train.parallel.world import World
-
-CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes of torch.compile that use them
 
 
 def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
@@ -28,32 +25,11 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
     """
     if train.compile:
         prepare_compiler("train.compile", "set train.compile false")
-    mode = train.compile if isinstance(train.compile, str) else None
-    if world.device.type == "cuda" and mode in CUDA_GRAPHS:
-        own_gradients(raw)
-    model = torch.compile(raw, mode=mode) if train.compile else raw
+    model = torch.compile(raw) if train.compile else raw
     if world.size == 1:
         return model
     device_ids = [world.device.index] if world.device.type == "cuda" else None
-    replica = DDP(model, device_ids=device_ids, gradient_as_bucket_view=True)
-    if train.all_reduce == "bf16":
-        replica.register_comm_hook(None, average_in_bf16)
-    return replica
-
-
-def own_gradients(model: nn.Module) -> None:
-    """Have gradients accumulate in memory of their own. Those that a CUDA graph returns lie in the graph's, where its
-    next replay, the next micro-batch, writes others (https://github.com/pytorch/pytorch/issues/169545)."""
-
-    def take(parameter: nn.Parameter) -> None:
-        if parameter not in buffers:
-            buffers[parameter] = torch.empty_like(parameter.grad)
-        if parameter.grad is not buffers[parameter]:
-            parameter.grad = buffers[parameter].copy_(parameter.grad)
-
-    buffers: dict[nn.Parameter, torch.Tensor] = {}
-    for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(take)
+    return DDP(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
 def prepare_compiler(option: str, otherwise: str) -> None:
@@ -87,10 +63,3 @@ def compiler_errors(option: str, otherwise: str) -> Iterator[None]:
             f"{option} needs a C++ compiler that works, with Python's headers (python3-dev), and here: {reason}: mend "
             f"that, or {otherwise}"
         ) from None
-
-
-def average_in_bf16(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Average a bucket of gradients over the ranks in half of the bytes. (PyTorch's own hook refuses gloo.)"""
-    gradients = bucket.buffer()
-    rounded = (gradients / dist.get_world_size()).bfloat16()
-    return dist.all_reduce(rounded, async_op=True).get_future().then(lambda sent: gradients.copy_(sent.value()[0]))

@@ -63,18 +63,18 @@ def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def prepare_device(device: torch.device, attention: str = "auto") -> None:
-    """What a process sets once, before it computes: what a CPU needs, or a GPU's attention kernels.
+def prepare_device(device: torch.device, varying_lengths: bool = False) -> None:
+    """Set up this process once, before it computes.
 
     Args:
-        attention: flash, cudnn (either with PyTorch's other kernels for what it cannot do), or auto: PyTorch's choice.
+        varying_lengths: batches differ in length, as in fine-tuning: cuDNN's attention, which makes a plan for each
+            new length, is switched off on a GPU (PyTorch then takes its flash kernels).
     """
     if device.type == "cpu":
         warm_up_math_kernels()
         keep_freed_memory()
-    elif attention != "auto":
-        torch.backends.cuda.enable_flash_sdp(attention == "flash")
-        torch.backends.cuda.enable_cudnn_sdp(attention == "cudnn")
+    elif varying_lengths:
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def warm_up_math_kernels() -> None:

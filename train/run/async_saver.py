@@ -18,6 +18,8 @@ from train.parallel.device import is_out_of_memory
 from train.run import checkpoint
 from train.run.metrics_log import MetricsLog
 
+MAX_FAILURES = 3  # saves in a row that may fail (a full disk) before the run gives up
+
 
 class AsyncSaver:
     """Saves one run's model and optimizer; on rank 0 only. Two writes never overlap.
@@ -44,8 +46,8 @@ class AsyncSaver:
 
     @property
     def gave_up(self) -> bool:
-        """Whether as many saves in a row have failed as checkpoint.max_failures allows."""
-        return self.failures >= self.config.max_failures
+        """Whether MAX_FAILURES saves in a row have failed."""
+        return self.failures >= MAX_FAILURES
 
     def save(self, step: int, meta: Mapping[str, Any]) -> None:
         """Take the state after `step` finished steps, and begin to write it; waits for the write before, if any."""
@@ -92,7 +94,7 @@ class AsyncSaver:
                 f"the last checkpoint of {self.run_dir} could not be written: make room on the disk, and start again; "
                 "it goes on from the checkpoint before it"
             )
-        checkpoint.prune(self.run_dir, self.config.keep, self.config.keep_every, self.log.val_losses)
+        checkpoint.prune(self.run_dir, self.config.keep, self.log.val_losses)
 
     def _pin(self) -> None:
         """Pin memory for weights and moments, which takes longer than the loop may wait. PyTorch keeps it for saves.
@@ -148,5 +150,5 @@ class AsyncSaver:
             self._copied.synchronize()
         self.log.sync()  # a checkpoint counts on the rows before it
         checkpoint.write(self.run_dir, step, weights, train_state, meta)
-        checkpoint.prune(self.run_dir, self.config.keep, self.config.keep_every, val_losses)
+        checkpoint.prune(self.run_dir, self.config.keep, val_losses)
         return time.perf_counter() - began

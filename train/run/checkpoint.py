@@ -76,11 +76,10 @@ def write(
     return final
 
 
-def prune(run_dir: Path, keep: int, keep_every: int, val_losses: Mapping[int, float]) -> None:
-    """Remove checkpoints, but the latest `keep`, those of every multiple of `keep_every` (0: none), and the one with
-    the lowest of the validation losses (by step) that are known."""
+def prune(run_dir: Path, keep: int, val_losses: Mapping[int, float]) -> None:
+    """Remove checkpoints, but the latest `keep` and the one with the lowest known validation loss (by step)."""
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
-    kept = set(list(checkpoints)[-keep:]) | {step for step in checkpoints if keep_every and step % keep_every == 0}
+    kept = set(list(checkpoints)[-keep:])
     kept.add(_best(checkpoints, val_losses))
     for step in checkpoints.keys() - kept:
         _remove(checkpoints[step])

@@ -18,7 +18,7 @@ from train.data.windows import Began
 from train.model.gpt import GPT
 from train.parallel.replicas import check_replicas
 from train.parallel.world import World
-from train.run.async_saver import AsyncSaver
+from train.run.async_saver import MAX_FAILURES, AsyncSaver
 from train.run.checkpoint import ResumeState
 from train.run.metrics_log import CHANGED, MetricsLog
 from train.run.run_dir import RunDir
@@ -27,6 +27,9 @@ from train.trainer import faults
 from train.trainer.grad_norms import GradNorms
 from train.trainer.optim import gather_moments, learning_rate
 from train.trainer.step import MicroBatches, train_step
+
+DRIFT_EVERY = 100  # steps between two comparisons of all ranks' parameters
+MAX_SKIPPED = 5  # steps in a row with a non-finite loss or gradient before the run gives up
 
 
 class Reads(Protocol):
@@ -104,7 +107,7 @@ def run_steps(t: Training) -> bool:
         if t.step > saved and (at_interval or t.stop.agreed or t.step == last):
             save(t)
             saved = t.step
-        elif t.step > saved and config.train.drift_every and t.step % config.train.drift_every == 0:
+        elif t.step > saved and t.step % DRIFT_EVERY == 0:
             check_replicas(t.raw, t.step, world)
         stopping = t.stop.agreed or t.monitor.run(t.step)
         if stopping or t.step >= last:
@@ -170,13 +173,13 @@ def judge(t: Training, grad_norm: float, limit: float, saves_failed: bool) -> No
         t.log.event(t.step, words, grad_norm=grad_norm, limit=limit)
     if t.saver:
         t.saver.report()
-    if t.skipped >= optim.max_skipped:
+    if t.skipped >= MAX_SKIPPED:
         raise UserError(
             f"{t.skipped} steps in a row had a non-finite loss or gradient, up to step {t.step}: lower optim.max_lr, "
             f"or check the data; what was saved before is kept in {t.run.path}"
         )
     if saves_failed:
         raise UserError(
-            f"{t.config.checkpoint.max_failures} saves in a row have failed (checkpoint.max_failures), up to step "
-            f"{t.step}: make room on the disk; the same command goes on from the last checkpoint of {t.run.path}"
+            f"{MAX_FAILURES} saves in a row have failed, up to step {t.step}: make room on the disk; the same command "
+            f"goes on from the last checkpoint of {t.run.path}"
         )

@@ -1,6 +1,5 @@
 """What torch.compile's C++ compiler leaves behind: whole files, or nothing that has a name."""
 
-import copy
 import os
 import shutil
 import signal
@@ -9,38 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 from torch._inductor import config, cpp_builder
 
 from prepare.common.cli import UserError
 from tests.helpers.commands import ROOT, one_line_error, run_command
 from train.parallel import compile_ddp as wrap
-from train.parallel.compile_ddp import own_gradients, prepare_compiler
+from train.parallel.compile_ddp import prepare_compiler
 
 WHOLE = ROOT / "train" / "parallel" / "whole_g++"
 SOURCE = 'extern "C" int answer() { return 42; }\n'
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_gradients_in_memory_of_their_own_are_the_same_gradients(compiled: bool) -> None:
-    torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-    own = copy.deepcopy(plain)
-    own_gradients(own)
-    forward = torch.compile(own) if compiled else own
-    places = set()
-    for step in range(3):
-        for micro in range(2):
-            x = torch.full((3, 4), float(step + micro))
-            plain(x).mean().backward()
-            forward(x).mean().backward()
-            places.add(tuple(parameter.grad.data_ptr() for parameter in own.parameters()))
-        for a, b in zip(plain.parameters(), own.parameters(), strict=True):
-            torch.testing.assert_close(a.grad, b.grad)
-        plain.zero_grad(set_to_none=True)
-        own.zero_grad(set_to_none=True)
-    assert len(places) == 1
 
 
 def test_a_compiler_that_is_killed_leaves_nothing_that_has_a_name(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_exp_and_log_are_called_on_one_thread_first() -> None:
             return result
 
     with Calls():
-        prepare_device(CPU, "auto")
+        prepare_device(CPU)
     assert called[torch.ops.aten.exp.default] == called[torch.ops.aten.log.default] == 1  # too few to share
 
 

@@ -170,7 +170,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_no_failed_save(
 
     monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
     model, optimizer = build()
-    background = start(tmp_path, model, optimizer, keep=1, max_failures=1)
+    background = start(tmp_path, model, optimizer, keep=1)
     for step in (1, 2):
         background.save(step, META)
     background.finish()
@@ -188,7 +188,7 @@ def test_a_full_disk_is_reported_and_ends_the_run_only_after_several_failures(tm
     try:
         model, optimizer = build(n_embd=48)
         move(model, optimizer)
-        background = start(small, model, optimizer, keep=1, max_failures=3)
+        background = start(small, model, optimizer, keep=1)
         background.save(5, META)
         background.report(wait=True)
         (small / "other").write_bytes(bytes(600_000))  # somebody else's file
