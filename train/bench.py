@@ -38,10 +38,9 @@ from prepare.tokens.shards import find_shards, write_shard
 from train.config.pretrain import Config, LogConfig, load_config, sequences_per_rank
 from train.data.windows import WindowLoader, WindowOrder, Windows
 from train.model.gpt import GPT
-from train.parallel import world as distributed
-from train.parallel.compile_ddp import wrap
+from train.parallel.compile_ddp import compile_and_wrap_ddp
 from train.parallel.device import autocast, find_micro_batch_size, peak_flops, precision_name, prepare_device
-from train.parallel.world import World
+from train.parallel.world import World, init_distributed, shut_down_distributed
 from train.peers import Peer
 from train.run.async_saver import AsyncSaver
 from train.run.metrics_log import METRICS, MetricsLog, read_rows
@@ -113,7 +112,7 @@ class Program:
                     torch.cuda.reset_peak_memory_stats()  # of the tries
             sharded = config.train.shard_optimizer and world.size > 1
             self.optimizer = build_optimizer(self.model, config.optim, sharded)
-            self.wrapped = wrap(self.model, config.train, world)
+            self.wrapped = compile_and_wrap_ddp(self.model, config.train.compile, world)
             self.context = autocast(world.device, config.train.precision)
         windows = Windows(tokens(config, folder), config.model.block_size, config.model.vocab_size)
         order = WindowOrder(windows.counts, config.train.seed, config.data.shuffle)
@@ -243,7 +242,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="train_bench_") as folder:
         if options.compare:
             return compare(config, options, words)
-        world = distributed.start(config.train.device, config.train.timeout_seconds)
+        world = init_distributed(config.train.device, config.train.timeout_seconds)
         program = Program(config, world, Path(folder), options.peer)
         if options.turns:
             return answer(program)
@@ -256,7 +255,7 @@ def main() -> None:
             world.print(saving(program, options.saves, samples[options.warmup :], Path(folder)))
         if options.profile:
             profile(program, options.profile)
-        distributed.stop()
+        shut_down_distributed()
 
 
 def compare(config: Config, options: argparse.Namespace, words: list[str]) -> None:
@@ -268,7 +267,7 @@ def compare(config: Config, options: argparse.Namespace, words: list[str]) -> No
             programs.append(Remote(what, [*words, *(as_words(what) if "=" in what else [*same, "--peer", what])]))
         samples = measure(programs, options.steps, options.warmup)
         facts = [program.facts() for program in samples]
-        report(config, distributed.start(config.train.device), facts, [*samples.values()], options.warmup)
+        report(config, init_distributed(config.train.device), facts, [*samples.values()], options.warmup)
     finally:
         for program in programs:
             program.close()

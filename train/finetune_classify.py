@@ -26,9 +26,8 @@ from prepare.finetuning.labelled import read_labelled
 from train.config.finetune import ClassifyConfig, check_batch, load_classify_config
 from train.data.examples import PARTS, Examples, bucketed, divide, prepare_once
 from train.model.classifier import Classifier
-from train.parallel import world as distributed
 from train.parallel.device import prepare_device
-from train.parallel.world import World
+from train.parallel.world import World, init_distributed
 from train.run.stop_request import StopRequest
 from train.trainer.finetune import assemble, best_model, freeze, identity, initial_model
 from train.trainer.job import close, complete, one_line_errors, open_run
@@ -45,7 +44,7 @@ OPENING = """Fine-tune a model to classify texts; the same command again goes on
 def main() -> None:
     config = load_classify_config(None, OPENING)
     with one_line_errors(config.data.micro_batch_size):
-        finetune(config, distributed.start(config.train.device, config.train.timeout_seconds))
+        finetune(config, init_distributed(config.train.device, config.train.timeout_seconds))
 
 
 def finetune(config: ClassifyConfig, world: World) -> None:

@@ -24,9 +24,8 @@ from prepare.finetuning.instructions import encode, read_instructions
 from train.config.finetune import InstructConfig, check_batch, load_instruct_config
 from train.data.examples import PARTS, Examples, bucketed, divide, next_tokens, prepare_once
 from train.model.gpt import GPT
-from train.parallel import world as distributed
 from train.parallel.device import prepare_device
-from train.parallel.world import World
+from train.parallel.world import World, init_distributed
 from train.run.stop_request import StopRequest
 from train.trainer.finetune import assemble, best_model, freeze, identity, initial_model
 from train.trainer.job import close, complete, one_line_errors, open_run
@@ -44,7 +43,7 @@ OPENING = """Fine-tune a model to follow instructions; the same command again go
 def main() -> None:
     config = load_instruct_config(None, OPENING)
     with one_line_errors(config.data.micro_batch_size):
-        finetune(config, distributed.start(config.train.device, config.train.timeout_seconds))
+        finetune(config, init_distributed(config.train.device, config.train.timeout_seconds))
 
 
 def finetune(config: InstructConfig, world: World) -> None:

@@ -19,10 +19,9 @@ from prepare.tokens.shards import find_shards
 from train.config.pretrain import Config, load_config, sequences_per_rank
 from train.data.windows import WindowLoader, WindowOrder, Windows, common_tokenizer, fingerprint
 from train.model.gpt import GPT
-from train.parallel import world as distributed
-from train.parallel.compile_ddp import wrap
+from train.parallel.compile_ddp import compile_and_wrap_ddp
 from train.parallel.device import autocast, find_micro_batch_size, precision_name, prepare_device
-from train.parallel.world import World
+from train.parallel.world import World, init_distributed
 from train.run import checkpoint
 from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
@@ -41,7 +40,7 @@ OPENING = """Train a GPT-2 on token shards, alone or under torchrun; the same co
 def main() -> None:
     config = load_config(None, OPENING)
     with one_line_errors(config.data.micro_batch_size):
-        train(config, distributed.start(config.train.device, config.train.timeout_seconds))
+        train(config, init_distributed(config.train.device, config.train.timeout_seconds))
 
 
 def train(config: Config, world: World) -> None:
@@ -72,7 +71,7 @@ def train(config: Config, world: World) -> None:
     if config.train.init_from and not resumed.step:
         name = load_initial_weights(config.train.init_from, raw, facts["tokenizer"])
         world.print(f"begins with the weights of {name}")
-    model = wrap(raw, config.train, world)
+    model = compile_and_wrap_ddp(raw, config.train.compile, world)
 
     # The data: which windows there are, and the order in which they are read.
     order = WindowOrder(windows.counts, config.train.seed, config.data.shuffle, resumed.began)

@@ -11,9 +11,8 @@ import torch
 
 from prepare.common.cli import nonempty, nonempty_path, positive
 from prepare.common.files import atomic_write_json
-from train.parallel import world as distributed
 from train.parallel.device import autocast, precision_name, prepare_device
-from train.parallel.world import World
+from train.parallel.world import World, init_distributed, shut_down_distributed
 from train.weights.load_model import LoadedModel, load_model
 
 
@@ -62,7 +61,7 @@ def opened(
         UserError: there is no such model or device, or it is a classifier where none is wanted, or the other way round.
     """
     try:
-        world = distributed.start(device)
+        world = init_distributed(device)
         prepare_device(world.device)
         torch.set_float32_matmul_precision("highest")
         loaded = load_model(spec, world.device, classifier=classifier)
@@ -71,7 +70,7 @@ def opened(
         with context:
             yield loaded, world
     finally:
-        distributed.stop()
+        shut_down_distributed()
 
 
 def report(

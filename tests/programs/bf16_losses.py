@@ -18,7 +18,7 @@ from prepare.common.cli import ROOT
 from train.bench import Program
 from train.config.pretrain import load_config
 from train.parallel import device as hardware
-from train.parallel import world as distributed
+from train.parallel.world import init_distributed
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 
@@ -37,7 +37,7 @@ def losses(shards: str, steps: int, batch_tokens: int, precision: str) -> list[f
     words += ["--data.batch_tokens", str(batch_tokens), "--data.micro_batch_size", "4", "--train.compile", "false"]
     config = load_config([*words, "--train.precision", precision], "")
     with tempfile.TemporaryDirectory() as folder:
-        program = Program(config, distributed.start("cpu"), Path(folder), None)
+        program = Program(config, init_distributed("cpu"), Path(folder), None)
     print(f"{precision}: autocast is {'on' if program.context._enabled else 'off'}", flush=True)
     found = []
     for step in range(steps):

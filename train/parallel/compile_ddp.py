@@ -1,8 +1,9 @@
-"""The model as the training step calls it: compiled, and one of several replicas."""
+"""The model as the training step calls it, compiled and wrapped in DDP, and the check that all replicas stay equal."""
 
 import os
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,20 +13,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from prepare.common.cli import UserError
-from train.config.pretrain import TrainConfig
-from train.model.gpt import GPT
 from train.parallel.world import World
 
+ATOMIC_COMPILER = Path(__file__).with_name("atomic_g++")
 
-def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
-    """The model of the training step; `raw` stays as it is, for evaluation, generation and checkpoints.
+
+def compile_and_wrap_ddp(model: nn.Module, compiled: bool, world: World) -> nn.Module:
+    """The model for the training step. `model` itself stays as it is, for evaluation, generation and checkpoints.
 
     Raises:
         UserError: there is no C++ compiler.
     """
-    if train.compile:
+    if compiled:
         prepare_compiler("train.compile", "set train.compile false")
-    model = torch.compile(raw) if train.compile else raw
+        model = torch.compile(model)
     if world.size == 1:
         return model
     device_ids = [world.device.index] if world.device.type == "cuda" else None
@@ -33,33 +34,60 @@ def wrap(raw: GPT, train: TrainConfig, world: World) -> nn.Module:
 
 
 def prepare_compiler(option: str, otherwise: str) -> None:
-    """Have torch.compile's C++ compiler leave only whole files in its cache, which a kill -9 would spoil otherwise.
+    """Make torch.compile's C++ compiler write its cache atomically, so that kill -9 leaves no partial file there.
 
     Raises:
-        UserError: there is no C++ compiler, which `option` needs; what to do `otherwise`.
+        UserError: there is no C++ compiler, which `option` needs; `otherwise` is what else to do.
     """
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
-        raise UserError(f"{option} needs a C++ compiler, and none is there: get g++, or {otherwise}")
-    from torch._inductor import config  # takes a moment, which a run without torch.compile need not wait for
+        raise UserError(f"{option} needs a C++ compiler, and none is installed: install g++, or {otherwise}")
+    from torch._inductor import config  # takes a moment to import, which a run without torch.compile need not wait for
 
-    compiler, whole = config.cpp.cxx[-1], Path(__file__).with_name("whole_g++")
-    plain = shlex.quote(str(whole)) == str(whole)  # inductor splits its commands at spaces
-    if "g++" in compiler and "clang" not in compiler and os.access(whole, os.X_OK) and plain:  # it goes by the name
-        config.cpp.cxx = (None, str(whole))
+    compiler, has_space = config.cpp.cxx[-1], shlex.quote(str(ATOMIC_COMPILER)) != str(ATOMIC_COMPILER)
+    if "g++" in compiler and "clang" not in compiler and not has_space:  # inductor splits its commands at spaces
+        config.cpp.cxx = (None, str(ATOMIC_COMPILER))
 
 
 @contextmanager
 def compiler_errors(option: str, otherwise: str) -> Iterator[None]:
-    """Say in one line that the C++ compiler cannot do what torch.compile, by `option`, asks of it; what to do
-    `otherwise`."""
+    """Turn a failure of the C++ compiler under torch.compile into one line, with what to do `otherwise`."""
     try:
         yield
     except RuntimeError as failure:
-        said = str(failure).splitlines()
-        if not said or not said[0].startswith(("CppCompileError", "InvalidCxxCompiler")):
+        lines = str(failure).splitlines()
+        if not lines or not lines[0].startswith(("CppCompileError", "InvalidCxxCompiler")):
             raise
-        reason = next((line for line in said if " error: " in line), said[0])
+        reason = next((line for line in lines if " error: " in line), lines[0])
         raise UserError(
-            f"{option} needs a C++ compiler that works, with Python's headers (python3-dev), and here: {reason}: mend "
+            f"{option} needs a C++ compiler that works, with Python's headers (python3-dev), and here: {reason}: fix "
             f"that, or {otherwise}"
         ) from None
+
+
+def parameter_hash(model: nn.Module) -> int:
+    """A sum over the bits of all float32 parameters, below 2^52: one read of the memory, no copy of it."""
+    sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in model.parameters()]
+    weights = torch.arange(1, len(sums) + 1, device=sums[0].device)  # two parameters swapped give another hash
+    return int((torch.stack(sums) * weights).sum()) % 2**52
+
+
+def check_replicas(model: nn.Module, step: int, world: World) -> None:
+    """Compare the parameters of all ranks after `step` finished steps. Every rank must call it.
+
+    They are equal by construction: the same initial weights, the same averaged gradients. Where they are not, a machine
+    computes wrongly, and no loss would show it.
+
+    Raises:
+        UserError: some differ; names the ranks, on every rank.
+    """
+    hashes = world.gather(parameter_hash(model))
+    (usual, count), *others = Counter(hashes).most_common()
+    if not others:
+        return
+    strays = [rank for rank, value in enumerate(hashes) if value != usual]
+    ranks = f"rank{'s' if len(strays) > 1 else ''} {', '.join(map(str, strays))}"
+    who = f"of {ranks} have drifted from the others'" if count > len(strays) else f"differ: {ranks} against the others"
+    raise UserError(
+        f"after step {step} the parameters {who}: nothing is saved; the same command resumes from the last checkpoint; "
+        "if it happens again, test the memory of that machine or GPU"
+    )

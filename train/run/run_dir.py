@@ -31,7 +31,7 @@ class RunDir:
         self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps
         metrics, began = self.path / METRICS, f"began {self.path}"
         used = latest(self.path) or (metrics.exists() and metrics.stat().st_size > 0)
-        if config.run.fresh and used and not world.noted(began):  # what it began itself, torchrun may start again
+        if config.run.fresh and used and not world.has_flag(began):  # what it began itself, torchrun may start again
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
         self.is_main = world.is_main
         self.last_beat = -BEAT_SECONDS
@@ -57,7 +57,7 @@ class RunDir:
             self._lock.write(f"{os.getpid()} on {socket.gethostname()}")
             self._lock.flush()
             remove_unfinished(self.path)
-            world.note(began)
+            world.set_flag(began)
 
     @property
     def is_done(self) -> bool:

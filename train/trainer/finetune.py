@@ -15,7 +15,7 @@ from train.config.finetune import ClassifyConfig, FinetuneConfig, TuneConfig
 from train.data.examples import ExampleLoader, Examples, fingerprint
 from train.model.gpt import GPT
 from train.model.lora import add_updates
-from train.parallel.compile_ddp import wrap
+from train.parallel.compile_ddp import compile_and_wrap_ddp
 from train.parallel.device import autocast, precision_name
 from train.parallel.world import World
 from train.run import checkpoint
@@ -124,7 +124,7 @@ def assemble(
     }
     optimizer = build_optimizer(raw, config.optim, sharded=config.train.shard_optimizer and world.size > 1)
     resumed = checkpoint.resume(run.path, raw, optimizer, facts)
-    model = wrap(raw, config.train, world)
+    model = compile_and_wrap_ddp(raw, config.train.compile, world)
     pin = world.device.type == "cuda"
     loader = ExampleLoader(
         train, shares, data.batch_examples, data.micro_batch_size, world.rank, world.size, config.train.seed, pin

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from prepare.common.cli import UserError
-from train.parallel import world as distributed
 from train.parallel.compile_ddp import compiler_errors
 from train.parallel.device import is_out_of_memory
-from train.parallel.world import World
+from train.parallel.world import World, is_lost_connection, shut_down_distributed
 from train.run.run_dir import RunDir
 from train.trainer.trainer import Training, run_steps
 
@@ -26,7 +25,7 @@ def one_line_errors(micro_batch_size: int | str) -> Iterator[None]:
                 f"out of memory with data.micro_batch_size {micro_batch_size}: lower it (the batch stays the same, in "
                 "more micro-batches), or take a smaller model"
             ) from None
-        if distributed.is_lost_connection(failure):
+        if is_lost_connection(failure):
             raise UserError(
                 "another process of this run is gone, or hangs (the first error above, or its node's log, says why): "
                 "the same command goes on from the last checkpoint"
@@ -61,7 +60,7 @@ def complete(t: Training) -> bool:
     """Train to the end, with everything saved; whether the run was stopped before. Alone from here on."""
     stopped = run_steps(t) and not t.monitor.finished
     t.run.beat(t.step, last=True)
-    distributed.stop()
+    shut_down_distributed()
     if t.saver:
         t.saver.finish()
     return stopped

@@ -16,7 +16,7 @@ from prepare.common.cli import UserError
 from train.config.pretrain import Config
 from train.data.windows import Began
 from train.model.gpt import GPT
-from train.parallel.replicas import check_replicas
+from train.parallel.compile_ddp import check_replicas
 from train.parallel.world import World
 from train.run.async_saver import MAX_FAILURES, AsyncSaver
 from train.run.checkpoint import ResumeState

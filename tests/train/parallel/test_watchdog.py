@@ -1,4 +1,4 @@
-"""Who is missing when the ranks stop moving together. That it ends the run: tests/train/test_train_gpt2.py."""
+"""Which rank the watchdog names. That it ends the run: tests/train/test_train_gpt2.py."""
 
 import threading
 import time
@@ -8,58 +8,54 @@ import torch.distributed as dist
 from train.parallel.watchdog import Watchdog
 
 
-def watches(size: int = 3) -> list[Watchdog]:
-    """Watches over one store, whose threads have ended: there is no process group."""
+def watchdogs(*steps: int) -> list[Watchdog]:
+    """Watchdogs of ranks that have arrived at these steps, whose threads have ended: there is no process group."""
     store = dist.HashStore()
-    return [Watchdog(store, rank, size, seconds=0.5) for rank in range(size)]
+    ranks = [Watchdog(store, rank, len(steps), seconds=0.5) for rank in range(len(steps))]
+    for watchdog, last in zip(ranks, steps, strict=True):
+        for step in range(1, last + 1):
+            watchdog.arrived(step)
+    return ranks
 
 
-def missing(asking: Watchdog, living: list[Watchdog]) -> tuple[set[int], str] | None:
-    """What `asking` finds while the threads of `living` count on."""
+def find_missing(asking: Watchdog, alive: list[Watchdog]) -> tuple[set[int], str] | None:
+    """What `asking` finds while the threads of `alive` send heartbeats."""
     ended = threading.Event()
 
-    def count_on() -> None:
+    def send_heartbeats() -> None:
         while not ended.is_set():
-            for watch in living:
-                watch.store.add(f"alive/{watch.rank}", 1)
+            for watchdog in alive:
+                watchdog.store.add(f"alive/{watchdog.rank}", 1)
             time.sleep(0.01)
 
-    thread = threading.Thread(target=count_on)
+    thread = threading.Thread(target=send_heartbeats)
     thread.start()
-    found = asking._missing()
+    found = asking._find_missing()
     ended.set()
     thread.join()
     return found
 
 
-def test_nobody_is_missing_while_a_long_step_takes_all_of_them() -> None:
-    ranks = watches()
-    for watch in ranks:
-        watch.arrived(7)
-    assert missing(ranks[0], ranks[1:]) is None
+def test_a_long_step_of_all_ranks_is_no_reason() -> None:
+    ranks = watchdogs(7, 7, 7)
+    assert find_missing(ranks[0], ranks[1:]) is None
 
 
-def test_a_rank_that_lives_but_does_not_arrive_is_named_with_the_step() -> None:
-    ranks = watches()
-    for watch in ranks:
-        watch.arrived(7)
-    ranks[0].arrived(8)
-    ranks[2].arrived(8)
-    late, line = missing(ranks[0], ranks[1:])
+def test_a_living_rank_that_does_not_arrive_is_named_with_the_step() -> None:
+    ranks = watchdogs(8, 7, 8)
+    late, message = find_missing(ranks[0], ranks[1:])
     assert late == {1}
-    assert line.startswith("rank 1 (")
-    assert "did not arrive at step 8 within 0.5 s (train.timeout_seconds): see to that machine" in line
+    assert message.startswith("rank 1 (")
+    assert "did not arrive at step 8 within 0.5 s (train.timeout_seconds): " in message
     ranks[1].arrived(8)
     ranks[1].arrived()
-    late, line = missing(ranks[1], [ranks[0], ranks[2]])
+    late, message = find_missing(ranks[1], [ranks[0], ranks[2]])
     assert late == {0, 2}
-    assert "did not arrive at the end of step 8" in line
+    assert "did not arrive at the end of step 8" in message
 
 
-def test_a_rank_that_is_silent_is_named_though_it_had_arrived() -> None:
-    ranks = watches()
-    for watch in ranks:
-        watch.arrived(7)
-    late, line = missing(ranks[0], [ranks[1]])
+def test_a_rank_without_heartbeat_is_named_though_it_had_arrived() -> None:
+    ranks = watchdogs(7, 7, 7)
+    late, message = find_missing(ranks[0], [ranks[1]])
     assert late == {2}
-    assert "is not heard of any more" in line
+    assert "sends no heartbeat" in message
