@@ -246,17 +246,17 @@ def test_a_run_that_needs_four_times_its_time_limit_finishes_by_itself(
     job = interrupted["limits"]
     check_whole(job, uninterrupted)
     assert job.restarts >= 3
-    again = re.findall(r"stopped by (?:Slurm's time limit|SIGUSR1); it goes into the queue again", job.text)
+    again = re.findall(r"stopped by (?:Slurm's time limit|SIGUSR1); requeueing", job.text)
     assert len(again) == job.restarts, job.text
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("requeue", "ended by Slurm; what is saved stays"),
+        ("requeue", "ended by Slurm; its checkpoints remain"),
         ("signalled", "the time limit is near; asking the run to save and stop"),
-        ("term", "stopped by SIGTERM; it goes into the queue again, to go on from step_"),
-        ("kill", "the run failed with status 1: the first error above says why; it goes into the queue again"),
+        ("term", "stopped by SIGTERM; requeueing, to resume from step_"),
+        ("kill", "the run failed with status 1: the first error above says why; requeueing"),
         ("down", "DUE TO NODE FAILURE"),
     ],
 )
@@ -278,7 +278,7 @@ def test_the_last_task_of_an_array_which_has_the_arrays_id_comes_back_alone(slur
     job.requeued().ended()
     assert (job.states, job.restarts, slurm.restarts(first)) == ({"COMPLETED"}, 1, 0), job.text
     assert "the time limit is near; asking the run to save and stop" in job.text
-    assert "stopped by SIGUSR1; it goes into the queue again" in job.text
+    assert "stopped by SIGUSR1; requeueing" in job.text
     assert "the run is complete" in job.text
 
 
@@ -287,7 +287,7 @@ def test_a_job_that_cannot_be_requeued_and_is_not_finished_has_failed(slurm: Slu
     slurm.run("scancel", "--batch", "--signal=USR1", job.job)
     job.ended()
     assert (job.states, job.restarts) == ({"FAILED"}, 0), job.text
-    assert "stopped by SIGUSR1; it goes into the queue again" in job.text
+    assert "stopped by SIGUSR1; requeueing" in job.text
     assert "not requeued: submit it again" in job.text
 
 
@@ -305,7 +305,7 @@ def test_a_stop_file_ends_the_job_and_any_number_of_nodes_goes_on(
 ):
     job = interrupted["stop"]
     assert (job.states, job.restarts) == ({"COMPLETED"}, 0), job.text
-    assert "the run has saved and stopped, as its STOP file asked" in job.text
+    assert "the run saved and stopped because of its STOP file" in job.text
     assert not (job.run / "DONE").exists()
     saved = max(losses(job.run))
     assert (job.run / "checkpoints" / f"step_{saved:08d}" / "meta.json").exists()
@@ -318,7 +318,7 @@ def test_a_stop_file_ends_the_job_and_any_number_of_nodes_goes_on(
 def test_a_job_without_progress_is_given_up(interrupted: dict[str, Interrupted]):
     job = interrupted["stuck"]
     assert (job.states, job.restarts) == ({"FAILED"}, 3), job.text
-    assert job.text.count("given up: 3 restarts from the beginning made no progress") == 1
+    assert job.text.count("giving up: 3 restarts from the beginning made no progress") == 1
 
 
 def test_a_mistake_fails_the_job_and_its_log_says_which(slurm: SlurmCluster, work: Path):
