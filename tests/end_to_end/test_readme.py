@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.helpers.commands import ROOT, run_command
-from train.config.pretrain import CONFIGS, load_config
+from train.config.parsing import CONFIGS
+from train.config.pretrain import load_config
 from train.model.gpt import GPT
 
 README = (ROOT / "README.md").read_text()

@@ -1,31 +1,22 @@
-"""The configurations of fine-tuning: pretraining's sections where they mean the same, and some of their own."""
+"""The configurations of fine-tuning: pretraining's sections where they mean the same, and new ones."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from prepare.common.cli import ArgumentError
 from prepare.finetuning.instructions import Template
-from train.config.pretrain import (
-    CheckpointConfig,
-    LogConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-    check_common,
-    check_probability,
-    nearest_multiples,
-    read_config,
-)
+from train.config.parsing import check_not_negative, check_positive, check_probability, nearest_multiples, read_config
+from train.config.pretrain import CheckpointConfig, LogConfig, OptimConfig, RunConfig, TrainConfig, check_common
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """What of the model moves.
+    """What part of the model is trained.
 
     Args:
-        blocks: the last so many transformer layers, and what follows them; all is the whole model; 0 is a
+        blocks: the number of last transformer layers to train, with what follows them; all is the whole model; 0 is a
             classifier's head alone
-        lora_rank: the matrices of these layers get updates of this rank, which move in their place (LoRA); 0 has none
+        lora_rank: LoRA: train updates of this rank in place of the matrices of these layers; 0 turns LoRA off
         dropout: probability, after the embeddings, the attention and each residual branch
     """
 
@@ -36,17 +27,17 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Texts with labels, and how much of them a step takes.
+    """Labelled texts, and how many of them a step takes.
 
     Args:
         train: a .tsv, .csv, .jsonl or .parquet file; others are read as label<TAB>text
         text: the column of the texts; in a file without column names the second
         label: the column of the labels; in a file without column names the first
-        val_share: share of the texts for early stopping, of each label
-        test_share: share of the texts that only the final report is about, of each label
+        val_share: share of each label's texts that is held out for early stopping
+        test_share: share of each label's texts that is held out for the final report
         batch_examples: texts in one optimizer step, over all processes and micro-batches
-        micro_batch_size: texts a process takes through the model at a time
-        class_weights: balanced lets each label weigh the same in the loss, however rare it is
+        micro_batch_size: texts in one forward and backward pass of a process
+        class_weights: balanced gives each label the same weight in the loss, however rare it is
     """
 
     train: str = ""
@@ -61,14 +52,14 @@ class LabelledData:
 
 @dataclass(frozen=True)
 class InstructionData:
-    """Instructions with answers, or conversations, and how much of them a step takes.
+    """Instructions with answers, or conversations, and how many of them a step takes.
 
     Args:
         train: a .json or .jsonl file of {instruction, input, output} or {messages}
-        val_share: share of the examples for the validation loss and early stopping
-        test_share: share of the examples that only the final report is about
+        val_share: share of the examples that is held out for the validation loss and early stopping
+        test_share: share of the examples that is held out for the final report
         batch_examples: examples in one optimizer step, over all processes and micro-batches
-        micro_batch_size: examples a process takes through the model at a time
+        micro_batch_size: examples in one forward and backward pass of a process
     """
 
     train: str = ""
@@ -80,12 +71,12 @@ class InstructionData:
 
 @dataclass(frozen=True)
 class ClassifyEval:
-    """What is measured during training.
+    """Evaluations during training.
 
     Args:
-        every: interval in steps of the validation; 0 never does
-        patience: validations in a row without a lower loss that end the run, which then goes back to its best
-            checkpoint; 0 trains to the last step, and keeps the last
+        every: interval in steps of the validation; 0 turns it off
+        patience: early stopping: this many validations in a row without a lower loss end the run, which then rolls
+            back to its best checkpoint; 0 trains to the last step, and keeps the last checkpoint
     """
 
     every: int = 20
@@ -94,15 +85,15 @@ class ClassifyEval:
 
 @dataclass(frozen=True)
 class InstructEval(ClassifyEval):
-    """What is measured during training.
+    """Evaluations during training.
 
     Args:
-        every: interval in steps of the validation; 0 never does
-        patience: validations in a row without a lower loss that end the run, which then goes back to its best
-            checkpoint; 0 trains to the last step, and keeps the last
-        sample_every: interval in steps of the sampled answers; 0 samples none
-        samples: how many held-out instructions are answered, the first ones
-        sample_tokens: the longest answer
+        every: interval in steps of the validation; 0 turns it off
+        patience: early stopping: this many validations in a row without a lower loss end the run, which then rolls
+            back to its best checkpoint; 0 trains to the last step, and keeps the last checkpoint
+        sample_every: interval in steps of the sampled answers; 0 turns them off
+        samples: the number of held-out instructions to answer, always the first ones
+        sample_tokens: the most tokens in an answer
     """
 
     sample_every: int = 50
@@ -120,13 +111,13 @@ class _Common:
     run: RunConfig = field(default_factory=RunConfig)
     init: str = field(
         default_factory=lambda: "gpt2",
-        metadata={"help": "the model to begin with: a run, a checkpoint, a Hugging Face directory, or a hub name"},
+        metadata={"help": "the model to start from: a run, a checkpoint, a Hugging Face directory, or a hub name"},
     )
 
 
 @dataclass(frozen=True)
 class ClassifyConfig(_Common):
-    """The whole configuration of a classifier's run."""
+    """The configuration of a classifier's run."""
 
     data: LabelledData = field(default_factory=LabelledData)
     eval: ClassifyEval = field(default_factory=ClassifyEval)
@@ -134,7 +125,7 @@ class ClassifyConfig(_Common):
 
 @dataclass(frozen=True)
 class InstructConfig(_Common):
-    """The whole configuration of an instruction follower's run."""
+    """The configuration of an instruction follower's run."""
 
     data: InstructionData = field(default_factory=InstructionData)
     template: Template = field(default_factory=Template)
@@ -145,12 +136,12 @@ FinetuneConfig = ClassifyConfig | InstructConfig
 
 
 def load_classify_config(argv: list[str] | None, opening: str) -> ClassifyConfig:
-    """The configuration of a classifier's run; see train.config.pretrain.read_config."""
+    """The configuration of a classifier's run; see train.config.parsing.read_config."""
     return read_config(argv, opening, ClassifyConfig, "finetune_classify.yaml", check)
 
 
 def load_instruct_config(argv: list[str] | None, opening: str) -> InstructConfig:
-    """The configuration of an instruction follower's run; see train.config.pretrain.read_config."""
+    """The configuration of an instruction follower's run; see train.config.parsing.read_config."""
     return read_config(argv, opening, InstructConfig, "finetune_instruct.yaml", check)
 
 
@@ -161,28 +152,25 @@ def check(config: FinetuneConfig) -> None:
         ArgumentError: names the key, its value and the values that work.
     """
     classify = isinstance(config, ClassifyConfig)
-    positive = {
-        "data": ("batch_examples", "micro_batch_size"),
-        "eval": () if classify else ("samples", "sample_tokens"),
-    }
-    intervals = ("every", "patience", *(() if classify else ("sample_every",)))
-    check_common(config, positive, {"eval": intervals, "tune": ("lora_rank",)})
+    check_common(config)
+    check_positive(config, ("data.batch_examples", "data.micro_batch_size"))
+    check_not_negative(config, ("eval.every", "eval.patience", "tune.lora_rank"))
+    check_probability(config, "tune.dropout", "data.val_share", "data.test_share")
+    if not classify:
+        check_positive(config, ("eval.samples", "eval.sample_tokens"))
+        check_not_negative(config, ("eval.sample_every",))
+        check_template(config.template)
     data, blocks = config.data, config.tune.blocks
     if config.train.init_from:
-        raise ArgumentError(f"train.init_from is {config.train.init_from}: fine-tuning begins with --init MODEL")
+        raise ArgumentError(f"train.init_from is {config.train.init_from}: fine-tuning starts from --init MODEL")
     if not data.train:
         raise ArgumentError("data.train is empty: name the file of examples, --data.train FILE")
-    check_probability("tune.dropout", config.tune.dropout)
-    for key in ("val_share", "test_share"):
-        check_probability(f"data.{key}", getattr(data, key))
     if data.val_share + data.test_share >= 1:
         raise ArgumentError(
             f"data.val_share {data.val_share} and data.test_share {data.test_share} leave nothing to train on"
         )
     if blocks != "all" and blocks < (0 if classify else 1):
         raise ArgumentError(f"tune.blocks is {blocks}: give all, or a number of layers")
-    if not classify:
-        check_template(config.template)
     if config.tune.lora_rank and not blocks:
         raise ArgumentError(f"tune.lora_rank is {config.tune.lora_rank}, but tune.blocks 0 has no layers: raise it")
     if config.eval.patience and not (config.eval.every and data.val_share):
@@ -190,16 +178,16 @@ def check(config: FinetuneConfig) -> None:
 
 
 def check_template(template: Template) -> None:
-    """ArgumentError unless {} stands where a message goes, and nowhere before an answer, which follows it."""
+    """ArgumentError unless {} stands where a message goes, and not in the assistant's part, which an answer follows."""
     for key, value in template.describe().items():
         if key == "assistant" and "{}" in value:
-            raise ArgumentError(f"template.assistant is {value!r}: take {{}} out, the answer follows behind it")
+            raise ArgumentError(f"template.assistant is {value!r}: take {{}} out, the answer follows it")
         if key != "assistant" and "{}" not in value:
             raise ArgumentError(f"template.{key} is {value!r}: put {{}} where the message goes")
 
 
 def check_batch(config: FinetuneConfig, world_size: int) -> None:
-    """ArgumentError, with the next values that do, unless the batch divides among processes and micro-batches."""
+    """ArgumentError, with the nearest values that do, unless the batch divides among processes and micro-batches."""
     batch, unit = config.data.batch_examples, config.data.micro_batch_size * world_size
     if batch % unit:
         raise ArgumentError(

@@ -1,24 +1,13 @@
-"""The configuration: one frozen dataclass a section, filled from a YAML file and the command line.
+"""The configuration of pretraining: one frozen dataclass per section.
 
-Only roots see the whole Config; functions take their own section or plain arguments.
+Only commands and the Trainer see the whole Config; functions take their own section or plain values.
 """
 
-import argparse
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import jsonargparse
-import yaml
-
-from prepare.common.cli import ROOT, RUNS, ArgumentError
-from prepare.common.files import atomic_write_text
-
-CONFIGS = ROOT / "configs"
-AnyConfig = TypeVar("AnyConfig")
-Keys = Mapping[str, Sequence[str]]  # of sections
+from prepare.common.cli import ArgumentError
+from train.config.parsing import check_not_negative, check_positive, check_probability, nearest_multiples, read_config
 
 
 @dataclass(frozen=True)
@@ -46,14 +35,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how much of it a step takes.
+    """The token shards, and how much of them a step takes.
 
     Args:
         train: glob, or list of globs, of the training shards
         val: glob, or list of globs, of the validation shards
         batch_tokens: tokens in one optimizer step, over all processes and micro-batches
-        micro_batch_size: sequences a process takes through the model at a time; auto finds what fits
-        shuffle: shuffle the windows of each shard, and the shards, anew in each epoch
+        micro_batch_size: sequences in one forward and backward pass of a process; auto finds what fits
+        shuffle: shuffle the windows of each shard, and the shards, again in each epoch
         allow_change: let a run go on with other training data than it began with
     """
 
@@ -77,7 +66,7 @@ class OptimConfig:
         weight_decay: on matrices and embeddings only
         betas: AdamW's
         eps: AdamW's
-        grad_clip: largest global gradient norm; 0 does not clip
+        grad_clip: largest global gradient norm; 0 turns clipping off
         spike_zscore: a gradient norm so many standard deviations above the mean of the latest is logged as a spike; 0
             looks for none
         spike_window: how many steps are the latest
@@ -99,19 +88,19 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, and on what.
+    """How long to train, and on what.
 
     Args:
         max_steps: optimizer steps in the whole run
-        seed: of the weights, the order of the data and the dropout
+        seed: of the initial weights, the data order and the dropout
         device: auto takes the GPU when there is one
         precision: of the matrix products; auto and bf16 take bf16 where the device has it, and fp32 elsewhere
         compile: use torch.compile
         recompute: activation checkpointing: store only each layer's input, and compute the rest again in the backward
             pass; less memory for more time
-        shard_optimizer: each process keeps its share of AdamW's moments only (ZeRO-1)
-        init_from: the model whose weights a new run begins with, named as for --model; empty begins with random ones
-        timeout_seconds: a process that keeps the others waiting for so long ends the run, by name
+        shard_optimizer: each process keeps only its share of AdamW's moments (ZeRO-1)
+        init_from: the model whose weights a new run starts from, named as for --model; empty starts from random ones
+        timeout_seconds: the longest that a process may keep the others waiting, before the run ends and names it
     """
 
     max_steps: int = 18865
@@ -127,15 +116,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is measured during training; an interval is in steps, and 0 turns the thing off.
+    """Evaluations during training. An interval is in steps; 0 turns the evaluation off.
 
     Args:
         every: interval of the validation loss
-        val_tokens: tokens that it is measured on, always the same first ones
+        val_tokens: tokens of the validation loss, always the same first ones
         hellaswag_every: interval of HellaSwag, whose tasks prepare/eval_sets.py downloads
         sample_every: interval of the generated samples
-        sample_prompt: what they continue
-        sample_tokens: how many tokens each
+        sample_prompt: the text that they continue
+        sample_tokens: the length of each, in tokens
     """
 
     every: int = 250
@@ -148,11 +137,11 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the run is saved.
+    """When to save the run.
 
     Args:
         every: interval in steps; 0 saves at the end only
-        keep: how many checkpoints stay, the latest ones; the one with the best validation loss stays besides
+        keep: the number of latest checkpoints to keep; the one with the best validation loss is kept besides
         margin_seconds: stop and save this long before Slurm's time limit, or twice the slowest save so far
     """
 
@@ -163,12 +152,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is written down.
+    """What to log.
 
     Args:
-        every: interval in steps of the train rows and console lines; 0 leaves them out
-        wandb: auto is online where somebody has logged in, and disabled elsewhere
-        wandb_project: its project there
+        every: interval in steps of the train rows and console lines; 0 turns them off
+        wandb: auto is online if wandb is logged in, and disabled otherwise
+        wandb_project: the project there
     """
 
     every: int = 1
@@ -178,11 +167,11 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where the run lives.
+    """The run directory.
 
     Args:
-        dir: its directory; runs/<name of the config file> when not given
-        fresh: refuse a directory that holds a run already, instead of going on with it
+        dir: runs/<name of the config file> when not given
+        fresh: refuse a directory that already holds a run, instead of resuming it
     """
 
     dir: str | None = None
@@ -191,7 +180,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration of a run."""
+    """The configuration of a pretraining run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -203,82 +192,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-class _Parser(jsonargparse.ArgumentParser):
-    """A jsonargparse parser with this project's help and one-line errors."""
-
-    opening = ""
-    where = ""  # the file that is read, for messages
-
-    def format_help(self) -> str:
-        return self.opening + super().format_help()
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        hint = "quote globs, so that the shell leaves them alone" if ".bin" in message else "see --help for every key"
-        raise ArgumentError(f"{self.where}{message} ({hint})") from ex
-
-
 def load_config(argv: list[str] | None, opening: str) -> Config:
     """The configuration of a pretraining run; see read_config. Without `--config` it is gpt2_124m.yaml."""
     return read_config(argv, opening, Config, "gpt2_124m.yaml", check)
-
-
-def read_config(
-    argv: list[str] | None,
-    opening: str,
-    kind: type[AnyConfig],
-    default: str,
-    check: Callable[[AnyConfig], None],
-) -> AnyConfig:
-    """Read `--config FILE`, then the command line's `--section.key value`, and check the values.
-
-    Args:
-        argv: the command line, without the program's name; None takes the process's.
-        opening: what --help prints first.
-        kind: a dataclass of sections, `run` among them.
-        default: the file of configs/ that is read where none is named.
-
-    Raises:
-        ArgumentError: an unknown key, a value of the wrong type, or values that cannot go together.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path, default=CONFIGS / default)
-    chosen, words = first.parse_known_args(argv)  # the file is read first, wherever it stands on the line
-    parser = _Parser(allow_abbrev=False)
-    parser.opening = opening
-    parser.add_argument("--config", action="config", help=f"a YAML file (default: configs/{default})")
-    sections = kind.__dataclass_fields__
-    for name, section in sections.items():
-        parser.add_argument(f"--{name}", type=section.type, default=section.default_factory(), **section.metadata)
-    try:
-        if chosen.config.is_file():
-            parser.where = f"{chosen.config}: "
-            parser.parse_path(chosen.config)  # by itself first, so that its mistakes are called its own
-            parser.where = ""
-        values = parser.instantiate(parser.parse_args(["--config", str(chosen.config), *words]))
-        config = kind(**{name: values[name] for name in sections})
-        if config.run.dir is None:
-            config = replace(config, run=replace(config.run, dir=str(RUNS / chosen.config.stem)))
-        check(config)
-    except UnicodeDecodeError:
-        raise ArgumentError(f"--config {chosen.config} is not text: name a YAML file") from None
-    except TypeError as failure:
-        raise ArgumentError(
-            f"a section or value without content (null) in {chosen.config} ({failure}): fill it"
-        ) from None
-    return config
-
-
-POSITIVE = {
-    "optim": ("max_lr", "eps", "spike_window"),
-    "train": ("max_steps", "timeout_seconds"),
-    "checkpoint": ("keep",),
-}
-NOT_NEGATIVE = {
-    "optim": ("min_lr", "warmup_steps", "weight_decay", "grad_clip", "spike_zscore"),
-    "train": ("seed",),
-    "checkpoint": ("every", "margin_seconds"),
-    "log": ("every",),
-}
 
 
 def check(config: Config) -> None:
@@ -288,70 +204,38 @@ def check(config: Config) -> None:
         ArgumentError: names the key, its value and the values that work.
     """
     model, data = config.model, config.data
-    check_common(
-        config,
-        {
-            "model": ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"),
-            "data": ("batch_tokens",),
-            "eval": ("val_tokens", "sample_tokens"),
-        },
-        {"eval": ("every", "hellaswag_every", "sample_every")},
-    )
+    sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+    check_positive(config, (f"model.{name}" for name in sizes))
+    check_positive(config, ("data.batch_tokens", "data.micro_batch_size", "eval.val_tokens", "eval.sample_tokens"))
+    check_not_negative(config, ("eval.every", "eval.hellaswag_every", "eval.sample_every"))
+    check_probability(config, "model.dropout")
+    check_common(config)
     if not data.train or not data.val:
         raise ArgumentError("data.train or data.val is empty: give a glob, such as 'data/fineweb10B/*_train_*.bin'")
     if model.n_embd % model.n_head:
         raise ArgumentError(f"model.n_embd {model.n_embd} is not a multiple of model.n_head {model.n_head}")
     if model.vocab_size > 65536:
         raise ArgumentError(f"model.vocab_size is {model.vocab_size}: shards hold uint16 tokens, so 65536 at the most")
-    check_probability("model.dropout", model.dropout)
-    if data.micro_batch_size != "auto" and data.micro_batch_size < 1:
-        raise ArgumentError(f"data.micro_batch_size is {data.micro_batch_size}: give a number above 0, or auto")
 
 
-def check_common(config: Any, positive: Keys, not_negative: Keys) -> None:
-    """Check the sections that every kind of run has, and that these keys of the others are numbers in range.
+def check_common(config: Any) -> None:
+    """Check the sections that pretraining and fine-tuning share.
 
     Raises:
         ArgumentError: names the key, its value and the values that work.
     """
     optim = config.optim
-    for keys_by_section, zero_allowed, words in (
-        (positive, False, "above 0"),
-        (POSITIVE, False, "above 0"),
-        (not_negative, True, "0 or more"),
-        (NOT_NEGATIVE, True, "0 or more"),
-    ):
-        for section, keys in keys_by_section.items():
-            for key in keys:
-                value = getattr(getattr(config, section), key)
-                if value is None:
-                    raise ArgumentError(f"{section}.{key} has no value: give a number {words}")
-                if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
-                    raise ArgumentError(f"{section}.{key} is {value}: give a number {words}")
-    for key, value in (
-        ("optim.spike_window", optim.spike_window),
-        ("train.timeout_seconds", config.train.timeout_seconds),
-    ):
-        if value > 10**9:
-            raise ArgumentError(f"{key} is {value}: give a number up to 1000000000")
-    if not config.run.dir:
-        raise ArgumentError("run.dir is empty: give a directory, or leave it out")
-    if config.train.seed >= 2**63:
-        raise ArgumentError(f"train.seed is {config.train.seed}: give a number below 2^63")
-    if not all(0 <= beta < 1 for beta in optim.betas):
-        raise ArgumentError(f"optim.betas is {optim.betas}: give two numbers from 0 to below 1")
+    check_positive(config, ("optim.max_lr", "optim.eps", "train.max_steps", "train.timeout_seconds", "checkpoint.keep"))
+    check_not_negative(config, ("optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.grad_clip"))
+    check_not_negative(config, ("train.seed", "checkpoint.every", "checkpoint.margin_seconds", "log.every"))
     if optim.min_lr > optim.max_lr:
         raise ArgumentError(f"optim.min_lr {optim.min_lr} is above optim.max_lr {optim.max_lr}: lower it")
-
-
-def check_probability(key: str, value: float) -> None:
-    """ArgumentError unless a key's value lies in [0, 1)."""
-    if not 0 <= value < 1:
-        raise ArgumentError(f"{key} is {value}: give a probability from 0 to below 1")
+    if not config.run.dir:
+        raise ArgumentError("run.dir is empty: give a directory, or leave it out")
 
 
 def sequences_per_rank(config: Config, world_size: int) -> int:
-    """How many windows each process takes a step: batch_tokens / (block_size * world_size), a whole number.
+    """The number of windows each process takes per step: batch_tokens / (block_size * world_size), an integer.
 
     Raises:
         ArgumentError: batch_tokens does not divide; proposes the nearest values that do.
@@ -365,16 +249,3 @@ def sequences_per_rank(config: Config, world_size: int) -> int:
             f"{block_size} x {world_size} processes = {unit}: take {nearest_multiples(data.batch_tokens, unit)}"
         )
     return data.batch_tokens // (block_size * world_size)
-
-
-def nearest_multiples(value: int, unit: int) -> str:
-    """The multiples of `unit` around a value that is none, in words; 0 is not among them."""
-    below = value // unit * unit
-    return " or ".join(str(multiple) for multiple in (below, below + unit) if multiple)
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write the configuration as YAML that `--config` reads; it appears whole."""
-    plain = asdict(config)
-    plain["optim"]["betas"] = list(config.optim.betas)
-    atomic_write_text(path, yaml.safe_dump(plain, sort_keys=False))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from prepare.common.cli import UserError
 from prepare.common.files import atomic_write_text
-from train.config.pretrain import Config, save_config
+from train.config.parsing import save_config
+from train.config.pretrain import Config
 from train.parallel.world import World
 from train.run.checkpoint import latest, remove_unfinished, rename_corrupt
 from train.run.metrics_log import METRICS

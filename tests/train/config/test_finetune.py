@@ -7,7 +7,7 @@ import pytest
 from prepare.common.cli import ArgumentError
 from prepare.finetuning.instructions import Template
 from train.config.finetune import check_batch, load_classify_config, load_instruct_config
-from train.config.pretrain import save_config
+from train.config.parsing import save_config
 
 LOADS = {"classify": load_classify_config, "instruct": load_instruct_config}
 FILE = ["--data.train", "examples.json"]
@@ -31,26 +31,26 @@ def test_the_template_is_an_option() -> None:
 @pytest.mark.parametrize(
     ("kind", "words", "message"),
     [
-        ("classify", ["--data.train", ""], "data.train is empty"),
-        ("classify", [*FILE, "--data.test_share", "1"], "data.test_share is 1.0: give a probability"),
-        ("classify", [*FILE, "--data.test_share", "0.7", "--data.val_share", "0.3"], "leave nothing to train on"),
-        ("classify", [*FILE, "--train.init_from", "gpt2"], "fine-tuning begins with --init"),
-        ("classify", [*FILE, "--tune.blocks", "-1"], "tune.blocks is -1"),
-        ("instruct", [*FILE, "--tune.blocks", "0"], "tune.blocks is 0"),
-        ("classify", [*FILE, "--tune.lora_rank", "-1"], "tune.lora_rank is -1: give a number 0 or more"),
-        ("classify", [*FILE, "--tune.blocks", "0", "--tune.lora_rank", "4"], "tune.blocks 0 has no layers"),
-        ("instruct", [*FILE, "--template.user", "Q:"], "template.user is 'Q:': put {} where the message goes"),
-        ("instruct", [*FILE, "--template.assistant", "A: {}"], "template.assistant is 'A: {}': take {} out"),
-        ("instruct", [*FILE, "--eval.samples", "0"], "eval.samples is 0: give a number above 0"),
-        ("instruct", [*FILE, "--data.val_share", "0"], "eval.patience needs validations"),
-        ("classify", [*FILE, "--eval.every", "0"], "eval.patience needs validations"),
-        ("classify", [*FILE, "--data.class_weights", "inverse"], "class_weights"),
-        ("classify", [*FILE, "--model.n_layer", "3"], "model.n_layer"),
+        ("classify", "--data.train=", "data.train is empty"),
+        ("classify", "--data.test_share=1", "data.test_share is 1.0: "),
+        ("classify", "--data.test_share=0.7 --data.val_share=0.3", "data.val_share 0.3 and data.test_share 0.7"),
+        ("classify", "--train.init_from=gpt2", "--init"),
+        ("classify", "--tune.blocks=-1", "tune.blocks is -1: "),
+        ("instruct", "--tune.blocks=0", "tune.blocks is 0: "),
+        ("classify", "--tune.lora_rank=-1", "tune.lora_rank is -1: "),
+        ("classify", "--tune.blocks=0 --tune.lora_rank=4", "tune.lora_rank is 4, but tune.blocks 0"),
+        ("instruct", "--template.user=Q:", "template.user is 'Q:': put {}"),
+        ("instruct", "--template.assistant={}", "template.assistant is '{}': take {} out"),
+        ("instruct", "--eval.samples=0", "eval.samples is 0: "),
+        ("instruct", "--data.val_share=0", "eval.patience needs validations"),
+        ("classify", "--eval.every=0", "eval.patience needs validations"),
+        ("classify", "--data.class_weights=inverse", "class_weights"),
+        ("classify", "--model.n_layer=3", "model.n_layer"),
     ],
 )
-def test_a_value_that_no_run_can_use_is_named(kind: str, words: list[str], message: str) -> None:
+def test_a_value_that_no_run_can_use_is_named(kind: str, words: str, message: str) -> None:
     with pytest.raises(ArgumentError) as failure:
-        LOADS[kind](words, "")
+        LOADS[kind]([*FILE, *words.split()], "")
     assert message in str(failure.value)
 
 
