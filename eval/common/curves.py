@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter
 from eval.common.published import PUBLISHED
 from eval.scoring.classification import Tally
 from prepare.common.cli import UserError
+from prepare.common.files import atomic_write
 from train.run.metrics_log import METRICS, read_rows
 
 Over = Literal["tokens", "steps"]
@@ -145,21 +146,20 @@ def plot_report(title: str, cells: Sequence[Sequence[str]], metrics: Sequence[di
 
 
 def save(figure: Figure, output: Path) -> Path:
-    """Write a picture under its final name when it is whole, and close it; its path.
+    """Write a picture atomically, and close it; its path.
 
     Raises:
         UserError: a suffix that is no picture's.
     """
-    unfinished = output.with_name(f".{output.stem}.tmp{output.suffix}")
+    kind = output.suffix.removeprefix(".").lower()
     try:
-        if output.suffix.removeprefix(".").lower() not in figure.canvas.get_supported_filetypes():
+        if kind not in figure.canvas.get_supported_filetypes():
             raise UserError(f"{output}: pictures are .png, .pdf, .svg or .jpg; choose another name")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), atomic_write(output) as file:
             warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # it is drawn as a box
-            figure.savefig(unfinished, dpi=150)
+            figure.savefig(file, format=kind, dpi=150)
     finally:
         plt.close(figure)
-    unfinished.replace(output)
     return output
 
 

@@ -1,13 +1,14 @@
 """HellaSwag and LAMBADA: from the file to the tokens that are scored. What a model makes of them is in scoring.py."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from prepare.common.cli import UserError
+from prepare.common.files import read_json_lines
 from prepare.tokens.tokenizer import Tokenizer
 
 Format = Literal["plain", "lm-eval"]
@@ -167,26 +168,12 @@ def encode_context(tokenizer: Tokenizer, context: str) -> list[int]:
 
 def _json_lines(path: Path | str, limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line's place (file:line) and object."""
-    path, found = Path(path), 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if limit and found == limit:
-                    return
-                where = f"{path}:{number}"
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    row = None
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: not a JSON object ({line[:40]!r}): fetch the file again")
-                found += 1
-                yield where, row
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there: fetch it (python prepare/eval_sets.py), or name another file") from None
-    except (IsADirectoryError, UnicodeDecodeError) as failure:
-        raise UserError(f"{path} is not a text file of JSON lines ({failure}): name another file") from None
-    if not found:
+    path, number = Path(path), 0
+    if not path.exists():
+        raise UserError(f"{path} is not there: fetch it (python prepare/eval_sets.py), or name another file")
+    for number, row in islice(read_json_lines(path), limit or None):
+        yield f"{path}:{number}", row
+    if not number:
         raise UserError(f"{path} is empty: fetch it again (python prepare/eval_sets.py)")
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,22 +16,25 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, fsync: bool = True) -> Iterator[BinaryIO]:
     """Write `path` under a temporary name beside it, which replaces `path` when the block ends, complete and on disk.
 
-    A block that raises leaves `path` as it was, and no temporary file.
+    A block that raises leaves `path` as it was, and no temporary file. Without `fsync` nothing waits for the disk, and
+    after a power failure the file may be empty.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with naming(temporary), temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if fsync:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_path(path.parent)
+    if fsync:
+        fsync_path(path.parent)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -47,11 +50,12 @@ def atomic_write_json(path: Path, value: object, indent: int | None = 1) -> None
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add the file's name to an OSError, which one of a write (a full disk) lacks."""
+    """Add the file's name to an OSError of the system that lacks it, as one of a write (a full disk) does."""
     try:
         yield
     except OSError as failure:
-        failure.filename = failure.filename or str(path)
+        if failure.errno and not failure.filename:
+            failure.filename = str(path)
         raise
 
 
@@ -80,20 +84,20 @@ class FileLock:
     """
 
     def __init__(self, path: Path, what: object, remedy: str = "wait for it", wait: bool = False) -> None:
-        self.file = path.open("a+")
+        self.file = path.open("a+b", buffering=0)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             self.file.seek(0)
-            holder = self.file.read().strip()
+            holder = self.file.read().decode().strip()
             self.file.close()
             raise UserError(f"{what} is in use by process {holder}: {remedy}") from None
         except OSError as failure:
             reason = f"this file system has no locks ({failure.strerror})"
             write_line(f"warning: {what}: {reason}: start only one process that uses it")
-        self.file.truncate(0)
-        self.file.write(f"{os.getpid()} on {socket.gethostname()}\n")
-        self.file.flush()
+        with suppress(OSError):  # a full disk
+            self.file.truncate(0)
+            self.file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
     def release(self) -> None:
         self.file.close()
@@ -107,7 +111,11 @@ class FileLock:
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict]]:
     """Each line's number, from 1, and its object; blank lines are skipped. UserError names the file and the line."""
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as failure:
+        raise UserError(f"{path} cannot be read ({failure.strerror}): name a file that is there") from None
+    with file:
         yield from parse_json_lines(file, path)
 
 
@@ -119,8 +127,8 @@ def parse_json_lines(lines: Iterable[bytes], path: object) -> Iterator[tuple[int
             continue
         try:
             record = json.loads(text)
-        except ValueError as failure:
-            reason = f"{failure} in {text[:40]!r}"
+        except json.JSONDecodeError as failure:
+            reason = f"{failure.msg}, column {failure.colno}"
             raise UserError(f"{path}:{number} is not valid JSON ({reason}): fix or delete the line") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number} is not a JSON object ({text[:40]!r}): fix or delete the line")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prepare.common.cli import UserError
+from prepare.common.files import read_json_lines
 from prepare.tokens.tokenizer import Tokenizer
 
 Message = tuple[str, str]  # role (system, user, input, assistant) and content
@@ -60,7 +61,7 @@ def read_instructions(path: Path) -> tuple[list[list[Message]], int]:
     Raises:
         UserError: names the file, the line and column or the entry, and what is wrong.
     """
-    conversations = [_conversation(f"{path}, {place}", entry) for place, entry in _entries(path)]
+    conversations = [_conversation(place, entry) for place, entry in _entries(path)]
     whole = [messages for messages in conversations if all(content.strip() for _, content in messages)]
     if conversations and not whole:
         count = len(conversations)
@@ -71,31 +72,20 @@ def read_instructions(path: Path) -> tuple[list[list[Message]], int]:
 
 
 def _entries(path: Path) -> list[tuple[str, Any]]:
-    try:
-        text = path.read_text("utf-8-sig", errors="replace")
-    except OSError as failure:
-        raise UserError(f"{path} cannot be read ({failure.strerror or failure}): name a file that is there") from None
+    """Each entry's place (file:line, or its number) and the entry."""
     if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        return [(f"line {number}", _parse(path, line, number)) for number, line in lines]
-    entries = _parse(path, text, 1)
+        return [(f"{path}:{number}", entry) for number, entry in read_json_lines(path)]
+    try:
+        entries = json.loads(path.read_text("utf-8-sig", errors="replace"))
+    except OSError as failure:
+        raise UserError(f"{path} cannot be read ({failure.strerror}): name a file that is there") from None
+    except json.JSONDecodeError as failure:
+        hint = "name a file with one example a line .jsonl" if failure.msg == "Extra data" else "fix it"
+        reason = f"{failure.msg}, column {failure.colno}"
+        raise UserError(f"{path}:{failure.lineno} is not valid JSON ({reason}): {hint}") from None
     if not isinstance(entries, list):
         raise UserError(f"{path} holds one {type(entries).__name__}, not a list of examples: put them into [...]")
-    return [(f"entry {number}", entry) for number, entry in enumerate(entries, 1)]
-
-
-def _parse(path: Path, text: str, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as failure:
-        line = first_line + failure.lineno - 1
-        several = failure.msg == "Extra data" and path.suffix != ".jsonl"
-        hint = "a file with an example a line is named .jsonl" if several else "mend it"
-        raise UserError(f"{path} is no JSON: line {line} column {failure.colno}: {failure.msg}; {hint}") from None
-    except ValueError as failure:  # an integer of thousands of digits
-        raise UserError(f"{path}, from line {first_line} on, cannot be read ({failure}): mend it") from None
-    except RecursionError:
-        raise UserError(f"{path}, from line {first_line} on, is nested too deeply to be read: mend it") from None
+    return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, 1)]
 
 
 def _conversation(place: str, entry: Any) -> list[Message]:

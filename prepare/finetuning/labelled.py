@@ -7,7 +7,6 @@ JSON is "1". Bytes that are no UTF-8 become U+FFFD, as lone surrogates in JSON d
 
 import csv
 import io
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prepare.common.cli import UserError, first_line, replace_surrogates
+from prepare.common.files import read_json_lines
 from prepare.sources.readers import TEXT
 
 csv.field_size_limit(2**31 - 1)
@@ -164,18 +164,7 @@ def _csv(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in _lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as failure:
-            raise UserError(f"{path}:{number} is no JSON ({failure.msg}, column {failure.colno}): mend it") from None
-        except ValueError as failure:  # an integer of thousands of digits
-            raise UserError(f"{path}:{number} cannot be read ({failure}): mend it") from None
-        except RecursionError:
-            raise UserError(f"{path}:{number} is nested too deeply to be read: mend it") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{number} is no JSON object ({line[:40]!r}): write {{column: value}} in each line")
-        yield f"{path}:{number}", record
+    return ((f"{path}:{number}", record) for number, record in read_json_lines(path))
 
 
 def _parquet(path: Path, columns: Mapping[str, str], optional: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,15 +4,13 @@
 FFF.json for one that is finished. The manifest takes their place when all are.
 """
 
-import fcntl
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from prepare.common.cli import UserError
-from prepare.common.files import atomic_write_json, read_json_object
+from prepare.common.files import FileLock, atomic_write_json, read_json_object
 from prepare.tokens.manifest import MANIFEST, build_manifest, read_manifest, write_manifest
 from prepare.tokens.shards import HEADER_BYTES, MAX_PARTS, TOKEN, shard_number
 
@@ -41,11 +39,10 @@ class Folder:
         with ExitStack() as held:
             with self._alone():
                 try:
-                    held.enter_context(_lock(self.progress / f"task-{index}-of-{count}.lock", self.path))
+                    held.enter_context(self._lock(self.progress / f"task-{index}-of-{count}.lock"))
                     for path in self.progress.glob("task-*.lock"):
                         if not path.name.endswith(f"-of-{count}.lock"):
-                            with _lock(path, self.path):
-                                pass
+                            self._lock(path).release()
                     self._begin()
                 except UserError:
                     if not self._plan_path.is_file():  # nothing is under way here: leave the folder as it was
@@ -125,8 +122,6 @@ class Folder:
         """Remove what an interrupted run left of these sources, but (`keep`) the shards that `begun` knows."""
         numbers, kept = set(numbers), set()
         for number in numbers:
-            for kind in ("", ".part"):
-                self._marker(number, kind).with_suffix(".json.tmp").unlink(missing_ok=True)  # of a full disk
             record = self.begun(number) if keep else None
             if record is None:
                 self._marker(number, ".part").unlink(missing_ok=True)
@@ -195,6 +190,9 @@ class Folder:
     def _marker(self, number: int, kind: str = "") -> Path:
         return self.progress / f"{number:03d}{kind}.json"
 
+    def _lock(self, path: Path) -> FileLock:
+        return FileLock(path, self.path, "wait for it, or choose another --out")
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """A moment in which no other task begins, completes or abandons this folder, which is made where it is gone."""
@@ -204,12 +202,11 @@ class Folder:
             try:
                 with suppress(FileExistsError):
                     self.progress.mkdir()
-                file = self._moment.open("a")
+                lock = FileLock(self._moment, self.path, wait=True)
             except FileNotFoundError:
                 continue  # completed or abandoned, and removed, at this very moment
-            with file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file.fileno()).st_nlink:  # else removed by the one who had it
+            with lock:
+                if os.fstat(lock.file.fileno()).st_nlink:  # else removed by the one who had it
                     yield
                     return
 
@@ -226,20 +223,3 @@ def _read_record(path: Path) -> dict | None:
     """What is remembered of a source; None when there is nothing, or what there is is damaged: it is made again."""
     record = read_json_object(path)
     return record if {"input", "shards"} <= record.keys() else None
-
-
-@contextmanager
-def _lock(path: Path, folder: Path) -> Iterator[None]:
-    """Hold a lock file, which names its holder; the system drops the lock of a process that died."""
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{folder} is being prepared by process {file.read()}: wait for it, or choose another --out"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield

@@ -91,7 +91,7 @@ def test_a_damaged_set_costs_only_its_own_rows_and_bad_shards_are_said_first(dat
     command = [f"--model={run}", f"--data={data}", "--device=cpu"]
     report.main([*command, f"--output={output}"])
     printed = capsys.readouterr().out
-    assert printed.count("hellaswag_val.jsonl:1: not a JSON object") == 2
+    assert printed.count("hellaswag_val.jsonl:1 is not valid JSON") == 2
     measured = {row["measure"].split()[0] for row in json.loads((output / "report.json").read_text())["rows"]}
     assert measured == {"lambada", "wikitext2"}
     (tmp_path / "bad_val_000000.bin").write_bytes(b"x" * 2000)

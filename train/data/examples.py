@@ -9,7 +9,6 @@ micro-batches for every world size.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from prepare.common.cli import UserError
-from prepare.common.files import atomic_write_json, read_json_object
+from prepare.common.files import atomic_write, atomic_write_json, read_json_object
 from train.data.windows import START, permutation, read_ahead
 from train.model.gpt import IGNORE_INDEX
 from train.parallel.world import World
@@ -57,13 +56,9 @@ class Examples:
             raise UserError(f"{path} is damaged ({failure}): remove {path.parent}, and it is made again") from None
 
     def save(self, path: Path) -> None:
-        """Write a file at one stroke."""
-        unfinished = path.with_name(path.name + ".tmp")
-        with unfinished.open("wb") as file:
+        """Write a file atomically."""
+        with atomic_write(path) as file:
             np.savez(file, tokens=self.tokens, targets=self.targets, offsets=self.offsets)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -1,6 +1,5 @@
 """A run's directory: who may use it, and whether it is new, to be gone on with, or finished."""
 
-import fcntl
 import json
 import os
 import socket
@@ -10,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prepare.common.cli import UserError
-from prepare.common.files import atomic_write_text
+from prepare.common.files import FileLock, atomic_write, atomic_write_text
 from train.config.parsing import save_config
 from train.config.pretrain import Config
 from train.parallel.world import World
@@ -41,22 +40,7 @@ class RunDir:
                 self.path.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
                 raise UserError(f"run.dir {self.path} is a file, not a directory: choose another --run.dir") from None
-            self._lock = (self.path / ".lock").open("a+")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die
-            except BlockingIOError:
-                self._lock.seek(0)
-                raise UserError(
-                    f"{self.path} is in use by process {self._lock.read().strip()}: wait for it, or choose another "
-                    "--run.dir"
-                ) from None
-            except OSError as failure:
-                world.print(
-                    f"{self.path}: this file system has no locks ({failure.strerror}); take care to start one run"
-                )
-            self._lock.truncate(0)
-            self._lock.write(f"{os.getpid()} on {socket.gethostname()}")
-            self._lock.flush()
+            self._lock = FileLock(self.path / ".lock", self.path, "wait for it, or choose another --run.dir")
             remove_unfinished(self.path)
             world.set_flag(began)
 
@@ -85,10 +69,8 @@ class RunDir:
             return
         self.last_beat = now
         facts = {"step": step, "time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-        new = self.path / f".{HEARTBEAT}"
-        with suppress(OSError):  # a full disk: the next one may succeed
-            new.write_text(json.dumps(facts) + "\n")  # not brought to disk: it is about now
-            new.replace(self.path / HEARTBEAT)
+        with suppress(OSError), atomic_write(self.path / HEARTBEAT, fsync=False) as file:  # a full disk: not this time
+            file.write(json.dumps(facts).encode() + b"\n")
 
     def finish(self, step: int) -> None:
         """Mark the run as finished after `step` steps."""

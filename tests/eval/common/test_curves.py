@@ -122,8 +122,8 @@ def test_a_spike_of_one_step_may_leave_the_picture(tmp_path, monkeypatch):
 
 
 def test_a_picture_that_fails_leaves_the_one_before_it(tmp_path, monkeypatch):
-    def broken(_figure, path, **_options):
-        path.write_bytes(b"half")
+    def broken(_figure, file, **_options):
+        file.write(b"half")
         raise OSError("no space left")
 
     (tmp_path / "out.png").write_bytes(b"whole")

@@ -90,6 +90,9 @@ def test_json_lines(tmp_path: Path) -> None:
         path.write_bytes(b'{"a": 1}\n' + line)
         with pytest.raises(UserError, match=rf"a.jsonl:2 {reason} \(.*: fix or delete the line"):
             list(read_json_lines(path))
+    for other in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=f"{other} cannot be read"):
+            list(read_json_lines(other))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[1]", b"{", b"\xff"])

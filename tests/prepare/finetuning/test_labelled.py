@@ -152,10 +152,8 @@ def test_a_file_without_texts_is_an_error(tmp_path: Path, name: str, text: str) 
     [
         ("a.csv", "message,kind\nhi,ham\n", ["a.csv:2", "no column text and no column label", "message, kind"]),
         ("a.jsonl", '{"text": "hi", "label": "ham"}\n{"text": "ho"}\n', ["a.jsonl:2", "no column label"]),
-        ("a.jsonl", '{"text": "hi", "label": "ham"}\n{"text" "ho"}\n', ["a.jsonl:2", "no JSON", "column 9"]),
-        ("a.jsonl", "[1]\n", ["a.jsonl:1", "no JSON object"]),
-        ("a.jsonl", "[" * 100_000, ["a.jsonl:1", "nested too deeply"]),
-        ("a.jsonl", "1" * 5000, ["a.jsonl:1", "cannot be read", "integer"]),
+        ("a.jsonl", '{"text": "hi", "label": "ham"}\n{"text" "ho"}\n', ["a.jsonl:2", "not valid JSON", "column 9"]),
+        ("a.jsonl", "[1]\n", ["a.jsonl:1", "not a JSON object"]),
         ("a", "ham\thi\nno tab here\n", ["a:2", "1 of 2 columns", "label<TAB>text"]),
         ("a", "ham\thi\n\tho\n", ["a:2", "the label is empty"]),
         ("a", "\n", ["holds no text"]),

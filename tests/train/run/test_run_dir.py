@@ -73,7 +73,7 @@ def test_fresh_goes_on_with_what_the_same_torchrun_began_and_refuses_others(tmp_
     world = World(0, 1, torch.device("cpu"), store=dist.HashStore())
     for name in ("own", "other"):
         if name == "own":
-            RunDir(config(tmp_path / name, fresh=True), world)._lock.close()
+            RunDir(config(tmp_path / name, fresh=True), world)._lock.release()
         (tmp_path / name / used).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name / used).write_text("{}\n")
     RunDir(config(tmp_path / "own", fresh=True), world)
