@@ -43,8 +43,9 @@ from train.parallel.device import autocast, find_micro_batch_size, peak_flops, p
 from train.parallel.world import World, init_distributed, shut_down_distributed
 from train.peers import Peer
 from train.run.async_saver import AsyncSaver
+from train.run.checkpoint import gather_moments
 from train.run.metrics_log import METRICS, MetricsLog, read_rows
-from train.trainer.optim import build_optimizer, gather_moments, learning_rate
+from train.trainer.optim import build_optimizer, learning_rate
 from train.trainer.step import train_step
 
 OPENING = """Measure the training step: tokens a second, where its time goes, MFU, memory.
@@ -135,7 +136,7 @@ class Program:
             loss = self.peer.step(micro_batches, lr, optim.grad_clip, self.watch)
         else:
             parts = (self.wrapped, self.optimizer, micro_batches, self.context)
-            loss, _ = train_step(*parts, lr, optim.grad_clip, self.loader.seeds(self.step), mark=self.watch)
+            loss, _ = train_step(*parts, lr, optim.grad_clip, mark=self.watch)
         self.step += 1
         loss = loss.item()  # as the trainer does: the step has ended on the device too
         return {"seconds": time.perf_counter() - began, "loss": loss, "data": waited, **self.watch.split()}
@@ -340,8 +341,8 @@ def loader_rate(program: Program, samples: list[dict[str, float]]) -> str:
         began = time.perf_counter()
         batches = loader.micro_batches(program.step)
         seconds = time.perf_counter() - began
-        tokens = sum(x.numel() for x, _ in batches)
-        arrays = [tensor.numpy() for batch in batches for tensor in batch]
+        tokens = sum(batch.inputs.numel() for batch in batches)
+        arrays = [tensor.numpy() for batch in batches for tensor in (batch.inputs, batch.targets)]
         places = [np.ones_like(array) for array in arrays]
         began = time.perf_counter()
         for place, array in zip(places, arrays, strict=True):

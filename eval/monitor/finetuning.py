@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from eval.generation.answers import first_question, greedy_answers
 from eval.monitor.pretraining import BATCHES, Evaluator
@@ -11,13 +12,12 @@ from eval.scoring.classification import Tally, class_probabilities
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
 from train.config.finetune import ClassifyConfig, ClassifyEval, FinetuneConfig, InstructConfig
-from train.data.examples import Examples, bucketed
+from train.data.examples import Examples, length_buckets
 from train.model.classifier import Classifier
 from train.model.gpt import GPT
 from train.parallel.world import World
 from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
-from train.trainer.step import MicroBatches
 
 
 class FinetuneEvaluator(Evaluator):
@@ -34,25 +34,30 @@ class FinetuneEvaluator(Evaluator):
         measures: dict[str, Callable[[], dict[str, Any]]],
     ) -> None:
         self.eval: ClassifyEval = config.eval
+        if self.eval.patience and not len(val):
+            raise UserError(
+                f"data.val_share {config.data.val_share} of so few examples is none, and eval.patience needs some: "
+                "raise it, or set eval.patience 0"
+            )
         intervals = {"val": self.eval.every, "sample": getattr(self.eval, "sample_every", 0)}
         intervals = intervals if len(val) else dict.fromkeys(intervals, 0)
         super().__init__(intervals, measures, config.train.max_steps, world, log, stop)
-        self.val, self.batches = val, bucketed(val, config.data.micro_batch_size)
+        self.val, self.batches = val, length_buckets(val, config.data.micro_batch_size)
 
     def run(self, step: int) -> bool:
         """Measure what is due after `step` finished steps; whether to stop here."""
         if super().run(step):
             return True
         if self.eval.patience and step % self.eval.every == 0:
-            self.finished = self.world.sum([self._is_exhausted()])[0] > 0
-        return self.finished
+            return self.world.sum([self._is_exhausted()])[0] > 0
+        return False
 
     def _is_exhausted(self) -> bool:
         """Whether as many validations in a row as eval.patience were no better than the best before; rank 0 knows."""
         losses = [loss for _, loss in sorted(self.log.val_losses.items())]
         return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= self.eval.patience
 
-    def my_batches(self) -> list[MicroBatches]:
+    def my_batches(self) -> list[list[tuple[Tensor, Tensor]]]:
         """This rank's validation batches, as many groups of them on every rank."""
         size, rank = self.world.size, self.world.rank
         groups = range(0, len(self.batches), size * BATCHES)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from eval.generation.sampling import generate
 from eval.scoring.log_likelihood import choice_counts, score_requests, sum_loss
@@ -22,7 +23,6 @@ from train.model.gpt import GPT
 from train.parallel.world import World
 from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
-from train.trainer.step import MicroBatches
 
 HELLASWAG = Path("data/hellaswag_val.jsonl")  # here or in the repository
 BATCHES = 8  # validation batches a rank takes between two exchanges
@@ -34,8 +34,6 @@ class Stopped(Exception):
 
 class Evaluator:
     """What is measured at which steps. Every rank calls `run` at every step."""
-
-    finished = False
 
     def __init__(
         self,
@@ -64,6 +62,7 @@ class Evaluator:
                 self.log.write(step, kind, **row)
                 self.world.print(f"step {step}: {kind} | " + " | ".join(_words(key, row[key]) for key in row))
         except Stopped:
+            self.stop.agreed = True
             return True
         return False
 
@@ -80,7 +79,9 @@ class Evaluator:
             raise Stopped
         return totals
 
-    def mean_loss(self, model: GPT, groups: Iterable[MicroBatches], context: torch.autocast) -> dict[str, float]:
+    def mean_loss(
+        self, model: GPT, groups: Iterable[Sequence[tuple[Tensor, Tensor]]], context: torch.autocast
+    ) -> dict[str, float]:
         """The mean loss over the targets of all ranks' batches, and how many these are. Every rank has as many groups,
         and a stop that was asked for is seen after each."""
         nll, tokens = 0.0, 0.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from eval.scoring.log_likelihood import DIVERGED, evaluating
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
-from train.data.examples import Examples, bucketed
+from train.data.examples import Examples, label_targets, length_buckets
 from train.model.classifier import Classifier
 from train.model.gpt import IGNORE_INDEX
 
@@ -98,17 +98,11 @@ def classify(
     """
     rows = [tokenizer.encode(text) for text in texts]
     size = model.config.block_size
-    examples = Examples.of([labelled(row, 0, size) for row in rows])
+    examples = Examples.of([label_targets(row, 0, size) for row in rows])
     probabilities = np.empty((len(rows), model.score.out_features))
-    for numbers in bucketed(examples, batch_size):
+    for numbers in length_buckets(examples, batch_size):
         found = class_probabilities(model, [examples.batch(numbers)], device)
         probabilities[numbers] = next(found)[0]
     if not np.isfinite(probabilities).all():
         raise UserError(DIVERGED)
     return probabilities, sum(len(row) > size for row in rows)
-
-
-def labelled(tokens: Sequence[int], label: int, block_size: int) -> tuple[Sequence[int], list[int]]:
-    """A text's first block_size tokens, with the label as the target of the last of them."""
-    kept = tokens[:block_size]
-    return kept, [IGNORE_INDEX] * (len(kept) - 1) + [label]

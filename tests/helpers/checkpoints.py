@@ -19,8 +19,6 @@ FACTS = {
     "batches": {"tokens": 512, "seed": 1, "shuffle": True},
     "settings": {"optim.max_lr": 1e-3, "optim.betas": [0.9, 0.95], "train.max_steps": 20},
 }
-BEGAN = {"step": 0, "window": 0, "epoch": 0}
-PLACE = {"began": BEGAN, "position": {"window": 80, "epoch": 1}, "grad_norms": [0.1, 2.5], "skipped": 3}
 
 
 def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.optim.Optimizer]:
@@ -36,7 +34,7 @@ def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.opt
 
 def save(run: Path, step: int, seed: int = 0) -> tuple[GPT, torch.optim.Optimizer]:
     model, optimizer = trained(seed)
-    save_checkpoint(run, step, model, optimizer, **FACTS, **PLACE)
+    save_checkpoint(run, step, model, optimizer, **FACTS)
     return model, optimizer
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+FAULTS = ROOT / "tests" / "helpers" / "faults.py"  # runs a training script with a fault
 
 
 def run_command(

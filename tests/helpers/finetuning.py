@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.helpers.commands import ROOT, run_command
+from tests.helpers.commands import FAULTS, ROOT, run_command
 from tests.helpers.tiny import VOCAB, save_checkpoint
 from train.config.pretrain import ModelConfig
 from train.data.examples import Examples
@@ -63,5 +63,7 @@ def finetune(
     """Run train/finetune_<kind>.py to its end."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     script = ROOT / "train" / f"finetune_{kind}.py"
-    environment = {"OMP_NUM_THREADS": "1", "GPT2_FAULT": fault}
-    return run_command("python", *torchrun, script, *words(init, data, run, **changes), **environment)
+    fault_script = [FAULTS, fault] if fault else []
+    return run_command(
+        "python", *torchrun, *fault_script, script, *words(init, data, run, **changes), OMP_NUM_THREADS="1"
+    )

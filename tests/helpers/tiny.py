@@ -9,9 +9,14 @@ import numpy as np
 import torch
 
 from prepare.tokens.shards import write_shard
-from train.config.pretrain import ModelConfig
+from train.config.pretrain import Config, LogConfig, ModelConfig, RunConfig, TrainConfig
+from train.data.windows import WindowLoader, WindowOrder, Windows
 from train.model.gpt import GPT
+from train.parallel.world import World
 from train.run import checkpoint
+from train.run.run_dir import RunDir
+from train.run.stop_request import StopRequest
+from train.trainer.trainer import Trainer
 
 VOCAB = 64
 
@@ -63,6 +68,23 @@ def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:
             parameter.add_(0.05 * torch.randn_like(parameter))
     save_checkpoint(folder, 3, model, tokenizer=tokenizer)
     return folder
+
+
+def tiny_trainer(run: Path, **sections: Any) -> Trainer:
+    """A trainer of a tiny model on one process, with shards in RUN/shards; `sections`: of its configuration."""
+    config = Config(
+        model=ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=VOCAB),
+        **{"log": LogConfig(wandb="disabled"), "train": TrainConfig(max_steps=7, compile=False), **sections},
+        run=RunConfig(dir=str(run)),
+    )
+    world = World(0, 1, torch.device("cpu"))
+    directory = RunDir(config, world)
+    windows = Windows(sorted(write_shards(run / "shards").glob("*_train_*")), config.model.block_size, VOCAB)
+    loader = WindowLoader(windows, WindowOrder(windows.counts, 1, True), 4, 2, 0, 1)
+    torch.manual_seed(0)
+    identity = {"tokenizer": None, "data": windows.fingerprint(), "batches": {"tokens": 32}}
+    stop = StopRequest(run, 60, is_main=True)
+    return Trainer(config, world, directory, stop, GPT(config.model), loader, identity)
 
 
 def settings(data: Path, run: Path, **changes: object) -> list[str]:

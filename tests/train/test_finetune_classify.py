@@ -54,7 +54,7 @@ def reference(init: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     assert result.returncode == 0, result.stdout + result.stderr
     assert "labels: ham 151, spam 150" in result.stdout
     assert "1 empty ones left out" in result.stdout
-    assert "longer than the model's 48 tokens lost their end" in result.stdout
+    assert "longer than the model's 48 tokens truncated at the end" in result.stdout
     return run
 
 
@@ -90,7 +90,7 @@ def test_a_killed_run_ends_in_the_same_weights(reference: Path, init: Path, data
     run = tmp_path / "killed"
     assert train(init, data, run, fault="die@11:0").returncode == -signal.SIGKILL
     result = train(init, data, run)
-    assert "going on from step " in result.stdout, result.stdout + result.stderr
+    assert "resumed at step " in result.stdout, result.stdout + result.stderr
     name = "checkpoints/step_00000012/model.safetensors"
     ours, theirs = load_file(run / name), load_file(reference / name)
     assert ours.keys() == theirs.keys()
@@ -194,7 +194,7 @@ def test_a_run_goes_on_with_the_model_that_it_began_with(
     with torch.no_grad():
         model.ln_f.weight[3] += 1e-6
     save_checkpoint(tmp_path / "other", 3, model, tokenizer=GPT2Tokenizer().describe())
-    with pytest.raises(UserError, match=r"began with another model: init .*; set --init back"):
+    with pytest.raises(UserError, match=r"started from another model: init .*; set --init back"):
         finetune_classify.finetune(load_classify_config(words(tmp_path / "other", data, run), ""), ALONE)
     assert (run / "config.yaml").read_text() == before
     moved = shutil.copytree(init, tmp_path / "moved")

@@ -54,7 +54,7 @@ def reference(init: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     assert "template: '### Instruction:\\n...\\n\\n' + '### Response:\\n'" in result.stdout
     assert "201 of entries.json" in result.stdout
     assert "1 left out" in result.stdout
-    assert re.search(r" [1-9]\d* lost the beginning of their prompt, 0 the end of their answer too", result.stdout)
+    assert re.search(r" [1-9]\d* truncated at the beginning of their prompt, 0 at the end", result.stdout)
     return run
 
 
@@ -97,7 +97,7 @@ def test_a_killed_run_ends_in_the_same_weights(reference: Path, init: Path, data
     run = tmp_path / "killed"
     assert train(init, data, run, fault="die@11:0").returncode == -signal.SIGKILL
     result = train(init, data, run)
-    assert "going on from step " in result.stdout, result.stdout + result.stderr
+    assert "resumed at step " in result.stdout, result.stdout + result.stderr
     name = "checkpoints/step_00000012/model.safetensors"
     ours, theirs = load_file(run / name), load_file(reference / name)
     for key in theirs:

@@ -43,7 +43,6 @@ class DataConfig:
         batch_tokens: tokens in one optimizer step, over all processes and micro-batches
         micro_batch_size: sequences in one forward and backward pass of a process; auto finds what fits
         shuffle: shuffle the windows of each shard, and the shards, again in each epoch
-        allow_change: let a run go on with other training data than it began with
     """
 
     train: str | list[str] = "data/fineweb10B/fineweb_train_*.bin"
@@ -51,7 +50,6 @@ class DataConfig:
     batch_tokens: int = 524288
     micro_batch_size: int | Literal["auto"] = "auto"
     shuffle: bool = True
-    allow_change: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,6 @@ class OptimConfig:
         betas: AdamW's
         eps: AdamW's
         grad_clip: largest global gradient norm; 0 turns clipping off
-        spike_zscore: a gradient norm so many standard deviations above the mean of the latest is logged as a spike; 0
-            looks for none
-        spike_window: how many steps are the latest
-        skip_spikes: leave the model as it is in a step with a spike
     """
 
     max_lr: float = 6e-4
@@ -81,9 +75,6 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     grad_clip: float = 1.0
-    spike_zscore: float = 6.0
-    spike_window: int = 100
-    skip_spikes: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Shards to batches. Which window is read when is a pure function of (seed, step): nothing is remembered.
+"""Shards to batches: the data loader of pretraining. Which window is read when is a pure function of (seed, step).
 
 A window is block_size + 1 consecutive tokens of one shard; the next window begins block_size tokens further on, so
 every token but a shard's first is a target once. Less than one window at a shard's end is left out.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +26,31 @@ from torch import Tensor
 from prepare.common.cli import UserError
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import open_shard
-from train.trainer.step import MicroBatches, dropout_seeds
+
+
+class MicroBatch(NamedTuple):
+    """One forward and backward pass of a rank's gradient accumulation."""
+
+    inputs: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64
+    weight: float  # of its mean loss in the rank's loss
+    seed: int  # of its dropout
+
+
+def dropout_seeds(seed: int, first_window: int, micro_batch_size: int, n: int) -> list[int]:
+    """Seeds for the dropout of n micro-batches: a function of the run's seed and the number of each one's first window.
+
+    They name the windows, not the rank, so that with the same micro_batch_size the masks are the same for every world
+    size, and after a resume. Hashed, since torch's generator on the CPU looks at the low 32 bits alone.
+    """
+    windows = range(first_window, first_window + n * micro_batch_size, micro_batch_size)
+    digests = (hashlib.blake2b(f"{seed} {window}".encode(), digest_size=8).digest() for window in windows)
+    return [int.from_bytes(digest) for digest in digests]
 
 
 @lru_cache(maxsize=8)
 def permutation(n: int, *key: int) -> np.ndarray:
-    """A permutation of range(n), int64, fixed by the key alone.
+    """A permutation of range(n), int64, that depends on the key alone.
 
     It sorts the raw output of a Philox generator, which NumPy promises never to change, unlike its `permutation`.
     """
@@ -38,32 +58,19 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return np.argsort(np.random.Philox(seed).random_raw(n), kind="stable")
 
 
-@dataclass(frozen=True)
-class Began:
-    """Where a run took up the data that it reads now: at 0, 0, 0 unless other data was allowed on the way."""
-
-    step: int = 0
-    window: int = 0  # the number of the first global window of that step
-    epoch: int = 0  # that began with it
-
-
-START = Began()
-
-
 class WindowOrder:
-    """Where each global window lies: windows shuffled within their shard, and shards shuffled, anew in each epoch."""
+    """The data order: windows shuffled within their shard, and shards shuffled, again in each epoch."""
 
-    def __init__(self, windows_per_shard: Sequence[int], seed: int, shuffle: bool, began: Began = START) -> None:
+    def __init__(self, windows_per_shard: Sequence[int], seed: int, shuffle: bool) -> None:
         self.counts = np.asarray(windows_per_shard, dtype=np.int64)  # (shards,)
         self.per_epoch = int(self.counts.sum())
-        self.seed, self.shuffle, self.began = seed, shuffle, began
+        self.seed, self.shuffle = seed, shuffle
 
     def locate(self, number: int) -> tuple[int, int]:
         """Global window number -> (shard index, window index in that shard)."""
-        epoch, place = divmod(number - self.began.window, self.per_epoch)
-        epoch += self.began.epoch
+        epoch, place = divmod(number, self.per_epoch)
         shards, ends = self._epoch(epoch)
-        turn = int(np.searchsorted(ends, place, side="right"))  # the shard whose turn it is
+        turn = int(np.searchsorted(ends, place, side="right"))  # position of the shard in this epoch's order
         shard, count = int(shards[turn]), int(self.counts[shards[turn]])
         window = place - (int(ends[turn]) - count)
         if self.shuffle:
@@ -72,21 +79,21 @@ class WindowOrder:
 
     @lru_cache(maxsize=2)  # noqa: B019 (one order lives as long as the run)
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's order of shards, and the place at which each one's turn ends."""
+        """The epoch's order of shards, and where each one's windows end in it."""
         n = len(self.counts)
         shards = permutation(n, self.seed, epoch, 0) if self.shuffle else np.arange(n)
         return shards, np.cumsum(self.counts[shards])
 
 
 class Windows:
-    """All windows of a list of shards, memory-mapped: nothing is read before it is asked for."""
+    """All windows of a list of shards, memory-mapped: nothing is read before `read`."""
 
     def __init__(self, paths: Sequence[Path], block_size: int, vocab_size: int) -> None:
         self.paths, self.block_size, self.vocab_size = list(paths), block_size, vocab_size
         self.lengths = [len(open_shard(path)) for path in paths]  # in tokens
         self.counts = [max(0, (length - 1) // block_size) for length in self.lengths]
         self.tokens = sum(self.lengths)
-        self._open = lru_cache(maxsize=4)(open_shard)  # shards have their turns: what was read of others may go
+        self._open = lru_cache(maxsize=4)(open_shard)  # one shard at a time is read: the pages of others can be dropped
         if sum(self.counts) == 0:
             several = f" and {len(paths) - 1} more shards hold" if len(paths) > 1 else " holds"
             raise UserError(
@@ -113,10 +120,22 @@ class Windows:
         tokens = torch.from_numpy(batch)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
+    def fingerprint(self) -> dict[str, int | str]:
+        """What identifies a run's data: the number of shards and tokens, and a sha256 over each shard's name, tokens,
+        and checksum where a manifest has one."""
+        checksums: dict[Path, str] = {}
+        for folder in {path.parent for path in self.paths}:
+            manifest = read_manifest(folder)
+            shards = manifest["shards"] if manifest else []
+            checksums.update({folder / shard["file"]: shard["sha256"] for shard in shards})
+        facts = [[p.name, length, checksums.get(p)] for p, length in zip(self.paths, self.lengths, strict=True)]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return {"shards": len(facts), "tokens": self.tokens, "sha256": digest}
+
 
 @dataclass(frozen=True)
 class WindowLoader:
-    """One rank's micro-batches of any step."""
+    """One rank's data loader: the micro-batches of any step."""
 
     windows: Windows
     order: WindowOrder
@@ -124,57 +143,38 @@ class WindowLoader:
     micro_batch_size: int
     rank: int
     world_size: int
-    pin: bool = False  # in memory that a GPU copies from while it computes
+    pin: bool = False  # in pinned memory, from which a GPU copies while it computes
 
-    @property
-    def began(self) -> Began:
-        """Where the data begins that is read in this order."""
-        return self.order.began
+    def first_window(self, step: int, rank: int = 0) -> int:
+        """The number of the first window that a rank reads in a step."""
+        return (step * self.world_size + rank) * self.per_rank
 
-    def first_window(self, step: int, rank: int | None = None) -> int:
-        """The number of the first window that a rank (this one) reads in a step."""
-        rank = self.rank if rank is None else rank
-        return self.began.window + ((step - self.began.step) * self.world_size + rank) * self.per_rank
-
-    def micro_batches(self, step: int) -> MicroBatches:
-        """The inputs and targets of one step, int64 (micro_batch_size, block_size) each, in order."""
-        first = self.first_window(step)
-        starts = range(first, first + self.per_rank, self.micro_batch_size)
-        return [self._micro_batch(start) for start in starts]
-
-    def seeds(self, step: int) -> list[int]:
-        """Seeds of the dropout in the micro-batches of one step."""
-        micro_batches = self.per_rank // self.micro_batch_size
-        return dropout_seeds(self.order.seed, self.first_window(step), self.micro_batch_size, micro_batches)
-
-    def _micro_batch(self, start: int) -> tuple[Tensor, Tensor]:
-        x, y = self.windows.read([self.order.locate(start + i) for i in range(self.micro_batch_size)])
-        return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of one step, (micro_batch_size, block_size) each, in order."""
+        first, size = self.first_window(step, self.rank), self.micro_batch_size
+        n = self.per_rank // size
+        batches = []
+        for number, seed in enumerate(dropout_seeds(self.order.seed, first, size, n)):
+            start = first + number * size
+            x, y = self.windows.read([self.order.locate(window) for window in range(start, start + size)])
+            batches.append(MicroBatch(*((x.pin_memory(), y.pin_memory()) if self.pin else (x, y)), 1 / n, seed))
+        return batches
 
     def epoch_of(self, step: int) -> float:
-        """Epochs read when `step` steps are done."""
-        return self.began.epoch + (self.first_window(step, 0) - self.began.window) / self.order.per_epoch
-
-    def position(self, step: int) -> dict[str, int]:
-        """Where the data is after `step` steps, as a checkpoint states it: the next window, and the epoch begun."""
-        return {"window": self.first_window(step, 0), "epoch": int(self.epoch_of(step))}
+        """Epochs read after `step` finished steps."""
+        return self.first_window(step) / self.order.per_epoch
 
     def tokens_read(self, step: int) -> int:
-        """Tokens read when `step` steps are done."""
-        return self.first_window(step, 0) * self.windows.block_size
+        """Tokens read after `step` finished steps."""
+        return self.first_window(step) * self.windows.block_size
 
-    def weights(self, _step: int) -> list[float]:
-        """The weight of each micro-batch's mean loss: all the same."""
-        micro_batches = self.per_rank // self.micro_batch_size
-        return [1 / micro_batches] * micro_batches
-
-    def prefetch(self, first: int, last: int) -> Iterator[MicroBatches]:
-        """The micro-batches of steps first ... last - 1, read ahead."""
-        return read_ahead(self.micro_batches, first, last)
+    def prefetch(self, first: int, last: int) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of steps first ... last - 1, prefetched."""
+        return prefetch(self.micro_batches, first, last)
 
 
-def read_ahead(read: Callable[[int], MicroBatches], first: int, last: int) -> Iterator[MicroBatches]:
-    """read(first) ... read(last - 1), called by a thread that keeps two steps ahead."""
+def prefetch(read: Callable[[int], list[MicroBatch]], first: int, last: int) -> Iterator[list[MicroBatch]]:
+    """read(first) ... read(last - 1), read by a thread that stays two steps ahead."""
     ready: queue.Queue = queue.Queue(maxsize=2)
     closed = threading.Event()
 
@@ -191,7 +191,7 @@ def read_ahead(read: Callable[[int], MicroBatches], first: int, last: int) -> It
                 if closed.is_set():
                     return
                 put(read(step))
-        except BaseException as failure:  # handed to the training loop, which raises it
+        except BaseException as failure:  # raised again in the training loop
             put(failure)
 
     threading.Thread(target=read_all, name="prefetch", daemon=True).start()
@@ -211,7 +211,7 @@ def validation_batches(
     """This rank's share of the first `tokens` tokens' worth of windows, straight through the shards.
 
     The windows are the same for every world size and batch size, and every rank gets as many batches, so that
-    ranks can speak with each other between two of them: the last batches may be smaller, or empty.
+    ranks can run a collective between two of them: the last batches may be smaller, or empty.
 
     Yields:
         inputs and targets, int64 (b, block_size) each, with 0 <= b <= batch_size.
@@ -224,10 +224,10 @@ def validation_batches(
 
 
 def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
-    """The tokenizer that the manifests beside these shards describe; None where there is no manifest.
+    """The tokenizer that the manifests of these shards describe; None where there is no manifest.
 
     Raises:
-        UserError: the folders differ in it, or it has ids that a model with this vocab_size has not.
+        UserError: two folders have different ones, or it has more ids than vocab_size.
     """
     found: dict[str, tuple[Path, dict]] = {}
     for folder in sorted({path.parent for path in paths}):
@@ -247,16 +247,3 @@ def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
             )
         return tokenizer
     return None
-
-
-def fingerprint(windows: Windows) -> dict[str, int | str]:
-    """What identifies the data of a run: the number of shards and tokens, and a sha256 over each shard's name, tokens,
-    and checksum where a manifest states one."""
-    sums: dict[Path, str] = {}
-    for folder in {path.parent for path in windows.paths}:
-        manifest = read_manifest(folder)
-        sums.update({folder / shard["file"]: shard["sha256"] for shard in (manifest or {"shards": []})["shards"]})
-    shards = zip(windows.paths, windows.lengths, strict=True)
-    facts = [[path.name, length, sums.get(path)] for path, length in shards]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return {"shards": len(facts), "tokens": windows.tokens, "sha256": digest}

@@ -1,11 +1,10 @@
-"""Checkpoints: written so that a killed run never leaves half of one, found by one rule, opened without running code.
+"""Checkpoints: written atomically, so that a killed run never leaves half of one, and opened without running code.
 
     RUN/checkpoints/step_00000500/model.safetensors   the weights
                                   train_state.pt      the optimizer's moments
-                                  meta.json           step, model shape, tokenizer, what was read, and all checksums
+                                  meta.json           step, model shape, tokenizer, data fingerprint, and all checksums
 
-The random state needs no saving: dropout is seeded by (seed, window), see train/trainer/step.py.
-train/run/async_saver.py writes them.
+No random state is saved: dropout is seeded by (seed, window), see train/data/windows.py. AsyncSaver writes them.
 """
 
 import errno
@@ -16,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -28,15 +27,13 @@ from torch import Tensor
 
 from prepare.common.cli import UserError, first_line
 from prepare.common.files import file_sha256, fsync_path
-from train.data.windows import Began
 from train.model.gpt import GPT
-from train.trainer.optim import load_moments
 
 WEIGHTS, TRAIN_STATE, META = "model.safetensors", "train_state.pt", "meta.json"
 
 
 class CorruptCheckpoint(UserError):
-    """A checkpoint whose files are not those that were written."""
+    """A checkpoint whose files are not the ones that were written: checksum mismatch, truncated, missing."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -45,14 +42,14 @@ class CorruptCheckpoint(UserError):
 def write(
     run_dir: Path, step: int, weights: Mapping[str, Tensor], train_state: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> Path:
-    """Write the checkpoint of `step` finished steps; it appears by one rename, when it is whole and on disk.
+    """Write the checkpoint of `step` finished steps; it becomes visible by one rename, when it is complete and on disk.
 
     Args:
-        weights, train_state: tensors on the CPU, which nobody changes meanwhile.
-        meta: JSON-able; `model` and `tokenizer`, and what the run must agree with when it is resumed.
+        weights, train_state: tensors on the CPU, which must not change meanwhile.
+        meta: JSON-serializable; `model` and `tokenizer`, and the run's identity (see Trainer).
 
     Raises:
-        OSError, RuntimeError, SafetensorError: it could not be written; nothing of it is left, and the earlier ones
+        OSError, RuntimeError, SafetensorError: it could not be written; no part of it is left, and the earlier ones
             are untouched.
     """
     folder = run_dir / "checkpoints"
@@ -77,7 +74,7 @@ def write(
 
 
 def prune(run_dir: Path, keep: int, val_losses: Mapping[int, float]) -> None:
-    """Remove checkpoints, but the latest `keep` and the one with the lowest known validation loss (by step)."""
+    """Remove all checkpoints but the latest `keep` and the one with the lowest known validation loss (by step)."""
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
     kept = set(list(checkpoints)[-keep:])
     kept.add(_best(checkpoints, val_losses))
@@ -90,7 +87,7 @@ def roll_back_to_best(run_dir: Path, val_losses: Mapping[int, float]) -> Path | 
     checkpoint has such a loss.
 
     Raises:
-        UserError: one of them stays where it is.
+        UserError: one of them cannot be removed.
     """
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
     best = _best(checkpoints, val_losses)
@@ -99,21 +96,22 @@ def roll_back_to_best(run_dir: Path, val_losses: Mapping[int, float]) -> Path | 
     for step in [step for step in reversed(checkpoints) if step > best]:
         _remove(checkpoints[step])
     if (newest := latest(run_dir)) != checkpoints[best]:
-        raise UserError(f"{newest} would be taken for the best checkpoint, that of step {best}: remove it yourself")
+        raise UserError(
+            f"{newest} is later than the best checkpoint, that of step {best}, and could not be removed: remove it"
+        )
     return checkpoints[best]
 
 
 def _best(steps: Iterable[int], val_losses: Mapping[int, float]) -> int | None:
-    """The step with the lowest loss, the first of equals; None where none is known."""
+    """The step with the lowest loss, the first of equals; None if no loss is known."""
     measured = [step for step in steps if step in val_losses]
     return min(measured, key=lambda step: (val_losses[step], step), default=None)
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, or what is left of one. That it cannot be removed (NFS keeps what somebody reads; another
-    user's) is a warning, and no failure."""
+    """Remove a checkpoint, or the leftovers of one. A failure (NFS keeps open files; another user's) is a warning."""
     going = checkpoint
-    if not going.name.startswith("."):  # half of a checkpoint is never found: first it gets a name that is not
+    if not going.name.startswith("."):  # renamed first, so that a partly removed checkpoint is never found
         going = _unused(going.with_name(f".{going.name}.tmp"))
     try:
         checkpoint.rename(going)
@@ -126,7 +124,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _unused(path: Path) -> Path:
-    """This path, or with a number before its suffix where something is there already."""
+    """This path, or one with a number before its suffix if it exists already."""
     number, unused = 1, path
     while os.path.lexists(unused):
         number += 1
@@ -135,19 +133,19 @@ def _unused(path: Path) -> Path:
 
 
 def remove_unfinished(run_dir: Path) -> None:
-    """Remove what a run that was killed while it saved has left."""
+    """Remove the leftovers of a run that was killed during a save."""
     for leftover in (run_dir / "checkpoints").glob(".step_*.tmp"):
         _remove(leftover)
 
 
-def rename_corrupt(damaged: Sequence[Path]) -> None:
-    """Rename damaged checkpoints, so that they are no longer found, and their steps can be saved again."""
-    for path in damaged:
-        path.rename(_unused(path.with_name(path.name + ".damaged")))
+def rename_corrupt(checkpoints: Sequence[Path]) -> None:
+    """Rename corrupt checkpoints, so that they are not found again and their steps can be saved again."""
+    for path in checkpoints:
+        path.rename(_unused(path.with_name(path.name + ".corrupt")))
 
 
 def _meta_sha256(meta: Mapping[str, Any]) -> str:
-    """The checksum of all that meta.json says, but for this one."""
+    """The checksum of everything else in meta.json."""
     sums = {name: value for name, value in meta["sha256"].items() if name != META}
     return hashlib.sha256(json.dumps({**meta, "sha256": sums}, sort_keys=True).encode()).hexdigest()
 
@@ -161,20 +159,20 @@ def all_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The finished steps that a checkpoint's name states."""
+    """The finished steps, from a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def latest(run_dir: Path) -> Path | None:
-    """A run's latest checkpoint, whole or not."""
+    """A run's latest checkpoint, valid or not."""
     return next(reversed(all_checkpoints(run_dir)), None)
 
 
 def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -> dict[str, Any]:
-    """What a checkpoint says about itself, once it and these of its files have the checksums that it states.
+    """A checkpoint's meta.json, after the checksums of it and of these files have been verified.
 
     Raises:
-        CorruptCheckpoint: names the file that is missing, changed, or a link to somewhere else.
+        CorruptCheckpoint: names the file that is missing, changed, or a link out of the checkpoint.
         UserError: a file may not be read.
     """
 
@@ -189,84 +187,72 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
         if not isinstance(meta, dict) or not {"step", "model", "tokenizer", "sha256"} <= meta.keys():
             raise ValueError("it lacks step, model, tokenizer or sha256")
         if meta["sha256"].get(META) != _meta_sha256(meta):
-            raise ValueError("it was changed: its checksum is another")
+            raise ValueError("checksum mismatch")
     except (OSError, ValueError, AttributeError, TypeError) as failure:
-        raise _damaged(checkpoint / META, failure) from None
+        raise _corrupt(checkpoint / META, failure) from None
     for name in files:
         try:
             if file_sha256(inside(name)) != meta["sha256"].get(name):
-                raise ValueError(f"its checksum is not the one that {META} states")
+                raise ValueError(f"checksum mismatch with {META}")
         except (OSError, ValueError) as failure:
-            raise _damaged(checkpoint / name, failure) from None
+            raise _corrupt(checkpoint / name, failure) from None
     return meta
 
 
 def latest_valid_checkpoint(
     run_dir: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)
 ) -> tuple[Path | None, dict[str, Any], list[Path]]:
-    """A run's newest checkpoint of which these files are whole, its meta, and the damaged ones after it, which are
-    named on stderr.
-
-    None for a run without checkpoints.
+    """A run's latest checkpoint of which these files are valid, its meta, and the corrupt ones after it, which are
+    named on stderr. None for a run without checkpoints.
 
     Raises:
-        CorruptCheckpoint: there are some, and none of them is whole.
+        CorruptCheckpoint: none of them is valid.
     """
-    damaged: list[Path] = []
+    corrupt: list[Path] = []
     for checkpoint in reversed(all_checkpoints(run_dir)):
         try:
-            return checkpoint, read_meta(checkpoint, files), damaged
+            return checkpoint, read_meta(checkpoint, files), corrupt
         except CorruptCheckpoint as failure:
             print(f"warning: {failure}; taking the checkpoint before it", file=sys.stderr, flush=True)
-            damaged.append(checkpoint)
-    if damaged:
+            corrupt.append(checkpoint)
+    if corrupt:
         raise CorruptCheckpoint(
-            f"none of the {len(damaged)} checkpoints in {run_dir / 'checkpoints'} is whole (the warnings above): put "
-            "one back from a copy, or remove them and begin anew"
+            f"none of the {len(corrupt)} checkpoints in {run_dir / 'checkpoints'} is valid (the warnings above): "
+            "restore one from a backup, or remove them and start from scratch"
         )
     return None, {}, []
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """Where a run goes on, and with what besides the model's and the optimizer's state, which are loaded in place."""
+    """Where a run resumes, beside the model's and the optimizer's state, which are loaded in place."""
 
     step: int = 0  # finished steps
-    began: Began = field(default_factory=Began)  # where its present data begins
-    grad_norms: tuple[float, ...] = ()  # the latest
-    skipped: int = 0  # steps in a row before it whose loss or gradient was not finite
-    changes: tuple[str, ...] = ()  # what is different now, and allowed
-    damaged: tuple[Path, ...] = ()  # checkpoints that were passed over
+    changes: tuple[str, ...] = ()  # settings that differ from the checkpoint's, and may
+    corrupt: tuple[Path, ...] = ()  # checkpoints that were passed over
 
 
-def resume(
-    run_dir: Path,
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
-    facts: dict[str, Any],
-    allow_change: bool | None = None,
-) -> ResumeState:
-    """Load the run's newest whole checkpoint, if it has one, into a model and its optimizer, in place.
+def resume(run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> ResumeState:
+    """Load the run's latest valid checkpoint, if it has one, into a model and its optimizer, in place.
 
     Args:
-        facts: what the run is now: `data`, `batches` and `tokenizer` must be what they were, unless `allow_change`,
-            which begins a new epoch (None: a run of this kind cannot); `settings` (by their keys in the configuration)
-            are taken as they are now; `init`, in fine-tuning, is the checksum of the model to begin with.
+        identity: of the run as it is now: `data`, `batches`, `tokenizer`, and in fine-tuning `init` (the checksum of
+            the pretrained model) must be those of the checkpoint; `settings` (by their keys in the configuration) may
+            differ.
 
     Raises:
-        UserError: every checkpoint is damaged, or the newest is of a model of another shape, or of other data, or
-            of a run that began with another model.
+        UserError: every checkpoint is corrupt, or the latest is of a model of another shape, or of other data, or
+            of a run that started from another model.
     """
-    checkpoint, meta, damaged = latest_valid_checkpoint(run_dir)
+    checkpoint, meta, corrupt = latest_valid_checkpoint(run_dir)
     if checkpoint is None:
         return ResumeState()
-    meta = {"init": facts.get("init"), **meta}  # older checkpoints do not say
-    if missing := {*facts, "began", "position", "grad_norms"} - meta.keys():
-        lacking = ", ".join(sorted(missing))
-        raise UserError(f"{checkpoint} lacks {lacking}: nobody trained it with this program; choose another --run.dir")
-    if different := differences("init", meta["init"], facts.get("init")):
+    meta = {"init": identity.get("init"), **meta}  # older checkpoints do not have it
+    if missing := identity.keys() - meta.keys():
+        raise UserError(f"{checkpoint} lacks {', '.join(sorted(missing))}: not of such a run; choose another --run.dir")
+    if different := differences("init", meta["init"], identity.get("init")):
         raise UserError(
-            f"{checkpoint} began with another model: {different[0]}; set --init back, or start another run "
+            f"{checkpoint} started from another model: {different[0]}; set --init back, or start another run "
             "with --run.dir"
         )
     if different := differences("model", meta["model"], shape_of(model)):
@@ -274,38 +260,24 @@ def resume(
             f"{checkpoint} holds a model of another shape: {', '.join(different)}; "
             "set these keys back, or start another run with --run.dir"
         )
-    other_data = [line for key in ("data", "batches", "tokenizer") for line in differences(key, meta[key], facts[key])]
-    if other_data and not allow_change:
+    keys = ("data", "batches", "tokenizer")
+    if different := [line for key in keys for line in differences(key, meta[key], identity[key])]:
         raise UserError(
-            f"{checkpoint} was trained on other data or batches: {', '.join(other_data)}; set them back, start another "
-            "run with --run.dir"
-            + (", or begin a new epoch on these with --data.allow_change true" if allow_change is not None else "")
+            f"{checkpoint} was trained on other data or batches: {', '.join(different)}; set them back, or start "
+            "another run with --run.dir (pretraining: from these weights with --train.init_from)"
         )
-    began = Began(**meta["began"])
-    if other_data:
-        began = Began(meta["step"], meta["position"]["window"], meta["position"]["epoch"] + 1)
     model.load_state_dict(read_weights(checkpoint / WEIGHTS))
     try:
         state = torch.load(checkpoint / TRAIN_STATE, map_location="cpu", weights_only=True)
         load_moments(optimizer, state["optimizer"])
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        UnpicklingError,
-    ) as failure:
-        raise _damaged(checkpoint / TRAIN_STATE, failure) from None
-    changes = (*other_data, *differences("", meta["settings"], facts["settings"]))
-    skipped = meta.get("skipped", 0)  # older checkpoints do not say
-    return ResumeState(meta["step"], began, tuple(meta["grad_norms"]), skipped, changes, tuple(damaged))
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as failure:
+        raise _corrupt(checkpoint / TRAIN_STATE, failure) from None
+    changes = differences("", meta["settings"], identity["settings"])
+    return ResumeState(meta["step"], tuple(changes), tuple(corrupt))
 
 
 def shape_of(model: GPT) -> dict[str, Any]:
-    """What two models must have in common for one to take the other's weights."""
+    """The shape that two models must share for one to load the other's weights."""
     return {key: value for key, value in asdict(model.config).items() if key != "dropout"}
 
 
@@ -313,11 +285,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as failure:
-        raise _damaged(path, failure) from None
+        raise _corrupt(path, failure) from None
 
 
 def differences(name: str, saved: Any, now: Any) -> list[str]:
-    """What was saved under a name and is otherwise now, in words."""
+    """One line for each value that differs from the saved one: "key saved (now value)"."""
     if saved == now:
         return []
     if isinstance(saved, dict) and isinstance(now, dict) and "name" not in now:
@@ -326,14 +298,35 @@ def differences(name: str, saved: Any, now: Any) -> list[str]:
 
 
 def _brief(value: object) -> str:
-    """A checksum's beginning, a vocabulary's name, other values as they are."""
+    """The first digits of a checksum, the name of a tokenizer, other values as they are."""
     if isinstance(value, dict) and "name" in value:
         return str(value["name"])
     return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _damaged(path: Path, failure: Exception) -> UserError:
+def _corrupt(path: Path, failure: Exception) -> UserError:
     reason = first_line(failure)
     if isinstance(failure, OSError) and failure.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
-        return UserError(f"{path} cannot be read ({reason}): see to the file's permissions and its disk")
-    return CorruptCheckpoint(f"{path} is damaged ({reason})")
+        return UserError(f"{path} cannot be read ({reason}): check the file's permissions and its disk")
+    return CorruptCheckpoint(f"{path} is corrupt ({reason})")
+
+
+# --- the optimizer's moments ------------------------------------------------------------------------------------------
+
+
+def gather_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Gather a sharded optimizer's moments on rank 0, whose state_dict() is then complete. A collective."""
+    if hasattr(optimizer, "consolidate_state_dict"):
+        optimizer.consolidate_state_dict(to=0)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()  # the last of its copies may still be on the way
+
+
+def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
+    """Load the moments of a state_dict()["state"]; the saved optimizer and this one may each be sharded or not."""
+    groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
+    optimizer.load_state_dict({"param_groups": groups, "state": moments})
+    if hasattr(optimizer, "consolidate_state_dict"):
+        optimizer.state.clear()  # ZeroRedundancyOptimizer keeps them in `optim`, and a copy here
+        for parameter, state in optimizer.optim.state.items():
+            state["step"] = state["step"].to(parameter.device)  # where fused AdamW wants it

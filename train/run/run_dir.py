@@ -1,4 +1,4 @@
-"""A run's directory: who may use it, and whether it is new, to be gone on with, or finished."""
+"""A run's directory: who may use it, and whether the run is new, to be resumed, or finished."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prepare.common.cli import UserError
 from prepare.common.files import FileLock, atomic_write, atomic_write_text
+from train.config.finetune import FinetuneConfig
 from train.config.parsing import save_config
 from train.config.pretrain import Config
 from train.parallel.world import World
@@ -17,24 +18,39 @@ from train.run.checkpoint import latest, remove_unfinished, rename_corrupt
 from train.run.metrics_log import METRICS
 
 DONE, CONFIG, HEARTBEAT = "DONE", "config.yaml", "heartbeat.json"
-BEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
+
+
+def open_run(config: Config | FinetuneConfig, world: World) -> "RunDir | None":
+    """Open and lock the run's directory; None, with a line that says so, if the run is finished.
+
+    Raises:
+        UserError: it is in use, or the ranks do not see the same directory.
+    """
+    run = RunDir(config, world)
+    if not world.all_equal(run.is_done):
+        raise UserError(f"the processes do not see the same {run.path}: put run.dir on a file system that all share")
+    if run.is_done:
+        world.print(f"{run.path} is finished (DONE is there): eval/ scores it; another --run.dir starts a new run")
+        return None
+    return run
 
 
 class RunDir:
-    """The directory of this run, held by rank 0 for as long as the process lives.
+    """The directory of a run, locked by rank 0 until its process ends.
 
     Raises:
-        UserError: another process trains in it, or `run.fresh` and it is used already.
+        UserError: another process trains in it, or `run.fresh` is set and it is used already.
     """
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config | FinetuneConfig, world: World) -> None:
         self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps
-        metrics, began = self.path / METRICS, f"began {self.path}"
+        metrics, started = self.path / METRICS, f"started {self.path}"
         used = latest(self.path) or (metrics.exists() and metrics.stat().st_size > 0)
-        if config.run.fresh and used and not world.has_flag(began):  # what it began itself, torchrun may start again
+        if config.run.fresh and used and not world.has_flag(started):  # torchrun may restart the run that it started
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
         self.is_main = world.is_main
-        self.last_beat = -BEAT_SECONDS
+        self.last_heartbeat = -HEARTBEAT_SECONDS
         if self.is_main:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -42,32 +58,32 @@ class RunDir:
                 raise UserError(f"run.dir {self.path} is a file, not a directory: choose another --run.dir") from None
             self._lock = FileLock(self.path / ".lock", self.path, "wait for it, or choose another --run.dir")
             remove_unfinished(self.path)
-            world.set_flag(began)
+            world.set_flag(started)
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has finished train.max_steps; raised later, it goes on."""
+        """Whether the run has finished train.max_steps; with a larger value it is resumed."""
         done = self.path / DONE
         if not done.exists():
             return False
         step = done.read_text(errors="replace").strip()
-        return not step.isdecimal() or int(step) >= self.max_steps  # one that somebody has made says no step
+        return not step.isdecimal() or int(step) >= self.max_steps  # a DONE made by hand (touch) holds no step
 
-    def begin(self, config: Config, damaged: Sequence[Path] = ()) -> None:
-        """Write down the configuration that this process trains with; from here on the run is not done. The damaged
-        checkpoints get another name."""
+    def begin(self, config: Config | FinetuneConfig, corrupt: Sequence[Path] = ()) -> None:
+        """Write the configuration that this process trains with to config.yaml, remove DONE, and rename the corrupt
+        checkpoints."""
         if self.is_main:
-            rename_corrupt(damaged)
+            rename_corrupt(corrupt)
             (self.path / DONE).unlink(missing_ok=True)
             save_config(config, self.path / CONFIG)
 
-    def beat(self, step: int, last: bool = False) -> None:
-        """Say in heartbeat.json, once a second at the most but for the `last`, that `step` steps were finished now, and
-        by whom."""
+    def write_heartbeat(self, step: int, last: bool = False) -> None:
+        """Write to heartbeat.json that `step` steps are finished, when, and by which process: at most once a second,
+        and the `last` one always."""
         now = time.monotonic()
-        if not self.is_main or (now - self.last_beat < BEAT_SECONDS and not last):
+        if not self.is_main or (now - self.last_heartbeat < HEARTBEAT_SECONDS and not last):
             return
-        self.last_beat = now
+        self.last_heartbeat = now
         facts = {"step": step, "time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
         with suppress(OSError), atomic_write(self.path / HEARTBEAT, fsync=False) as file:  # a full disk: not this time
             file.write(json.dumps(facts).encode() + b"\n")

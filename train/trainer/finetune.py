@@ -1,42 +1,27 @@
-"""What both kinds of fine-tuning share: the model to begin with, what of it moves, and the parts of the run."""
+"""What both kinds of fine-tuning share: the trainable parameters, and what identifies a run and its data."""
 
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from prepare.common.cli import UserError
 from prepare.common.files import file_sha256
-from train.config.finetune import ClassifyConfig, FinetuneConfig, TuneConfig
+from train.config.finetune import FinetuneConfig, TuneConfig
 from train.data.examples import ExampleLoader, Examples, fingerprint
 from train.model.gpt import GPT
 from train.model.lora import add_updates
-from train.parallel.compile_ddp import compile_and_wrap_ddp
-from train.parallel.device import autocast, precision_name
+from train.parallel.device import precision_name
 from train.parallel.world import World
 from train.run import checkpoint
-from train.run.metrics_log import MetricsLog
-from train.run.run_dir import RunDir
-from train.run.stop_request import StopRequest
-from train.trainer.job import changeable_settings
-from train.trainer.optim import build_optimizer
-from train.trainer.trainer import Measures, Training
+from train.trainer.trainer import Trainer
 from train.weights.load_model import LoadedModel, load_model
 
-MakeMonitor = Callable[[GPT, torch.autocast, MetricsLog], Measures]
 
-
-def initial_model(spec: str) -> LoadedModel:
-    """What `--init` names: whatever `--model` may name, but a classifier."""
-    return load_model(spec, option="--init")
-
-
-def identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> dict[str, Any]:
-    """What decides how the run's data comes out: the file and its checksum, the tokenizer, and the options.
+def data_identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> dict[str, Any]:
+    """What decides how the run's data comes out: the file's checksum, the tokenizer, and the options.
 
     Raises:
         UserError: the file is not there.
@@ -52,8 +37,19 @@ def identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> dict[
     return {"file": path.name, "sha256": digest, **shares, **cut, **options}
 
 
+def run_identity(config: FinetuneConfig, base: LoadedModel, splits: dict[str, Examples]) -> dict[str, Any]:
+    """What a fine-tuning run must agree with when it is resumed: see Trainer."""
+    trainable = {"blocks": config.tune.blocks, "lora_rank": config.tune.lora_rank}
+    return {
+        "tokenizer": base.tokenizer.describe(),
+        "init": weights_sha256(base.model),
+        "data": fingerprint(splits),
+        "batches": {"examples": config.data.batch_examples, "seed": config.train.seed, **trainable},
+    }
+
+
 def weights_sha256(model: GPT) -> str:
-    """What tells a model from any other, wherever it lies: a sha256 over its weights."""
+    """A sha256 over a model's weights, the same wherever it was loaded from."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
@@ -61,12 +57,12 @@ def weights_sha256(model: GPT) -> str:
 
 
 def freeze(model: GPT, tune: TuneConfig) -> None:
-    """Let only the last tune.blocks layers learn, and what follows them: the final LayerNorm and a classifier's head.
-    `all`: every parameter; 0: a classifier's head alone. With tune.lora_rank these layers' matrices stay as they are,
-    and updates of that rank learn in their place.
+    """Make only the last tune.blocks layers trainable, and what follows them: the final LayerNorm and a classifier's
+    head. `all`: every parameter; 0: a classifier's head alone. With tune.lora_rank these layers' matrices are frozen
+    too, and low-rank updates are trained in their place (LoRA).
 
     Raises:
-        UserError: the model has not as many layers.
+        UserError: the model has fewer layers.
     """
     layers = model.config.n_layer
     blocks = layers if tune.blocks == "all" else tune.blocks
@@ -76,95 +72,41 @@ def freeze(model: GPT, tune: TuneConfig) -> None:
     if tune.lora_rank:
         for layer in last:
             add_updates(model.h[layer], tune.lora_rank)
-        moving = r"score\.|.*\.lora_[ab]$"
+        trainable = r"score\.|.*\.lora_[ab]$"
     elif tune.blocks == "all":
-        moving = ""
+        trainable = ""
     else:
-        moving = "|".join([r"score\.", *(rf"h\.{layer}\." for layer in last), *([r"ln_f\."] if blocks else [])])
+        trainable = "|".join([r"score\.", *(rf"h\.{layer}\." for layer in last), *([r"ln_f\."] if blocks else [])])
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = re.match(moving, name) is not None
+        parameter.requires_grad = re.match(trainable, name) is not None
 
 
-def assemble(
-    config: FinetuneConfig,
-    world: World,
-    run: RunDir,
-    stop: StopRequest,
-    base: LoadedModel,
-    raw: GPT,
-    parts: dict[str, Examples],
-    shares: np.ndarray,
-    facts: dict[str, Any],
-    make_monitor: MakeMonitor,
-) -> Training:
-    """The run with all of its parts, new or as its newest checkpoint left it, and said what it is.
+def example_loader(config: FinetuneConfig, world: World, train: Examples, shares: np.ndarray) -> ExampleLoader:
+    """This rank's data loader of the training examples; `shares`: see ExampleLoader."""
+    data, pin = config.data, world.device.type == "cuda"
+    sizes = data.batch_examples, data.micro_batch_size, world.rank, world.size
+    return ExampleLoader(train, shares, *sizes, config.train.seed, pin)
 
-    Args:
-        base: the model to begin with; a run goes on with no other.
-        shares: see ExampleLoader.
-        facts: what a checkpoint says of the model besides.
 
-    Raises:
-        UserError: there is nothing to train on, or the run cannot be gone on with.
-    """
-    data, train = config.data, parts["train"]
-    if config.eval.patience and not len(parts["val"]):
-        raise UserError(
-            f"data.val_share {data.val_share} of so few examples is none, and eval.patience needs some: raise it, or "
-            "set eval.patience 0"
-        )
-    weights = {"data__class_weights": data.class_weights} if isinstance(config, ClassifyConfig) else {}
-    moving = {"blocks": config.tune.blocks, "lora_rank": config.tune.lora_rank}
-    facts = facts | {
-        "tokenizer": base.tokenizer.describe(),
-        "init": weights_sha256(base.model),
-        "data": fingerprint(parts),
-        "batches": {"examples": data.batch_examples, "seed": config.train.seed, **moving},
-        "settings": changeable_settings(config, tune__dropout=config.tune.dropout, **weights),
-    }
-    optimizer = build_optimizer(raw, config.optim, sharded=config.train.shard_optimizer and world.size > 1)
-    resumed = checkpoint.resume(run.path, raw, optimizer, facts)
-    model = compile_and_wrap_ddp(raw, config.train.compile, world)
-    pin = world.device.type == "cuda"
-    loader = ExampleLoader(
-        train, shares, data.batch_examples, data.micro_batch_size, world.rank, world.size, config.train.seed, pin
-    )
-    context = autocast(world.device, config.train.precision)
-    log = MetricsLog(run.path, config, resumed.step, 0, world, loader.tokens_read)
-    monitor = make_monitor(raw, context, log)
-    if not world.all_equal(resumed.step, facts["data"]["sha256"]):
-        raise UserError("the processes see different checkpoints or data: put run.dir on a file system that all share")
-    run.begin(config, resumed.damaged)
-    moved = sum(parameter.numel() for parameter in raw.parameters() if parameter.requires_grad)
+def describe(trainer: Trainer, splits: dict[str, Examples]) -> None:
+    """Print what is about to be trained, on what, and how far the data reaches."""
+    config, world, model, loader = trainer.config, trainer.world, trainer.model, trainer.loader
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     steps = config.train.max_steps
     world.print(
-        f"model: {raw.num_parameters():,} parameters, {moved:,} of them move, {precision_name(context)}, "
+        f"model: {model.num_parameters():,} parameters, {trainable:,} trainable, {precision_name(trainer.context)}, "
         f"{world.describe()}\n"
-        f"data:  {' + '.join(f'{len(part):,} {name}' for name, part in parts.items())} examples; {steps:,} steps of "
-        f"{data.batch_examples} are {loader.epoch_of(steps):.2f} epochs"
-        + (f"\ngoing on from step {resumed.step:,}" if resumed.step else "")
-    )
-    return Training(
-        config=config,
-        world=world,
-        run=run,
-        stop=stop,
-        log=log,
-        raw=raw,
-        model=model,
-        optimizer=optimizer,
-        context=context,
-        loader=loader,
-        facts=facts,
-        monitor=monitor,
-        resumed=resumed,
+        f"data:  {' + '.join(f'{len(split):,} {name}' for name, split in splits.items())} examples; {steps:,} steps of "
+        f"{config.data.batch_examples} are {loader.epoch_of(steps):.2f} epochs"
+        + (f"\nresumed at step {trainer.step:,}" if trainer.step else "")
     )
 
 
-def best_model(t: Training, classifier: bool) -> LoadedModel:
-    """The model that the run leaves; with eval.patience the one of the lowest validation loss, to which it goes back.
-    On rank 0, once the run is complete."""
-    if t.config.eval.patience and (best := checkpoint.roll_back_to_best(t.run.path, t.log.val_losses)):
+def best_model(trainer: Trainer, classifier: bool) -> LoadedModel:
+    """The model that a finished run leaves; with eval.patience the run is first rolled back to the checkpoint with the
+    lowest validation loss. On rank 0."""
+    losses = trainer.log.val_losses
+    if trainer.config.eval.patience and (best := checkpoint.roll_back_to_best(trainer.run.path, losses)):
         step = checkpoint.step_of(best)
-        t.world.print(f"best: step {step}, validation loss {t.log.val_losses[step]:.4f}")
-    return load_model(str(t.run.path), t.world.device, classifier=classifier)
+        trainer.world.print(f"best: step {step}, validation loss {losses[step]:.4f}")
+    return load_model(str(trainer.run.path), trainer.world.device, classifier=classifier)

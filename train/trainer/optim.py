@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from train.config.pretrain import OptimConfig
 
@@ -41,21 +41,3 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, sharded: bool = False)
     from torch.distributed.optim import ZeroRedundancyOptimizer  # a second to import, for its TorchScript
 
     return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
-
-
-def gather_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Bring the parts of a sharded optimizer to rank 0, whose state_dict() is then whole. Every rank must call it."""
-    if hasattr(optimizer, "consolidate_state_dict"):
-        optimizer.consolidate_state_dict(to=0)
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()  # the last of its copies may still be on the way
-
-
-def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
-    """Load the moments of a state_dict()["state"]; the optimizer that was saved and this one may each be sharded."""
-    groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
-    optimizer.load_state_dict({"param_groups": groups, "state": moments})
-    if hasattr(optimizer, "consolidate_state_dict"):
-        optimizer.state.clear()  # ZeroRedundancyOptimizer keeps them in `optim`, and a copy here
-        for parameter, state in optimizer.optim.state.items():
-            state["step"] = state["step"].to(parameter.device)  # where fused AdamW wants it

@@ -1,185 +1,215 @@
-"""The training loop, the same for whatever is trained: what differs is the model, the loader and the monitor.
+"""The training loop, the same for pretraining and fine-tuning: what differs is the model, the loader and the evaluator.
 
 Nothing is carried from step to step but the number of finished steps and what a checkpoint holds.
 """
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
-
-import torch
-from torch import nn
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
 
 from prepare.common.cli import UserError
+from train.config.finetune import FinetuneConfig
 from train.config.pretrain import Config
-from train.data.windows import Began
+from train.data.examples import ExampleLoader
+from train.data.windows import WindowLoader
 from train.model.gpt import GPT
-from train.parallel.compile_ddp import check_replicas
-from train.parallel.world import World
+from train.parallel.compile_ddp import check_replicas, compile_and_wrap_ddp, compiler_errors
+from train.parallel.device import autocast, is_out_of_memory
+from train.parallel.world import World, is_lost_connection, shut_down_distributed
 from train.run.async_saver import MAX_FAILURES, AsyncSaver
-from train.run.checkpoint import ResumeState
+from train.run.checkpoint import gather_moments, resume
 from train.run.metrics_log import CHANGED, MetricsLog
 from train.run.run_dir import RunDir
 from train.run.stop_request import StopRequest
-from train.trainer import faults
-from train.trainer.grad_norms import GradNorms
-from train.trainer.optim import gather_moments, learning_rate
-from train.trainer.step import MicroBatches, train_step
+from train.trainer.optim import build_optimizer, learning_rate
+from train.trainer.step import train_step
 
 DRIFT_EVERY = 100  # steps between two comparisons of all ranks' parameters
 MAX_SKIPPED = 5  # steps in a row with a non-finite loss or gradient before the run gives up
+# Beside optim.*: keys that a run may be resumed with changed, although its losses depend on them.
+CHANGEABLE = ("train.max_steps", "model.dropout", "tune.dropout", "data.class_weights")
 
 
-class Reads(Protocol):
-    """One rank's share of what is read (train.data.windows.WindowLoader, train.examples.ExampleLoader), by the step alone."""
+class Trainer:
+    """One rank's part of a training run, new or resumed from its latest valid checkpoint.
 
-    began: Began
+    The model is trained in place; `step` counts the finished steps.
+    """
 
-    def prefetch(self, first: int, last: int) -> Iterator[MicroBatches]:
-        """The micro-batches of steps first ... last - 1."""
+    def __init__(
+        self,
+        config: Config | FinetuneConfig,
+        world: World,
+        run: RunDir,
+        stop: StopRequest,
+        model: GPT,
+        loader: WindowLoader | ExampleLoader,
+        identity: Mapping[str, Any],
+        flops_per_token: int = 0,
+    ) -> None:
+        """Build the optimizer, load the latest checkpoint if there is one, compile the model and wrap it in DDP.
 
-    def weights(self, step: int) -> Sequence[float]:
-        """The weight of each micro-batch's mean loss in the mean of the whole batch."""
+        Args:
+            model: new, on this rank's device; it is what is saved and evaluated.
+            identity: what every checkpoint says of the run, and what must be the same when it is resumed: `data` and
+                `batches`, `tokenizer`, and in fine-tuning `init`, the checksum of the pretrained model.
+            flops_per_token: for MFU; 0 where sequences differ in length.
 
-    def seeds(self, step: int) -> Sequence[int]:
-        """The seed of each one's dropout."""
-
-    def epoch_of(self, step: int) -> float:
-        """Epochs read when `step` steps are done."""
-
-    def position(self, step: int) -> dict[str, int]:
-        """Where the data is after `step` steps, as a checkpoint states it."""
-
-
-class Measures(Protocol):
-    """What is measured between the steps (eval.monitor.pretraining.PretrainEvaluator)."""
-
-    finished: bool  # there is nothing left to gain: the run ends here, before train.max_steps
-
-    def run(self, step: int) -> bool:
-        """Measure what is due after `step` finished steps; whether to stop here. On every rank."""
-
-
-@dataclass
-class Training:
-    """A run with all of its parts, where `resumed` says that it goes on."""
-
-    config: Config  # or one of fine-tuning's: the sections optim, train and checkpoint
-    world: World
-    run: RunDir
-    stop: StopRequest
-    log: MetricsLog
-    raw: GPT  # the module itself: it is saved and measured
-    model: nn.Module  # as the step calls it: compiled, in DDP
-    optimizer: torch.optim.Optimizer
-    context: torch.autocast
-    loader: Reads
-    facts: dict[str, Any]  # what the run must agree with when it is resumed
-    monitor: Measures
-    resumed: ResumeState
-
-    def __post_init__(self) -> None:
-        """At the step that it goes on from; what is different from before is written down."""
-        config, resumed = self.config, self.resumed
-        self.step = resumed.step  # finished steps
-        self.skipped = resumed.skipped  # steps in a row up to this one whose loss or gradient was not finite
-        self.norms = GradNorms(config.optim.spike_window, config.optim.spike_zscore, resumed.grad_norms)
-        main = self.world.is_main
-        self.saver = AsyncSaver(self.run.path, self.raw, self.optimizer, config.checkpoint, self.log) if main else None
+        Raises:
+            UserError: every checkpoint is corrupt, the run does not match them, or the ranks see different files.
+        """
+        self.config, self.world, self.run, self.stop = config, world, run, stop
+        self.model, self.loader = model, loader
+        self.identity = {**identity, "settings": changeable_settings(config)}
+        self.context = autocast(world.device, config.train.precision)
+        sharded = config.train.shard_optimizer and world.size > 1
+        self.optimizer = build_optimizer(model, config.optim, sharded)
+        resumed = resume(run.path, model, self.optimizer, self.identity)
+        if not world.all_equal(resumed.step, identity["data"]["sha256"]):
+            raise UserError(
+                "the processes see different checkpoints or data: put run.dir and the data on a file system that all "
+                "of them share"
+            )
+        self.step, self.corrupt = resumed.step, resumed.corrupt
+        self.skipped = 0  # steps in a row, up to this one, with a non-finite loss or gradient
+        self.stopped = False  # by a stop request, before the end
+        # as the training step calls it: compiled, in DDP
+        self.train_model = compile_and_wrap_ddp(model, config.train.compile, world)
+        self.log = MetricsLog(run.path, config, self.step, flops_per_token, world, loader.tokens_read)
+        self.saver = AsyncSaver(run.path, model, self.optimizer, config.checkpoint, self.log) if world.is_main else None
         if resumed.changes:
-            self.log.event(resumed.step, CHANGED + ", ".join(resumed.changes))
+            self.log.event(self.step, CHANGED + ", ".join(resumed.changes))
+
+    def train(self, evaluate: Callable[[int], bool]) -> None:
+        """Train to train.max_steps, or until all ranks agree to stop or the evaluator ends the run (early stopping).
+
+        Everything is saved when it returns, and the process group is gone: only rank 0 has work left.
+
+        Args:
+            evaluate: called after each number of finished steps, on every rank; evaluates what is due, and returns
+                whether to end the run here (eval.monitor).
+
+        Raises:
+            UserError: too many steps in a row were not finite, too many saves failed, or the ranks have drifted apart.
+        """
+        config, world, log, last = self.config, self.world, self.log, self.config.train.max_steps
+        self.run.begin(config, self.corrupt)
+        saved = self.step
+        batches = self.loader.prefetch(self.step, last)
+        while True:
+            # save
+            at_interval = config.checkpoint.every and self.step % config.checkpoint.every == 0
+            if self.step > saved and (at_interval or self.stop.agreed or self.step == last):
+                self.save()
+                saved = self.step
+            elif self.step > saved and self.step % DRIFT_EVERY == 0:
+                check_replicas(self.model, self.step, world)
+
+            # evaluate
+            if self.stop.agreed or evaluate(self.step) or self.step >= last:
+                break
+
+            # step
+            start = time.perf_counter()
+            micro_batches = next(batches)
+            world.arrived(self.step + 1)
+            lr = learning_rate(self.step, config.optim, last)
+            loss, grad_norm = train_step(
+                self.train_model, self.optimizer, micro_batches, self.context, lr, config.optim.grad_clip
+            )
+
+            # agree: one collective averages the loss, and all ranks decide together whether to continue
+            saves_failed = self.saver is not None and self.saver.gave_up
+            loss, stops, failures = world.sum([loss.item(), self.stop.requested(), saves_failed])
+            loss, grad_norm = loss / world.size, grad_norm.item()
+            self.step, self.stop.agreed = self.step + 1, stops > 0
+
+            # log
+            log.train_row(self.step, loss, lr, grad_norm, time.perf_counter() - start)
+            self.run.write_heartbeat(self.step)
+            self.check_step(grad_norm, saves_failed=failures > 0)
+            epoch = int(self.loader.epoch_of(self.step))
+            if epoch > int(self.loader.epoch_of(self.step - 1)) and self.step < last:
+                log.event(self.step, "epoch complete: every training window was read", epoch=epoch + 1)
+
+        if self.step > saved:  # the stop was requested during an evaluation, or the evaluator ended the run
+            self.save()
+        self.stopped = self.stop.agreed
+        self.run.write_heartbeat(self.step, last=True)
+        shut_down_distributed()
+        if self.saver:
+            self.saver.finish()
+
+    def save(self) -> None:
+        """Start to write a checkpoint of this step, once the ranks are seen to hold the same parameters. A collective:
+        every rank must call it."""
+        check_replicas(self.model, self.step, self.world)
+        gather_moments(self.optimizer)
+        if self.saver:
+            self.saver.save(self.step, self.identity)
+            self.stop.allow_for(self.saver.slowest)
+
+    def check_step(self, grad_norm: float, saves_failed: bool) -> None:
+        """Log a skipped step, and the result of the last save once it is known.
+
+        Raises:
+            UserError: the run cannot continue; on all ranks.
+        """
+        self.skipped = 0 if math.isfinite(grad_norm) else self.skipped + 1
+        if self.skipped:
+            self.log.event(self.step, "skipped: the loss or the gradient is not finite", in_a_row=self.skipped)
+        if self.saver:
+            self.saver.report()
+        if self.skipped >= MAX_SKIPPED:
+            raise UserError(
+                f"{self.skipped} steps in a row had a non-finite loss or gradient, up to step {self.step}: lower "
+                f"optim.max_lr, or check the data; the checkpoints before are kept in {self.run.path}"
+            )
+        if saves_failed:
+            raise UserError(
+                f"{MAX_FAILURES} saves in a row have failed, up to step {self.step}: make room on the disk; the same "
+                f"command resumes from the last checkpoint of {self.run.path}"
+            )
+
+    def finish(self) -> None:
+        """Print how the run ended, and mark it as DONE unless it was stopped."""
+        if self.stopped:
+            self.log.event(self.step, f"stopped by {self.stop.reason()}; the same command resumes the run")
+            self.stop.clear()
+        else:
+            self.log.sync()  # DONE, like a checkpoint, promises that the rows before it are on disk
+            self.run.finish(max(self.step, self.config.train.max_steps))  # also after early stopping
+            self.world.print(f"finished {self.step} steps: {self.run.path}")
+        self.log.close()
+        self.stop.ignore()
 
 
-def run_steps(t: Training) -> bool:
-    """Train up to train.max_steps, or until all ranks agree to stop or the monitor has seen enough; whether one of the
-    two ended it. Either way the run is saved, once `t.saver` has finished.
-
-    Raises:
-        UserError: too many steps in a row were not finite, too many saves failed, or the ranks have drifted apart.
-    """
-    config, world, log, last = t.config, t.world, t.log, t.config.train.max_steps
-    saved = t.step
-    batches = t.loader.prefetch(t.step, last)
-    while True:
-        at_interval = config.checkpoint.every and t.step % config.checkpoint.every == 0
-        if t.step > saved and (at_interval or t.stop.agreed or t.step == last):
-            save(t)
-            saved = t.step
-        elif t.step > saved and t.step % DRIFT_EVERY == 0:
-            check_replicas(t.raw, t.step, world)
-        stopping = t.stop.agreed or t.monitor.run(t.step)
-        if stopping or t.step >= last:
-            break
-
-        start = time.perf_counter()
-        micro_batches = next(batches)
-        faults.inject(t.step + 1, world.rank, t.raw)
-        world.arrived(t.step + 1)
-        lr, limit = learning_rate(t.step, config.optim, last), t.norms.limit()
-        loss, grad_norm = train_step(
-            t.model,
-            t.optimizer,
-            micro_batches,
-            t.context,
-            lr,
-            config.optim.grad_clip,
-            t.loader.seeds(t.step),
-            skip_above=limit if config.optim.skip_spikes else math.inf,
-            weights=t.loader.weights(t.step),
-        )
-        # One collective averages the loss and lets all ranks decide together whether to go on.
-        gave_up = t.saver is not None and t.saver.gave_up
-        loss, stops, failures = world.sum([loss.item(), t.stop.requested(), gave_up])
-        loss, grad_norm = loss / world.size, grad_norm.item()
-        t.step, t.stop.agreed = t.step + 1, stops > 0
-        log.train_row(t.step, loss, lr, grad_norm, time.perf_counter() - start)
-
-        t.norms.add(grad_norm)
-        t.run.beat(t.step)
-        t.skipped = 0 if math.isfinite(grad_norm) else t.skipped + 1
-        judge(t, grad_norm, limit, saves_failed=failures > 0)
-        epoch = int(t.loader.epoch_of(t.step))
-        if epoch > int(t.loader.epoch_of(t.step - 1)) and t.step < last:
-            log.event(t.step, "all the data was read; the next epoch begins", epoch=epoch + 1)
-
-    if t.step > saved:  # the stop was asked for in the middle of a measurement
-        save(t)
-    return stopping
+def changeable_settings(config: Config | FinetuneConfig) -> dict[str, Any]:
+    """The values, by key, that a run may be resumed with changed: each change is an event in metrics.jsonl."""
+    sections = {name: values for name, values in asdict(config).items() if isinstance(values, dict)}
+    values = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    values["optim.betas"] = list(values["optim.betas"])  # as JSON gives them back
+    return {key: value for key, value in values.items() if key.startswith("optim.") or key in CHANGEABLE}
 
 
-def save(t: Training) -> None:
-    """Begin a checkpoint of the present step, unless the ranks differ. Every rank must call it."""
-    check_replicas(t.raw, t.step, t.world)
-    gather_moments(t.optimizer)
-    if t.saver:
-        state = {"position": t.loader.position(t.step), "grad_norms": list(t.norms.latest), "skipped": t.skipped}
-        t.saver.save(t.step, {**t.facts, "began": asdict(t.loader.began), **state})
-        t.stop.allow_for(t.saver.slowest)
-
-
-def judge(t: Training, grad_norm: float, limit: float, saves_failed: bool) -> None:
-    """Write down what was wrong with the step just made, and how the last save went.
-
-    Raises:
-        UserError: the run cannot go on; on all ranks.
-    """
-    optim = t.config.optim
-    if t.skipped:
-        t.log.event(t.step, "skipped: the loss or the gradient is not finite", in_a_row=t.skipped)
-    elif grad_norm > limit:
-        words = "a gradient norm out of line" + (": the step is skipped" if optim.skip_spikes else "")
-        t.log.event(t.step, words, grad_norm=grad_norm, limit=limit)
-    if t.saver:
-        t.saver.report()
-    if t.skipped >= MAX_SKIPPED:
-        raise UserError(
-            f"{t.skipped} steps in a row had a non-finite loss or gradient, up to step {t.step}: lower optim.max_lr, "
-            f"or check the data; what was saved before is kept in {t.run.path}"
-        )
-    if saves_failed:
-        raise UserError(
-            f"{MAX_FAILURES} saves in a row have failed, up to step {t.step}: make room on the disk; the same command "
-            f"goes on from the last checkpoint of {t.run.path}"
-        )
+@contextmanager
+def one_line_errors(micro_batch_size: int | str) -> Iterator[None]:
+    """Turn the machine's failures into one line: out of memory, a rank that is gone, a compiler that does not work."""
+    try:
+        with compiler_errors("train.compile", "set train.compile false"):
+            yield
+    except (RuntimeError, MemoryError) as failure:
+        if is_out_of_memory(failure):
+            raise UserError(
+                f"out of memory with data.micro_batch_size {micro_batch_size}: lower it (the batch stays the same, by "
+                "more gradient accumulation), or take a smaller model"
+            ) from None
+        if is_lost_connection(failure):
+            raise UserError(
+                "another process of this run is gone, or hangs (the first error above, or its node's log, says why): "
+                "the same command resumes from the last checkpoint"
+            ) from None
+        raise

@@ -1,4 +1,4 @@
-"""Losses and answers of examples together, padded and bucketed, are those of each alone."""
+"""Losses and answers of examples together, padded and length_buckets, are those of each alone."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from eval.scoring.log_likelihood import sum_loss
 from tests.helpers.finetuning import random_examples
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
-from train.data.examples import Examples, bucketed
+from train.data.examples import Examples, length_buckets
 from train.model.gpt import GPT, IGNORE_INDEX
 
 
@@ -26,7 +26,7 @@ def model() -> GPT:
 
 def test_the_loss_is_that_of_single_examples_in_float64(model: GPT) -> None:
     examples = random_examples(23)
-    nll, tokens = sum_loss(model, [examples.batch(rows) for rows in bucketed(examples, 4)], "cpu")
+    nll, tokens = sum_loss(model, [examples.batch(rows) for rows in length_buckets(examples, 4)], "cpu")
     assert model.training
     alone, exact = 0.0, model.eval().double()
     for number in range(len(examples)):

@@ -11,10 +11,11 @@ from matplotlib.cbook import is_math_text
 
 from eval.common import curves
 from eval.common.curves import plot_confusion
-from eval.scoring.classification import BINS, Tally, class_probabilities, classify, labelled
+from eval.scoring.classification import BINS, Tally, class_probabilities, classify
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
 from train.config.pretrain import ModelConfig
+from train.data.examples import label_targets
 from train.model.classifier import Classifier
 from train.model.gpt import IGNORE_INDEX
 
@@ -89,7 +90,7 @@ def test_texts_together_are_classified_as_each_alone() -> None:
         tokens = torch.tensor([tokenizer.encode(text)[:12]])
         alone = torch.softmax(model(tokens)[0, -1].double(), -1)
         np.testing.assert_allclose(row, alone.detach().numpy(), atol=1e-6)
-    tokens, targets = labelled(tokenizer.encode(texts[1]), 2, 12)
+    tokens, targets = label_targets(tokenizer.encode(texts[1]), 2, 12)
     assert (len(tokens), targets) == (12, [IGNORE_INDEX] * 11 + [2])
     (_, truth), *_ = class_probabilities(model, [(torch.tensor([tokens]), torch.tensor([targets]))])
     assert truth.tolist() == [2]

@@ -1,4 +1,4 @@
-"""Examples: kept, divided and dealt out; the batch of a step is the same for every world size."""
+"""Examples: saved, split and loaded; the batch of a step is the same for every world size."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,7 +11,15 @@ from prepare.common.cli import UserError
 from tests.helpers.finetuning import random_examples
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
-from train.data.examples import PARTS, ExampleLoader, Examples, bucketed, divide, fingerprint, prepare_once
+from train.data.examples import (
+    SPLITS,
+    ExampleLoader,
+    Examples,
+    fingerprint,
+    length_buckets,
+    prepare_once,
+    split_examples,
+)
 from train.model.gpt import GPT
 from train.parallel.device import autocast
 from train.parallel.world import World
@@ -22,7 +30,7 @@ MAIN = World(0, 1, CPU)
 
 
 def loader(examples: Examples, micro: int = 2, rank: int = 0, size: int = 1) -> ExampleLoader:
-    return ExampleLoader(examples, examples.counted.astype(float), 8, micro, rank, size, seed=5)
+    return ExampleLoader(examples, examples.num_targets.astype(float), 8, micro, rank, size, seed=5)
 
 
 def test_files_give_back_what_was_saved(tmp_path: Path) -> None:
@@ -36,7 +44,7 @@ def test_files_give_back_what_was_saved(tmp_path: Path) -> None:
     flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in places]
     for damaged in (b"PK half", b"", whole[:500], whole[:-1], *flipped):
         (tmp_path / "a.npz").write_bytes(damaged)
-        with pytest.raises(UserError, match="is damaged"):
+        with pytest.raises(UserError, match="is corrupt"):
             Examples.load(tmp_path / "a.npz")
 
 
@@ -51,15 +59,14 @@ def test_an_epoch_reads_each_example_once_and_micro_batches_hold_like_lengths() 
         assert np.array_equal(lengths, np.sort(lengths))
 
 
-def test_positions_count_over_epochs() -> None:
+def test_tokens_and_epochs_are_counted() -> None:
     examples = random_examples(23)
     one = loader(examples)
     read = [number for step in range(7) for rows in one.numbers(step) for number in rows]
     assert one.tokens_read(7) == sum(int(examples.lengths[number]) for number in read)
     assert max(Counter(read).values()) - min(Counter(read).values()) <= 1
     assert one.epoch_of(7) == 56 / 23
-    assert one.position(7) == {"window": 56, "epoch": 2}
-    assert loader(examples, rank=1, size=2).position(7) == one.position(7)
+    assert loader(examples, rank=1, size=2).tokens_read(7) == one.tokens_read(7)
 
 
 @pytest.mark.parametrize(("micro", "size"), [(8, 1), (2, 1), (2, 2), (1, 4)])
@@ -69,8 +76,8 @@ def test_loss_and_gradient_are_those_of_a_loop_over_single_examples(micro: int, 
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=VOCAB))
     rows = np.concatenate(loader(examples).numbers(2))
-    sums = [model(*examples.batch([row])) * int(examples.counted[row]) for row in rows]
-    expected = sum(sums) / examples.counted[rows].sum()
+    sums = [model(*examples.batch([row])) * int(examples.num_targets[row]) for row in rows]
+    expected = sum(sums) / examples.num_targets[rows].sum()
     expected.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     model.zero_grad()
@@ -84,37 +91,35 @@ def test_loss_and_gradient_are_those_of_a_loop_over_single_examples(micro: int, 
 
         mine = loader(examples, micro, rank, size)
         optimizer = Keep(model.parameters(), lr=0.0)
-        batches, weights = mine.micro_batches(2), mine.weights(2)
-        loss, _ = train_step(model, optimizer, batches, autocast(CPU, "fp32"), 0.0, 0.0, mine.seeds(2), weights=weights)
+        loss, _ = train_step(model, optimizer, mine.micro_batches(2), autocast(CPU, "fp32"), 0.0, 0.0)
         losses.append(loss.item() / size)
     assert sum(losses) == pytest.approx(expected.item(), abs=1e-6)
     torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-5)
 
 
 def test_dropout_is_seeded_by_the_examples_not_by_the_rank() -> None:
-    one, two = loader(random_examples()), [loader(random_examples(), rank=rank, size=2) for rank in range(2)]
-    assert sorted(one.seeds(3)) == sorted([*two[0].seeds(3), *two[1].seeds(3)])
-    together = {
-        seed: x.tolist() for part in two for seed, (x, _) in zip(part.seeds(3), part.micro_batches(3), strict=True)
-    }
-    assert together == {seed: x.tolist() for seed, (x, _) in zip(one.seeds(3), one.micro_batches(3), strict=True)}
+    def by_seed(*loaders: ExampleLoader) -> dict:
+        return {batch.seed: batch.inputs.tolist() for one in loaders for batch in one.micro_batches(3)}
+
+    examples = random_examples()
+    assert by_seed(loader(examples)) == by_seed(*(loader(examples, rank=rank, size=2) for rank in range(2)))
 
 
-def test_measurements_take_every_example_once() -> None:
-    batches = bucketed(random_examples(23), 4)
+def test_evaluation_reads_every_example_once() -> None:
+    batches = length_buckets(random_examples(23), 4)
     assert sorted(np.concatenate(batches)) == list(range(23))
     assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]
 
 
-def test_parts_keep_the_shares_of_each_label_and_copies_together() -> None:
+def test_splits_keep_the_shares_of_each_label_and_copies_together() -> None:
     rng = np.random.default_rng(3)
     texts = [f"text {rng.integers(300)}" for _ in range(500)]
     label_of = {text: "rare" if hash_of(text) else "common" for text in texts}
     labels = [label_of[text] for text in texts]
-    parts = divide(texts, labels, [0.1, 0.2], seed=7)
-    assert sorted(number for part in parts for number in part) == list(range(500))
-    assert parts == divide(texts, labels, [0.1, 0.2], seed=7) != divide(texts, labels, [0.1, 0.2], seed=8)
-    sets = [{texts[number] for number in part} for part in parts]
+    splits = split_examples(texts, labels, [0.1, 0.2], seed=7)
+    assert sorted(number for split in splits.values() for number in split) == list(range(500))
+    assert splits == split_examples(texts, labels, [0.1, 0.2], seed=7) != split_examples(texts, labels, [0.1, 0.2], 8)
+    sets = [{texts[number] for number in splits[name]} for name in ("val", "test", "train")]
     assert sum(map(len, sets)) == len(set(texts))
     for label in ("rare", "common"):
         distinct = len({text for text in texts if label_of[text] == label})
@@ -128,8 +133,8 @@ def hash_of(text: str) -> bool:
 
 def test_copies_with_different_labels_stay_together() -> None:
     texts, labels = [f"text {number // 2}" for number in range(200)], ["one", "other"] * 100
-    parts = [{texts[number] for number in part} for part in divide(texts, labels, [0.3, 0.3], seed=1)]
-    assert sum(map(len, parts)) == len(set(texts))
+    splits = split_examples(texts, labels, [0.3, 0.3], seed=1).values()
+    assert sum(len({texts[number] for number in split}) for split in splits) == len(set(texts))
 
 
 def test_data_is_prepared_once_for_each_identity(tmp_path: Path) -> None:
@@ -158,7 +163,7 @@ def test_data_is_prepared_once_for_each_identity(tmp_path: Path) -> None:
 
 def test_data_that_was_half_replaced_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(name: str, seed: int) -> str:
-        parts = {part: random_examples(seed=seed) for part in PARTS}
+        parts = {part: random_examples(seed=seed) for part in SPLITS}
         found, _ = prepare_once(tmp_path, {"file": name}, lambda: (parts, {}), MAIN)
         return fingerprint(found)["sha256"]
 
@@ -176,6 +181,6 @@ def test_data_that_was_half_replaced_is_made_again(tmp_path: Path, monkeypatch: 
 
 
 def test_the_fingerprint_changes_with_every_part() -> None:
-    parts = dict.fromkeys(PARTS, random_examples(seed=1))
-    changed = [parts | {name: random_examples(seed=2)} for name in PARTS]
+    parts = dict.fromkeys(SPLITS, random_examples(seed=1))
+    changed = [parts | {name: random_examples(seed=2)} for name in SPLITS]
     assert len({fingerprint(each)["sha256"] for each in (parts, *changed)}) == 4

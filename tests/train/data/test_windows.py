@@ -4,7 +4,6 @@ import resource
 import threading
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +15,10 @@ from prepare.tokens.shards import open_shard, write_shard
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.helpers.tiny import VOCAB, markov_tokens, write_shards
 from train.data.windows import (
-    Began,
     WindowLoader,
     WindowOrder,
     Windows,
     common_tokenizer,
-    fingerprint,
     permutation,
     validation_batches,
 )
@@ -97,26 +94,25 @@ def test_the_global_batch_is_the_same_for_every_world_size_and_micro_batch(paths
     reference = loader(paths, per_step=24, micro=24)
     for world, micro in [(1, 1), (1, 8), (2, 12), (2, 3), (3, 4), (4, 6), (8, 1)]:
         for step in [0, 5, 17, 18, 19, 40]:  # 442 windows an epoch: step 18 lies across its end
-            (x, y), parts = reference.micro_batches(step)[0], []
+            (whole,), parts = reference.micro_batches(step), []
             for rank in range(world):
                 parts += loader(paths, 24, micro, rank, world).micro_batches(step)
-            assert all(part.shape == (micro, T) for part, _ in parts)
-            assert torch.equal(torch.cat([part for part, _ in parts]), x)
-            assert torch.equal(torch.cat([part for _, part in parts]), y)
+            assert all(part.inputs.shape == (micro, T) for part in parts)
+            assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
+            assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
 
 
 def test_a_step_depends_on_its_number_alone(paths: list[Path]) -> None:
     one, other = loader(paths, 16, 4), loader(paths, 16, 4)
     for step in [30, 3, 30]:
         one.micro_batches(step)
-    for (x, _), (again, _) in zip(one.micro_batches(9), other.micro_batches(9), strict=True):
-        assert torch.equal(x, again)
     prefetched = list(one.prefetch(7, 12))
     assert len(prefetched) == 5
     for step, batches in enumerate(prefetched, 7):
-        for (x, y), (u, v) in zip(batches, other.micro_batches(step), strict=True):
-            assert torch.equal(x, u)
-            assert torch.equal(y, v)
+        for batch, again in zip(batches, other.micro_batches(step), strict=True):
+            assert torch.equal(batch.inputs, again.inputs)
+            assert torch.equal(batch.targets, again.targets)
+            assert (batch.weight, batch.seed) == (again.weight, again.seed)
 
 
 def test_shuffling_mixes_and_straight_reading_does_not(paths: list[Path]) -> None:
@@ -185,12 +181,12 @@ def test_validation_takes_what_there_is(tmp_path: Path) -> None:
 
 def test_fingerprint_changes_with_the_data_and_not_with_its_folder(tmp_path: Path) -> None:
     here, there = (sorted(write_shards(tmp_path / folder).glob("*_train_*.bin")) for folder in "ab")
-    facts = fingerprint(Windows(here, T, VOCAB))
-    assert facts == fingerprint(Windows(there, T, VOCAB))
-    assert facts != fingerprint(Windows(here[:2], T, VOCAB))
+    facts = Windows(here, T, VOCAB).fingerprint()
+    assert facts == Windows(there, T, VOCAB).fingerprint()
+    assert facts != Windows(here[:2], T, VOCAB).fingerprint()
     assert (facts["shards"], facts["tokens"]) == (3, 14_001)
     write_shard(there[0], markov_tokens(5999, seed=1))
-    assert facts != fingerprint(Windows(there, T, VOCAB))
+    assert facts != Windows(there, T, VOCAB).fingerprint()
 
 
 def test_fingerprint_changes_with_the_checksums_of_the_manifest(tmp_path: Path) -> None:
@@ -201,7 +197,7 @@ def test_fingerprint_changes_with_the_checksums_of_the_manifest(tmp_path: Path) 
         folder.mkdir()
         record = write_shard(folder / "x_train_000001.bin", np.arange(first, first + 100))
         write_manifest(folder, build_manifest("x", None, [], GPT2Tokenizer().describe(), {}, [record]))
-        facts.append(fingerprint(Windows([folder / "x_train_000001.bin"], T, VOCAB)))
+        facts.append(Windows([folder / "x_train_000001.bin"], T, VOCAB).fingerprint())
     assert facts[0]["sha256"] != facts[1]["sha256"]
 
 
@@ -233,18 +229,3 @@ def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
         assert windows.read([(shard, 0) for shard in range(300)])[0].shape == (300, T)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_other_data_begins_a_new_epoch_where_the_run_stands() -> None:
-    """After 10 steps of 8 windows, 80 windows of an epoch of 50 are read: epoch 1 is under way, and 2 begins."""
-    counts, began = [7, 4], Began(step=10, window=80, epoch=2)
-    order = WindowOrder(counts, 5, True, began)
-    loader = WindowLoader(SimpleNamespace(block_size=T), order, 4, 2, 1, 2)
-    assert loader.first_window(10) == 80 + 4
-    assert loader.epoch_of(10) == 2.0
-    assert [loader.tokens_read(step) for step in (10, 11)] == [80 * T, 88 * T]
-    assert loader.position(21) == {"window": 80 + 88, "epoch": 2 + 88 // 11}
-    alone = WindowOrder(counts, 5, True)
-    assert [order.locate(80 + i) for i in range(11)] == [alone.locate(2 * 11 + i) for i in range(11)]
-    assert loader.seeds(10) != loader.seeds(11)
-    assert WindowLoader(None, alone, 8, 2, 0, 1).position(10) == {"window": 80, "epoch": 80 // 11}

@@ -50,7 +50,7 @@ def test_a_killed_run_ends_the_same_and_leaves_a_plain_model(tmp_path: Path) -> 
     for run in runs:
         result = finetune("classify", init, data, run, **changes)
         assert result.returncode == 0, result.stdout + result.stderr
-    assert "going on from step " in result.stdout
+    assert "resumed at step " in result.stdout
     whole, again = (load_file(run / "checkpoints" / "step_00000006" / "model.safetensors") for run in runs)
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from prepare.common.cli import UserError
-from tests.helpers.checkpoints import CONFIG, FACTS, PLACE, damage, save, trained
+from tests.helpers.checkpoints import CONFIG, FACTS, damage, save, trained
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig, OptimConfig
-from train.data.windows import Began
 from train.run import checkpoint
 from train.trainer.optim import build_optimizer
 from train.weights.load_model import load_model
@@ -29,8 +28,8 @@ def names(run: Path) -> list[str]:
 def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = save(tmp_path, 7)
     other, other_optimizer = trained(seed=1)
-    resumed = checkpoint.resume(tmp_path, other, other_optimizer, FACTS, allow_change=False)
-    assert resumed == checkpoint.ResumeState(7, Began(), (0.1, 2.5), 3, (), ())
+    resumed = checkpoint.resume(tmp_path, other, other_optimizer, FACTS)
+    assert resumed == checkpoint.ResumeState(7)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
@@ -38,8 +37,8 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_new_run_begins_at_step_0(tmp_path: Path) -> None:
-    assert checkpoint.resume(tmp_path / "new", *trained(), FACTS, allow_change=False) == checkpoint.ResumeState()
+def test_a_new_run_starts_at_step_0(tmp_path: Path) -> None:
+    assert checkpoint.resume(tmp_path / "new", *trained(), FACTS) == checkpoint.ResumeState()
 
 
 def test_files_are_as_promised(tmp_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_going_back_is_refused_while_a_later_checkpoint_stays(
         save(tmp_path, step)
     with monkeypatch.context() as foreign:
         foreign.setattr(Path, "rename", lambda path, _to: busy(path))
-        with pytest.raises(UserError, match=r"step_00000010 would be taken for the best .* of step 5: remove it"):
+        with pytest.raises(UserError, match=r"step_00000010 is later than the best checkpoint, .* step 5"):
             checkpoint.roll_back_to_best(tmp_path, {5: 1.0, 10: 2.0})
     assert "could not be removed" in capsys.readouterr().err
     assert (
@@ -163,10 +162,10 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5)
     wider = trained(config=ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=27))
     with pytest.raises(UserError, match=r"another shape: model.n_embd 16 \(now 32\); set these keys back"):
-        checkpoint.resume(tmp_path, *wider, FACTS, allow_change=False)
+        checkpoint.resume(tmp_path, *wider, FACTS)
 
 
-def test_other_data_is_refused_with_what_differs_unless_allowed(tmp_path: Path) -> None:
+def test_other_data_is_refused_with_what_differs(tmp_path: Path) -> None:
     save(tmp_path, 5)
     for key, value, message in (
         ("data", {**FACTS["data"], "sha256": "f" * 64}, r"batches: data.sha256 01234567 \(now ffffffff\); set them"),
@@ -176,35 +175,31 @@ def test_other_data_is_refused_with_what_differs_unless_allowed(tmp_path: Path) 
     ):
         changed = {**FACTS, key: value}
         with pytest.raises(UserError, match=message):
-            checkpoint.resume(tmp_path, *trained(), changed, allow_change=False)
-        resumed = checkpoint.resume(tmp_path, *trained(), changed, allow_change=True)
-        assert (resumed.step, resumed.began) == (5, Began(step=5, window=80, epoch=2))
-        assert len(resumed.changes) == 1
+            checkpoint.resume(tmp_path, *trained(), changed)
 
 
-def test_fine_tuning_goes_on_with_the_model_that_it_began_with(tmp_path: Path) -> None:
+def test_fine_tuning_resumes_with_the_model_that_it_started_from(tmp_path: Path) -> None:
     model, optimizer = trained()
-    save_checkpoint(tmp_path / "told", 5, model, optimizer, **FACTS, **PLACE, init="a" * 64)
-    save_checkpoint(tmp_path / "older", 5, model, optimizer, **FACTS, **PLACE)
+    save_checkpoint(tmp_path / "told", 5, model, optimizer, **FACTS, init="a" * 64)
+    save_checkpoint(tmp_path / "older", 5, model, optimizer, **FACTS)
     for run in ("told", "older"):
         assert checkpoint.resume(tmp_path / run, *trained(), {**FACTS, "init": "a" * 64}).step == 5
-    with pytest.raises(UserError, match=r"began with another model: init aaaaaaaa \(now bbbbbbbb\); set --init back"):
+    with pytest.raises(UserError, match=r"started from another model: init aaaaaaaa \(now bbbbbbbb\); set --init back"):
         checkpoint.resume(tmp_path / "told", *trained(), {**FACTS, "init": "b" * 64})
 
 
 def test_changed_settings_are_taken_and_told(tmp_path: Path) -> None:
     save(tmp_path, 5)
     changed = {**FACTS, "settings": {**FACTS["settings"], "optim.max_lr": 5e-4, "train.max_steps": 40}}
-    resumed = checkpoint.resume(tmp_path, *trained(), changed, allow_change=False)
+    resumed = checkpoint.resume(tmp_path, *trained(), changed)
     assert resumed.changes == ("optim.max_lr 0.001 (now 0.0005)", "train.max_steps 20 (now 40)")
-    assert resumed.began == Began()
 
 
 def test_the_optimizers_settings_are_the_configurations_and_its_moments_the_checkpoints(tmp_path: Path) -> None:
     _, before = save(tmp_path, 5)
     model, _ = trained(seed=1)
     optimizer = build_optimizer(model, OptimConfig(weight_decay=50.0, betas=(0.1, 0.2), eps=1e-3))
-    checkpoint.resume(tmp_path, model, optimizer, FACTS, allow_change=False)
+    checkpoint.resume(tmp_path, model, optimizer, FACTS)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [50.0, 0.0]
     assert all((group["betas"], group["eps"]) == ((0.1, 0.2), 1e-3) for group in optimizer.param_groups)
     for a, b in zip(before.state.values(), optimizer.state.values(), strict=True):
@@ -213,7 +208,7 @@ def test_the_optimizers_settings_are_the_configurations_and_its_moments_the_chec
 
 @pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])
 @pytest.mark.parametrize("how", ["cut", "missing", "empty", "flipped"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture, name: str, how: str
 ) -> None:
     model, _ = save(tmp_path, 5, seed=1)
@@ -221,22 +216,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     latest = tmp_path / "checkpoints" / "step_00000010"
     damage(latest / name, how)
     other, optimizer = trained(seed=3)
-    resumed = checkpoint.resume(tmp_path, other, optimizer, FACTS, allow_change=False)
-    assert (resumed.step, resumed.damaged) == (5, (latest,))
+    resumed = checkpoint.resume(tmp_path, other, optimizer, FACTS)
+    assert (resumed.step, resumed.corrupt) == (5, (latest,))
     assert torch.equal(other.wte.weight, model.wte.weight)
     warning = capsys.readouterr().err
-    assert f"warning: {latest / name} is damaged (" in warning
+    assert f"warning: {latest / name} is corrupt (" in warning
     assert warning.endswith("taking the checkpoint before it\n")
     assert warning.count("\n") == 1
-    checkpoint.rename_corrupt(resumed.damaged)
-    assert names(tmp_path) == ["step_00000005", "step_00000010.damaged"]
+    checkpoint.rename_corrupt(resumed.corrupt)
+    assert names(tmp_path) == ["step_00000005", "step_00000010.corrupt"]
     save(tmp_path, 10)
     damage(latest / name, how)
     checkpoint.rename_corrupt(checkpoint.latest_valid_checkpoint(tmp_path)[2])  # a second time at the same step
-    assert names(tmp_path) == ["step_00000005", "step_00000010.2.damaged", "step_00000010.damaged"]
+    assert names(tmp_path) == ["step_00000005", "step_00000010.2.corrupt", "step_00000010.corrupt"]
     damage(tmp_path / "checkpoints" / "step_00000005" / name, how)
-    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole"):
-        checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is valid"):
+        checkpoint.resume(tmp_path, *trained(), FACTS)
 
 
 def test_every_flipped_bit_of_the_meta_is_noticed(tmp_path: Path) -> None:
@@ -269,11 +264,11 @@ def test_opening_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     """Somebody else's checkpoint has the right checksums, and an object in its state that touches a file."""
     model, _ = save(tmp_path, 5)
     proof = tmp_path / "executed"
-    described = {"model": asdict(CONFIG), **FACTS, **PLACE}
+    described = {"model": asdict(CONFIG), **FACTS}
     state = {"optimizer": {0: malicious_pickle(proof)}}
     checkpoint.write(tmp_path, 10, model.state_dict(), state, described)
-    with pytest.raises(UserError, match=r"train_state.pt is damaged"):
-        checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
+    with pytest.raises(UserError, match=r"train_state.pt is corrupt"):
+        checkpoint.resume(tmp_path, *trained(), FACTS)
     load_model(str(tmp_path))
     assert not proof.exists()
     pickle.loads(pickle.dumps(malicious_pickle(proof)))  # the trap itself works
@@ -287,8 +282,8 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path: Path, name: str)
     file.rename(outside)
     file.symlink_to(outside)
     with pytest.raises(UserError, match="none of the 1 checkpoints"):
-        checkpoint.resume(tmp_path, *trained(), FACTS, allow_change=False)
-    with pytest.raises(UserError, match=f"{name} is damaged .it is a link to {outside}, outside the checkpoint"):
+        checkpoint.resume(tmp_path, *trained(), FACTS)
+    with pytest.raises(UserError, match=f"{name} is corrupt .it is a link to {outside}, outside the checkpoint"):
         checkpoint.read_meta(file.parent)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "checkpoints")  # the folder itself may be anywhere

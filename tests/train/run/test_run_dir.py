@@ -97,18 +97,18 @@ def test_the_heartbeat_tells_the_last_step_once_a_second(tmp_path: Path, monkeyp
     now = 1000.0
     monkeypatch.setattr(run_dir.time, "monotonic", lambda: now)
     run, other = RunDir(config(tmp_path), MAIN), RunDir(config(tmp_path), OTHER)
-    other.beat(3)
+    other.write_heartbeat(3)
     assert not (tmp_path / "heartbeat.json").exists()
-    run.beat(4)
+    run.write_heartbeat(4)
     now += 0.5
-    run.beat(5)
+    run.write_heartbeat(5)
     beat = json.loads((tmp_path / "heartbeat.json").read_text())
     assert (beat["step"], beat["pid"], beat["host"]) == (4, os.getpid(), socket.gethostname())
     assert abs(beat["time"] - time.time()) < 60
     now += 0.6
-    run.beat(6)
+    run.write_heartbeat(6)
     assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 6
-    run.beat(7, last=True)
+    run.write_heartbeat(7, last=True)
     assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 7
 
 
@@ -117,4 +117,4 @@ def test_damaged_checkpoints_get_another_name(tmp_path: Path) -> None:
     RunDir(config(tmp_path), OTHER).begin(config(tmp_path), [tmp_path / "checkpoints" / "step_00000005"])
     assert (tmp_path / "checkpoints" / "step_00000005").exists()  # rank 0's business
     RunDir(config(tmp_path), MAIN).begin(config(tmp_path), [tmp_path / "checkpoints" / "step_00000005"])
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.damaged"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.corrupt"]

@@ -1,4 +1,4 @@
-"""What of a model moves, and what decides how a run's data comes out."""
+"""Which parameters are trainable, and what identifies a run's data."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from train.config.finetune import ClassifyConfig, LabelledData, TuneConfig
 from train.config.pretrain import ModelConfig, OptimConfig, TrainConfig
 from train.model.classifier import Classifier
 from train.model.gpt import GPT, IGNORE_INDEX
-from train.trainer.finetune import freeze, identity
+from train.trainer.finetune import data_identity, freeze
 from train.trainer.optim import build_optimizer
 from train.weights.load_model import LoadedModel
 
@@ -36,7 +36,7 @@ def moved(tune: TuneConfig) -> set[str]:
     return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
-def test_what_is_asked_for_moves_and_nothing_else() -> None:
+def test_only_the_chosen_parameters_are_trained() -> None:
     names = Classifier(SHAPE, 2).state_dict().keys()
     assert moved(TuneConfig(blocks="all")) == names
     last = {name for name in names if name.startswith(("h.1.", "h.2.", "ln_f.", "score."))}
@@ -59,7 +59,8 @@ def test_the_data_is_another_with_another_file_share_seed_block_or_vocabulary(tm
 
     def of(path: Path = file, model: LoadedModel = base, seed: int = 1, steps: int = 9, val_share: float = 0.1) -> dict:
         data = LabelledData(train=str(path), val_share=val_share)
-        return identity(ClassifyConfig(data=data, train=TrainConfig(seed=seed, max_steps=steps)), model, columns=["a"])
+        config = ClassifyConfig(data=data, train=TrainConfig(seed=seed, max_steps=steps))
+        return data_identity(config, model, columns=["a"])
 
     usual = of()
     assert usual == of(steps=10)

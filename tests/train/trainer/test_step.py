@@ -1,4 +1,4 @@
-"""One optimizer step: accumulation, clipping, skipping, dropout seeds, and one exchange of gradients."""
+"""One optimizer step: gradient accumulation, clipping, skipping, dropout seeds, and one all-reduce."""
 
 import copy
 import math
@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from train.config.pretrain import ModelConfig, OptimConfig
+from train.data.windows import MicroBatch, dropout_seeds
 from train.model.gpt import GPT
 from train.parallel.device import autocast
 from train.trainer.optim import build_optimizer
-from train.trainer.step import dropout_seeds, train_step
+from train.trainer.step import train_step
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50)
 FP32 = autocast(torch.device("cpu"), "fp32")
@@ -30,14 +31,14 @@ def batch(n: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def split(n: int, parts: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def split(n: int, parts: int, seed: int = 0) -> list[MicroBatch]:
     x, y = batch(n)
-    return list(zip(x.chunk(parts), y.chunk(parts), strict=True))
+    seeds = dropout_seeds(seed, 0, n // parts, parts)
+    return [MicroBatch(*two, 1 / parts, s) for *two, s in zip(x.chunk(parts), y.chunk(parts), seeds, strict=True)]
 
 
-def step(model, optimizer, micro_batches, lr=1e-3, grad_clip=1.0, seed=0):
-    seeds = dropout_seeds(seed, 0, len(micro_batches[0][0]), len(micro_batches))
-    return train_step(model, optimizer, micro_batches, FP32, lr, grad_clip, seeds)
+def step(model, optimizer, micro_batches, lr=1e-3, grad_clip=1.0):
+    return train_step(model, optimizer, micro_batches, FP32, lr, grad_clip)
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
@@ -103,7 +104,7 @@ def test_the_norm_of_a_long_gradient_is_that_of_float64(heavy: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_moves_nothing(bad: float) -> None:
+def test_a_non_finite_gradient_changes_nothing(bad: float) -> None:
     model, optimizer = build()
     step(model, optimizer, split(4, 1))
     with torch.no_grad():
@@ -128,7 +129,7 @@ def test_dropout_is_decided_by_seed_and_window() -> None:
     losses = []
     for seed in (3, 3, 4):
         model, optimizer = build(dropout=0.3)
-        losses.append(step(model, optimizer, split(8, 2), seed=seed)[0].item())
+        losses.append(step(model, optimizer, split(8, 2, seed))[0].item())
     assert losses[0] == losses[1] != losses[2]
     seeds = [dropout_seeds(1337, first, 4, 3) for first in (0, 12, 24)]
     assert len({seed for some in seeds for seed in some}) == 9
@@ -136,23 +137,23 @@ def test_dropout_is_decided_by_seed_and_window() -> None:
     assert dropout_seeds(5, 16, 4, 4) == dropout_seeds(5, 16, 4, 2) + dropout_seeds(5, 24, 4, 2)
 
 
-def test_gradients_are_exchanged_once_a_step() -> None:
+def test_gradients_are_all_reduced_once_a_step() -> None:
     store = dist.HashStore()
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         model, optimizer = build()
         wrapped = DDP(model)
-        exchanged = []
+        reduced = []
 
         def count(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-            exchanged.append(bucket.buffer().numel())
+            reduced.append(bucket.buffer().numel())
             future = torch.futures.Future()
             future.set_result(bucket.buffer())
             return future
 
         wrapped.register_comm_hook(None, count)
         step(wrapped, optimizer, split(8, 4))
-        assert sum(exchanged) == model.num_parameters()
+        assert sum(reduced) == model.num_parameters()
         alone, optimizer = build()
         step(alone, optimizer, split(8, 4))
         for a, b in zip(alone.parameters(), model.parameters(), strict=True):
@@ -164,25 +165,12 @@ def test_gradients_are_exchanged_once_a_step() -> None:
 def test_bf16_computes_in_bf16_and_the_loss_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.parallel.device._cpu_has_bf16", lambda: True)
     model, optimizer = build()
-    seeds = dropout_seeds(0, 0, 8, 1)
-    loss, _ = train_step(model, optimizer, split(8, 1), autocast(torch.device("cpu"), "bf16"), 1e-3, 1.0, seeds)
+    loss, _ = train_step(model, optimizer, split(8, 1), autocast(torch.device("cpu"), "bf16"), 1e-3, 1.0)
     reference, optimizer = build()
     exact, _ = step(reference, optimizer, split(8, 1))
     assert loss.dtype == torch.float32
     assert 0 < abs(loss.item() - exact.item()) < 0.02
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-
-
-def test_a_norm_above_the_limit_moves_nothing() -> None:
-    model, optimizer = build()
-    before = copy.deepcopy(model.state_dict())
-    seeds = dropout_seeds(0, 0, 4, 2)
-    _, norm = train_step(model, optimizer, split(8, 2), FP32, 1e-3, 1.0, seeds, skip_above=1e-3)
-    assert norm > 1e-3
-    assert not optimizer.state
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    train_step(model, optimizer, split(8, 2), FP32, 1e-3, 1.0, seeds, skip_above=norm.item())
-    assert not torch.equal(before["wte.weight"], model.wte.weight)
 
 
 def test_an_infinite_loss_skips_the_step_though_its_own_gradient_is_finite() -> None:
@@ -200,8 +188,8 @@ def test_an_infinite_loss_skips_the_step_though_its_own_gradient_is_finite() -> 
 
     model = Overflows()
     optimizer = torch.optim.AdamW(model.parameters())
-    batches = [(torch.ones(1, 2), torch.ones(1)), (torch.ones(1, 2), torch.ones(1))]
-    loss, norm = train_step(model, optimizer, batches, FP32, 1e-3, 1.0, [0, 1])
+    batches = [MicroBatch(torch.ones(1, 2), torch.ones(1), 0.5, seed) for seed in (0, 1)]
+    loss, norm = train_step(model, optimizer, batches, FP32, 1e-3, 1.0)
     assert loss.isinf()
     assert norm.isnan()
     assert torch.equal(model.weight, torch.ones(2, 2))

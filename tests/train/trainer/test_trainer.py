@@ -1,36 +1,132 @@
-"""The training loop's own doings; whole runs are in tests/train/test_train_gpt2.py."""
+"""The trainer's own behaviour; whole runs are in tests/train/test_train_gpt2.py."""
 
+import errno
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.helpers.tiny import VOCAB
-from train.config.pretrain import ModelConfig
-from train.data.windows import Began
-from train.model.gpt import GPT
-from train.parallel.world import World
-from train.run.stop_request import StopRequest
-from train.trainer.trainer import save
+from prepare.common.cli import UserError
+from tests.helpers.tiny import rows, tiny_trainer
+from train.config.finetune import ClassifyConfig, TuneConfig
+from train.config.pretrain import Config, OptimConfig, TrainConfig
+from train.trainer.trainer import MAX_SKIPPED, changeable_settings, one_line_errors
+
+
+@pytest.fixture(autouse=True)
+def no_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.run.stop_request.signal.signal", lambda *_: None)
+
+
+def test_a_run_ends_saved_and_done_and_is_resumed_where_it_was_stopped(tmp_path: Path) -> None:
+    evaluated: list[int] = []
+
+    def stop_after_3(step: int) -> bool:
+        evaluated.append(step)
+        trainer.stop.agreed = step == 3
+        return step == 3
+
+    trainer = tiny_trainer(tmp_path)
+    trainer.train(stop_after_3)
+    assert trainer.stopped
+    trainer.finish()
+    trainer.run._lock.release()
+    assert not (tmp_path / "DONE").exists()
+    trainer = tiny_trainer(tmp_path)
+    assert trainer.step == 3
+    trainer.train(lambda step: evaluated.append(step) is not None)
+    trainer.finish()
+    assert (tmp_path / "DONE").read_text() == "7\n"
+    assert evaluated == [0, 1, 2, 3, 3, 4, 5, 6, 7]
+    assert [row["step"] for row in rows(tmp_path, "train")] == list(range(1, 8))
+
+
+def test_the_evaluator_ends_a_run_early_and_it_is_done(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    trainer.train(lambda step: step == 2)
+    trainer.finish()
+    assert (trainer.step, trainer.stopped) == (2, False)
+    assert (tmp_path / "DONE").read_text() == "7\n"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
 
 
 def test_slurms_time_limit_leaves_room_for_the_slowest_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 1000))
-    monkeypatch.setattr("train.run.stop_request.signal.signal", lambda *_: None)
-    stop, saved = StopRequest(tmp_path, 60, is_main=True), []
-    saver = SimpleNamespace(slowest=0.0, save=lambda step, _meta: saved.append(step))
-    parts = {
-        "raw": GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=VOCAB)),
-        "world": World(0, 1, torch.device("cpu")),
-        "loader": SimpleNamespace(began=Began(), position=lambda step: {"window": step, "epoch": 0}),
-        "norms": SimpleNamespace(latest=[]),
-    }
-    training = SimpleNamespace(**parts, optimizer=None, saver=saver, stop=stop, facts={}, step=7, skipped=0)
-    save(training)
-    assert not stop.requested()
-    saver.slowest = 600.0
-    save(training)
-    assert saved == [7, 7]
-    assert stop.requested()  # twice 600 s are more than what is left
+    trainer = tiny_trainer(tmp_path)
+    trainer.save()
+    assert not trainer.stop.requested()
+    trainer.saver.slowest = 600.0
+    trainer.save()
+    assert trainer.stop.requested()  # twice 600 s is more than what is left
+
+
+def test_the_last_rows_are_on_disk_before_done_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, synced, original = tiny_trainer(tmp_path), [], os.fsync
+
+    def fsync(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+        original(handle)
+
+    trainer.log.write(7, "val", loss=1.0)
+    monkeypatch.setattr(os, "fsync", fsync)
+    trainer.finish()
+    assert synced == ["metrics.jsonl", "DONE.tmp", tmp_path.name]
+
+
+def test_a_run_whose_last_rows_find_no_room_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_trainer(tmp_path)
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.finish()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("DONE")]
+
+
+def test_steps_that_are_not_finite_in_a_row_and_failed_saves_end_the_run(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    for norm in (torch.nan, 1.0, *[torch.inf] * (MAX_SKIPPED - 1)):
+        trainer.check_step(norm, saves_failed=False)
+    with pytest.raises(UserError, match=rf"^{MAX_SKIPPED} steps in a row .* lower optim.max_lr"):
+        trainer.check_step(torch.nan, saves_failed=False)
+    with pytest.raises(UserError, match="saves in a row have failed"):
+        trainer.check_step(1.0, saves_failed=True)
+
+
+def test_the_settings_that_may_change_are_named_by_their_keys() -> None:
+    config = Config(optim=OptimConfig(max_lr=0.5), train=TrainConfig(max_steps=7))
+    found = changeable_settings(config)
+    assert (found["optim.max_lr"], found["train.max_steps"], found["model.dropout"]) == (0.5, 7, 0.0)
+    assert found["optim.betas"] == list(config.optim.betas)  # as JSON gives them back
+    assert found == changeable_settings(replace(config, train=replace(config.train, seed=99)))
+    classify = changeable_settings(ClassifyConfig(tune=TuneConfig(dropout=0.25)))
+    assert (classify["tune.dropout"], classify["data.class_weights"]) == (0.25, "none")
+    assert classify.keys() - found.keys() == {"tune.dropout", "data.class_weights"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB"), "data.micro_batch_size 24"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "micro_batch_size 24: "),
+        (MemoryError(), "data.micro_batch_size 24: lower it"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), "another process of this run is gone"),
+    ],
+)
+def test_a_failure_of_the_machine_is_one_line(failure: Exception, words: str) -> None:
+    with pytest.raises(UserError) as error, one_line_errors(24):
+        raise failure
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("Timed out")])
+def test_other_failures_stay_what_they_are(failure: Exception) -> None:
+    with pytest.raises(type(failure)) as error, one_line_errors(24):
+        raise failure
+    assert error.value is failure
