@@ -1,9 +1,9 @@
-"""How fast text becomes tokens on this machine: the engine alone, the whole stage, and where its time goes.
+"""How fast text becomes tokens on this machine: the engine alone, the whole pipeline, and what its parts take.
 
-    python prepare/bench.py                                        # Shakespeare's plays, over and over
+    python prepare/bench.py                                        # Shakespeare's plays, repeated
     python prepare/bench.py --input 'corpus/*.parquet'             # text of your own, repeated to --megabytes
 
-Repeated text suits gigatoken's cache, in both its numbers alike: give text of your own, and as much as there is.
+Repeated text suits gigatoken's cache, with and without the rest of the pipeline: give much text of your own.
 """
 
 import sys
@@ -27,13 +27,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prepare.common.cli import ROOT, Parser, UserError, available_cores, nonempty, nonempty_path, positive, run_script
-from prepare.pipeline.tokenize_job import Job, add_workers, run_job
+from prepare.common.cli import ROOT, Parser, UserError, available_cores, nonempty, positive, run_script
+from prepare.pipeline.options import add_workers
+from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources.readers import LocalFile, find_inputs, read_documents
 from prepare.tokens.tokenizer import GPT2Tokenizer
 
-TIKTOKEN_BYTES = 50_000_000  # it is slow, and as fast on little text as on much
+RUNS = 3  # of each measurement
+TIKTOKEN_BYTES = 50_000_000  # of text for tiktoken: it is slow, and as fast on little text as on much
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,26 +46,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--column", default="text", help="where the files have it")
     parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
     add_workers(parser)
-    parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each; the medians are shown")
-    parser.add_argument("--folder", type=nonempty_path, help="where there is room; when not given, a temporary folder")
     options = parser.parse_args(argv)
-    if options.folder and not options.folder.is_dir():
-        raise UserError(f"--folder {options.folder} is no folder: make it, or give another")
     if options.input:
         paths = find_inputs(options.input)
         texts = [batch.texts for path in paths for batch in read_documents(path, options.column)]
-        if not _bytes(texts):
+        if not _count_bytes(texts):
             raise UserError(f"--input holds no text ({len(paths)} files): give some to measure with")
     else:
         texts = [pa.array(map(read_play, [*PLAYS, *HELD_OUT]), pa.large_string())]
-    with tempfile.TemporaryDirectory(prefix="prepare_bench_", dir=options.folder) as folder:
-        compare(texts, options.megabytes * 1_000_000, options.workers, options.runs, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="prepare_bench_") as folder:
+        measure(texts, options.megabytes * 1_000_000, options.workers, Path(folder))
 
 
-def compare(texts: list[pa.LargeStringArray], least: int, workers: int, runs: int, folder: Path) -> None:
+def measure(texts: list[pa.LargeStringArray], least: int, workers: int, folder: Path) -> None:
     """Measure everything on `texts`, repeated to at least `least` bytes in parquet files, and print the table."""
     once = pa.table({"text": pa.chunked_array(texts)})
-    size = _bytes(once["text"].chunks)
+    size = _count_bytes(once["text"].chunks)
     paths = [folder / f"{number:03d}.parquet" for number in range(-(-least // size))]
     for path in paths:
         pq.write_table(once, path, row_group_size=1000, compression="zstd")
@@ -76,49 +74,44 @@ def compare(texts: list[pa.LargeStringArray], least: int, workers: int, runs: in
         work()
         speeds.setdefault(what, []).append(amount / 1e6 / (time.perf_counter() - start))
 
-    seconds: dict[str, float] = {}
-
-    def whole(out: Path) -> None:
-        sources = [LocalFile(path, "text") for path in paths]
-        job = Job(sources, "bench", "bench", None, GPT2Tokenizer("gigatoken"), {})
+    def pipeline(out: Path) -> None:
+        inputs = [LocalFile(path, "text") for path in paths]
+        job = TokenizeJob(inputs, "bench", "bench", None, GPT2Tokenizer("gigatoken"), {})
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            run_job(job, out, workers, seconds=seconds)
+            run_job(job, out, workers)
 
     out = folder / "out"
     verify = [sys.executable, str(ROOT / "prepare" / "verify.py"), str(out)]
-    whole(out)  # once before it counts: the files are in the system's cache then
+    pipeline(out)  # once before it counts: then the files are in the system's cache
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     batches = [batch.texts for path in paths for batch in LocalFile(path, "text").batches()]
     few = batches[: 1 + len(batches) * TIKTOKEN_BYTES // total]
-    for _ in range(runs):
+    for _ in range(RUNS):
         shutil.rmtree(out)
         timed("gigatoken alone, text in memory", lambda: _encode("gigatoken", batches, workers))
-        timed("whole stage: parquet to shards on disk", lambda: whole(out))
+        timed("whole pipeline: parquet to shards on disk", lambda: pipeline(out))
         timed("verify.py on the result, as a process", lambda: subprocess.run(verify, check=True, capture_output=True))
         timed("reading alone", lambda: [None for path in paths for _ in LocalFile(path, "text").batches()])
-        timed("tiktoken alone, text in memory", lambda: _encode("tiktoken", few, workers), _bytes(few))
+        timed("tiktoken alone, text in memory", lambda: _encode("tiktoken", few, workers), _count_bytes(few))
     medians = {what: statistics.median(speed) for what, speed in speeds.items()}
     engine = medians["gigatoken alone, text in memory"]
     print(f"{total / 1e6:,.0f} MB of text in {len(paths)} files, {workers} workers, {available_cores()} cores")
-    print(f"{'':40}{'MB/s':>8}  {'of the engine':>13}  {'slowest and fastest run':>24}")
+    print(f"{'':42}{'MB/s':>8}  {'of the engine':>13}  {'slowest and fastest run':>24}")
     for what, speed in medians.items():
         spread = f"{min(speeds[what]):,.1f} to {max(speeds[what]):,.1f}"
-        print(f"{what:40}{speed:8,.1f}  {speed / engine:13.0%}  {spread:>24}")
-    spent = sum(seconds.values())
-    shares = ", ".join(f"{stage} {share / spent:.0%} ({share:.2f} s)" for stage, share in seconds.items())
-    print(f"processor time of the whole stage, last run: {shares}")
-    print(f"peak memory of the whole stage: {memory:,.0f} MiB")
+        print(f"{what:42}{speed:8,.1f}  {speed / engine:13.0%}  {spread:>24}")
+    print(f"peak memory of the whole pipeline: {memory:,.0f} MiB")
 
 
 def _encode(engine: str, batches: list[pa.LargeStringArray], workers: int) -> None:
     tokenizer = GPT2Tokenizer(engine)
-    work = tokenizer._fast.encode if tokenizer._fast else tokenizer.encode_texts
+    work = tokenizer._gigatoken.encode if tokenizer._gigatoken else tokenizer.encode_texts
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(work, batches):
             pass
 
 
-def _bytes(texts: list[pa.LargeStringArray]) -> int:
+def _count_bytes(texts: list[pa.LargeStringArray]) -> int:
     return sum(pc.sum(pc.binary_length(array)).as_py() or 0 for array in texts)
 
 

@@ -26,9 +26,10 @@ from prepare.common.cli import (
     replace_surrogates,
     run_script,
 )
+from prepare.pipeline.options import add_job_options, add_task
 from prepare.pipeline.output_folder import pinned_revision
 from prepare.pipeline.pretokenized import fetch_pretokenized
-from prepare.pipeline.tokenize_job import KEEP_FILES, Job, add_options, run_job
+from prepare.pipeline.tokenize_job import KEEP_FILES, TokenizeJob, run_job
 from prepare.sources.hub import fetch_hub_file, hub_files
 from prepare.sources.readers import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
 from prepare.tokens.tokenizer import GPT2Tokenizer
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer, facts = GPT2Tokenizer(options.engine), {"column": options.column}
         if options.separator:
             facts["separator"] = options.separator
-        job = Job(sources, name, dataset, revision, tokenizer, facts, options.shard_tokens)
+        job = TokenizeJob(sources, name, dataset, revision, tokenizer, facts, options.shard_tokens)
         manifest = run_job(job, out, options.workers, options.task, options.keep_files)
         if manifest is not None:
             shutil.rmtree(out / ".download", ignore_errors=True)
@@ -143,7 +144,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep-files", type=positive, default=KEEP_FILES, metavar="K", help="downloaded files on disk at a time"
     )
-    add_options(parser)
+    add_job_options(parser)
+    add_task(parser)
     options = parser.parse_args(argv)
     if options.pretokenized is not None and options.input:
         raise ArgumentError("--pretokenized downloads shards and --input reads local files: give one of them")

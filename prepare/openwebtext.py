@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prepare.common.cli import DATA, Parser, UserError, nonempty, nonempty_path, run_script
+from prepare.pipeline.options import add_job_options
 from prepare.pipeline.output_folder import PROGRESS, pinned_revision
-from prepare.pipeline.tokenize_job import Job, add_engine, add_shard_tokens, add_workers, run_job
+from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import fetch_hub_file, hub_files
 from prepare.sources.readers import (
     Batch,
@@ -152,7 +153,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     count = max(1, 5 * len(paths) // 4)  # of the hub's 80 files this makes 100 parts of 90M tokens, one shard each
     sources = [Part(corpus, "val"), *(Part(corpus, "train", index, count) for index in range(count))]
-    job = Job(sources, "openwebtext", dataset, revision, GPT2Tokenizer(options.engine), facts, options.shard_tokens)
+    tokenizer = GPT2Tokenizer(options.engine)
+    job = TokenizeJob(sources, "openwebtext", dataset, revision, tokenizer, facts, options.shard_tokens)
     try:
         run_job(job, options.out, options.workers)
     except UserError:
@@ -169,9 +171,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", type=nonempty, metavar="FILE", help="local .parquet files, not the hub")
     parser.add_argument("--column", default="text", help="where the files have the text")
     parser.add_argument("--out", type=nonempty_path, default=DATA / "openwebtext", help="folder of the shards")
-    add_shard_tokens(parser)
-    add_workers(parser)
-    add_engine(parser)
+    add_job_options(parser)
     return parser.parse_args(argv)
 
 

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty_path, run_script
-from prepare.pipeline.tokenize_job import Job, add_shard_tokens, run_job
+from prepare.pipeline.options import add_shard_tokens
+from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import fetch_url
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources.readers import Batch, Source, batch_of
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     # a character vocabulary is that of the whole text, as nanoGPT's
     tokenizer = GPT2Tokenizer() if options.level == "bpe" else CharTokenizer("".join(train + held_out))
     sources = [Texts(held_out, "val"), Texts(train, "train")]
-    job = Job(sources, "shakespeare", dataset, None, tokenizer, {"level": options.level}, options.shard_tokens)
+    job = TokenizeJob(sources, "shakespeare", dataset, None, tokenizer, {"level": options.level}, options.shard_tokens)
     run_job(job, out)
 
 

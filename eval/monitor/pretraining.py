@@ -16,13 +16,13 @@ from eval.generation.sampling import generate
 from eval.scoring.log_likelihood import choice_counts, score_requests, sum_loss
 from eval.scoring.tasks import Request, hellaswag_request, load_hellaswag
 from prepare.common.cli import ROOT, UserError
-from prepare.tokens.tokenizer import tokenizer_of
 from train.config.pretrain import Config
 from train.data.windows import Windows, validation_batches
 from train.model.gpt import GPT
 from train.parallel.world import World
 from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
+from train.weights.load_model import model_tokenizer
 
 HELLASWAG = Path("data/hellaswag_val.jsonl")  # here or in the repository
 BATCHES = 8  # validation batches a rank takes between two exchanges
@@ -125,7 +125,7 @@ class PretrainEvaluator(Evaluator):
         measures = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
         super().__init__(intervals, measures, config.train.max_steps, world, log, stop)
         self.seed = config.train.seed
-        self.tokenizer = tokenizer_of(tokenizer, config.model.vocab_size)
+        self.tokenizer = model_tokenizer(tokenizer, config.model.vocab_size)
         if self.eval.every:
             self.windows = Windows(val_paths, config.model.block_size, config.model.vocab_size)
         for kind in ("hellaswag", "sample"):

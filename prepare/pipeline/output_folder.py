@@ -1,7 +1,7 @@
-"""A folder of shards in the making: whose it is, what of it is on disk, who works on it.
+"""A folder of shards in the making: which processes work on it, which shards are finished, what a later run resumes.
 
-.progress holds the plan, a lock for each task, FFF.part.json for a source (an input file) that has finished shards, and
-FFF.json for one that is finished. The manifest takes their place when all are.
+.progress holds the plan, a lock for each task, and for each input file a record of its finished shards: FFF.part.json
+while the file is unfinished, FFF.json when it is finished. The manifest replaces .progress when all of them are.
 """
 
 import os
@@ -12,77 +12,79 @@ from pathlib import Path
 from prepare.common.cli import UserError
 from prepare.common.files import FileLock, atomic_write_json, read_json_object
 from prepare.tokens.manifest import MANIFEST, build_manifest, read_manifest, write_manifest
-from prepare.tokens.shards import HEADER_BYTES, MAX_PARTS, TOKEN, shard_number
+from prepare.tokens.shards import HEADER_BYTES, MAX_PARTS, SUFFIXES, TOKEN, shard_number
 
 PROGRESS = ".progress"
+PLAN = "plan.json"
 
 
 def pinned_revision(path: Path, dataset: str) -> str | None:
-    """The commit of `dataset` that the folder `path` was begun with; None if it was begun with nothing of it."""
-    begun = path / PROGRESS / "plan.json"
-    made = _read_plan(begun) if begun.is_file() else read_manifest(path)
-    return made["revision"] if made is not None and made["dataset"] == dataset else None
+    """The commit of `dataset` that the folder `path` was started with; None if it holds nothing of that dataset."""
+    plan = read_json_object(path / PROGRESS / PLAN) or read_manifest(path) or {}
+    return plan["revision"] if plan.get("dataset") == dataset else None
 
 
-class Folder:
-    """The folder `path` and the plan of the job that makes it."""
+class OutputFolder:
+    """The folder `path`, and the plan of the job that makes it. Input files are known by their number in the plan."""
 
     def __init__(self, path: Path, plan: dict) -> None:
         self.path, self.plan = path, plan
         self.progress = path / PROGRESS
-        self._plan_path = self.progress / "plan.json"
-        self._moment = self.progress / "lock"  # of `_alone`
+        self._plan_path, self._lock_path = self.progress / PLAN, self.progress / "lock"
 
     @contextmanager
-    def claimed(self, index: int, count: int) -> Iterator[None]:
-        """Hold this share of the folder: no other process may have it, nor a share by another count."""
-        with ExitStack() as held:
-            with self._alone():
+    def claim(self, task: int, count: int) -> Iterator[None]:
+        """Hold one task of `count` of this folder, after starting or resuming it.
+
+        Raises:
+            UserError: another process has this task, or one of another count; or the folder was made with another plan.
+        """
+        with ExitStack() as locks:
+            with self._exclusive():
                 try:
-                    held.enter_context(self._lock(self.progress / f"task-{index}-of-{count}.lock"))
+                    locks.enter_context(self._lock_task(self.progress / f"task-{task}-of-{count}.lock"))
                     for path in self.progress.glob("task-*.lock"):
                         if not path.name.endswith(f"-of-{count}.lock"):
-                            self._lock(path).release()
-                    self._begin()
+                            self._lock_task(path).release()
+                    self._start_or_resume()
                 except UserError:
-                    if not self._plan_path.is_file():  # nothing is under way here: leave the folder as it was
+                    if not self._plan_path.is_file():  # leave a finished folder, or a strange one, as it was
                         self._remove_progress()
                     raise
             yield
 
-    def _begin(self) -> None:
-        manifest = read_manifest(self.path)
-        if manifest is not None:
-            self._refuse_difference(manifest, dict(enumerate(manifest["inputs"])))
-            done = self.finished()
-            if len(done) < len(self.plan["inputs"]):  # shards were deleted since: make them again
-                for number, record in done.items():
-                    self.finish(number, record)
-                atomic_write_json(self._plan_path, self.plan)
-                (self.path / MANIFEST).unlink()
-            return
-        if self._plan_path.is_file():
-            plan = _read_plan(self._plan_path)
-            self._refuse_difference(plan, {number: record["input"] for number, record in self.finished().items()})
-        else:
-            strange = next((path for path in sorted(self.path.iterdir()) if path.suffix in (".bin", ".npy")), None)
-            if strange:
-                raise UserError(f"{strange} is there, but no manifest says of what: choose another --out, or delete it")
-        atomic_write_json(self._plan_path, self.plan)
+    def _lock_task(self, path: Path) -> FileLock:
+        return FileLock(path, self.path, "wait for it, or choose another --out")
 
-    def _refuse_difference(self, before: dict, done: dict[int, dict]) -> None:
-        """UserError if what is finished here was not made as it would be now; unfinished inputs may have changed."""
+    def _start_or_resume(self) -> None:
+        manifest, finished = read_manifest(self.path), self.finished_inputs()
+        if before := manifest or read_json_object(self._plan_path):
+            self._refuse_difference(before, finished)
+        elif others := sorted(path for path in self.path.iterdir() if path.suffix in SUFFIXES):
+            raise UserError(f"{others[0]} is there, but no manifest.json: choose another --out, or delete it")
+        if manifest is not None:
+            if len(finished) == len(self.plan["inputs"]):
+                return
+            for number, record in finished.items():  # shards were deleted since: make only those again
+                self.save_finished(number, record)
+        atomic_write_json(self._plan_path, self.plan)
+        (self.path / MANIFEST).unlink(missing_ok=True)
+
+    def _refuse_difference(self, before: dict, finished: dict[int, dict]) -> None:
+        """UserError if the folder was made with another plan; input files that are not finished may have changed."""
 
         def facts(plan: dict, inputs: dict[int, dict]) -> dict:
-            options = {key: plan[key] for key in ("dataset", "revision", "tokenizer")} | plan.get("options", {})
+            options = {key: plan[key] for key in ("dataset", "revision", "tokenizer")} | plan["options"]
             options["number of input files"] = len(plan["inputs"])
             return options | {
                 f"{key} of input file {number}": inputs[number].get(key)
-                for number in sorted(done.keys() & set(range(len(self.plan["inputs"]))))
-                for key in self.plan["inputs"][number]
+                for number, identity in enumerate(self.plan["inputs"])
+                for key in identity
+                if number in finished
             }
 
-        theirs, ours = facts(before, done), facts(self.plan, dict(enumerate(self.plan["inputs"])))
+        theirs = facts(before, {number: record["input"] for number, record in finished.items()})
+        ours = facts(self.plan, dict(enumerate(self.plan["inputs"])))
         for key in theirs | ours:
             if theirs.get(key) != ours.get(key):
                 raise UserError(
@@ -90,136 +92,103 @@ class Folder:
                     "give the same options and input, or choose another --out, or delete the folder"
                 )
 
-    def finished(self) -> dict[int, dict]:
-        """The records of the sources whose shards are all there, by number."""
+    def finished_inputs(self) -> dict[int, dict]:
+        """The records {input, shards} of the input files whose shards are all there, by number."""
         manifest = read_manifest(self.path)
         if manifest is None:
-            markers = [(number, self._marker(number)) for number in range(len(self.plan["inputs"]))]
-            records = {number: record for number, path in markers if (record := _read_record(path)) is not None}
+            found = {number: read_json_object(self._record_path(number)) for number in range(len(self.plan["inputs"]))}
+            records = {number: record for number, record in found.items() if record}
         else:
             records = {number: {"input": facts, "shards": []} for number, facts in enumerate(manifest["inputs"])}
             for shard in manifest["shards"]:
-                number = shard_number(shard["file"])
-                if number is None or number // MAX_PARTS not in records:
-                    found = f"{self.path / MANIFEST} has the shard {shard['file']}, which is of none of its inputs"
-                    raise UserError(f"{found}: delete the folder and run its preparation again")
-                records[number // MAX_PARTS]["shards"].append(shard)
-        return {number: record for number, record in records.items() if self._whole(record["shards"])}
+                records[shard_number(shard["file"]) // MAX_PARTS]["shards"].append(shard)
+        return {number: record for number, record in records.items() if self._all_there(record["shards"])}
 
-    def _whole(self, shards: list[dict]) -> bool:
+    def _all_there(self, shards: list[dict]) -> bool:
         paths = [(self.path / shard["file"], HEADER_BYTES + TOKEN.itemsize * shard["tokens"]) for shard in shards]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
-    def begun(self, number: int) -> dict | None:
-        """What `save` remembered of an unfinished source, if its shards are there and it is still the same."""
-        record = _read_record(self._marker(number, ".part"))
-        identity = self.plan["inputs"][number]
-        if record is None or not self._whole(record["shards"]):
-            return None
-        return record if all(record["input"].get(key) == identity[key] for key in identity) else None
+    def partial_record(self, number: int) -> dict | None:
+        """The last save_partial of an input file, if its shards are there and the file is still the same."""
+        record, identity = read_json_object(self._record_path(number, ".part")), self.plan["inputs"][number]
+        same = record and identity.items() <= record["input"].items() and self._all_there(record["shards"])
+        return record if same else None
 
-    def clean(self, numbers: Iterable[int], keep: bool = True) -> None:
-        """Remove what an interrupted run left of these sources, but (`keep`) the shards that `begun` knows."""
+    def save_partial(self, number: int, record: dict) -> None:
+        """Record the finished shards of an unfinished input file, and how to resume after them."""
+        # without indentation: often, and long
+        atomic_write_json(self._record_path(number, ".part"), self._identified(number, record), indent=None)
+
+    def save_finished(self, number: int, record: dict) -> None:
+        """Record that all shards of an input file are on disk."""
+        atomic_write_json(self._record_path(number), self._identified(number, record))
+        self._record_path(number, ".part").unlink(missing_ok=True)
+
+    def _identified(self, number: int, record: dict) -> dict:
+        return record | {"input": self.plan["inputs"][number] | record["input"]}
+
+    def remove_partial_shards(self, numbers: Iterable[int]) -> None:
+        """Remove what an interrupted run left of these input files, except the shards in their partial records."""
         numbers, kept = set(numbers), set()
         for number in numbers:
-            record = self.begun(number) if keep else None
-            if record is None:
-                self._marker(number, ".part").unlink(missing_ok=True)
-            else:
+            if record := self.partial_record(number):
                 kept |= {shard["file"] for shard in record["shards"]}
+            else:
+                self._record_path(number, ".part").unlink(missing_ok=True)
         for path in self.path.iterdir():
             number = shard_number(path.name)
             if number is not None and number // MAX_PARTS in numbers and path.name not in kept:
                 path.unlink()
 
-    def save(self, number: int, record: dict) -> None:
-        """Remember the shards of an unfinished source that are on disk, and how to go on after them."""
-        atomic_write_json(
-            self._marker(number, ".part"), self._identified(number, record), indent=None
-        )  # often, and long
-
-    def finish(self, number: int, record: dict) -> None:
-        """Remember that a source's shards are on disk."""
-        atomic_write_json(self._marker(number), self._identified(number, record))
-        self._marker(number, ".part").unlink(missing_ok=True)
-
-    def _identified(self, number: int, record: dict) -> dict:
-        return record | {"input": self.plan["inputs"][number] | record["input"]}
-
-    def abandon(self, keep: bool = True) -> None:
-        """After a mistake of the user's: keep finished sources and (`keep`) finished shards, and leave nothing at all
-        when there are none."""
-        with self._alone():
-            done = self.finished()
-            numbers = [number for number in range(len(self.plan["inputs"])) if number not in done]
-            self.clean(numbers, keep)
-            if not done and not any(self._marker(number, ".part").is_file() for number in numbers):
+    def keep_only_finished(self) -> None:
+        """After a user's mistake: keep finished shards; remove the folder when there are none."""
+        with self._exclusive():
+            finished = self.finished_inputs()
+            unfinished = [number for number in range(len(self.plan["inputs"])) if number not in finished]
+            self.remove_partial_shards(unfinished)
+            if not finished and not any(self._record_path(number, ".part").is_file() for number in unfinished):
                 self._remove_progress()
                 with suppress(OSError):  # the folder holds something else
                     self.path.rmdir()
 
-    def complete(self) -> dict | None:
-        """The manifest; it is written here when every source is finished and no other process has done so."""
-        with self._alone():
-            manifest = read_manifest(self.path)
-            records = self.finished()
+    def write_manifest_if_complete(self) -> dict | None:
+        """The manifest; it is written here if every input file is finished and no other task has done so."""
+        with self._exclusive():
+            manifest, records = read_manifest(self.path), self.finished_inputs()
             if manifest is None and len(records) == len(self.plan["inputs"]):
-                manifest = self._manifest([records[number] for number in range(len(records))])
+                inputs = [records[number]["input"] for number in range(len(records))]
+                shards = [shard for number in range(len(records)) for shard in records[number]["shards"]]
+                if not any(facts["bytes"] for facts in inputs):
+                    for number in records:
+                        self._record_path(number).unlink()
+                    raise UserError(f"the input holds no text ({len(records)} files): nothing to make {self.path} of")
+                manifest = build_manifest(**(self.plan | {"inputs": inputs}), shards=shards)
                 write_manifest(self.path, manifest)
             if manifest is not None:
                 self._remove_progress()
             return manifest
 
-    def _manifest(self, records: list[dict]) -> dict:
-        if not any(record["input"]["bytes"] for record in records):
-            for number in range(len(records)):
-                self._marker(number).unlink()
-            raise UserError(f"the input holds no text ({len(records)} files): nothing to make {self.path} of")
-        inputs = [record["input"] for record in records]
-        shards = [shard for record in records for shard in record["shards"]]
-        return build_manifest(**(self.plan | {"inputs": inputs}), shards=shards)
-
-    def _remove_progress(self) -> None:
-        """Remove .progress, in a moment of `_alone` whose lock goes last: who comes in then keeps what it begins."""
-        for path in [*(path for path in self.progress.iterdir() if path != self._moment), self._moment]:
-            with suppress(OSError):  # NFS keeps what a process has open
-                path.unlink()
-        with suppress(OSError):  # somebody came in
-            self.progress.rmdir()
-
-    def _marker(self, number: int, kind: str = "") -> Path:
+    def _record_path(self, number: int, kind: str = "") -> Path:
         return self.progress / f"{number:03d}{kind}.json"
 
-    def _lock(self, path: Path) -> FileLock:
-        return FileLock(path, self.path, "wait for it, or choose another --out")
-
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """A moment in which no other task begins, completes or abandons this folder, which is made where it is gone."""
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the folder's lock: one process at a time claims, completes or removes it. Makes the folder if needed."""
         while True:
-            with suppress(FileExistsError):  # exist_ok would look again, when it may be gone
-                self.path.mkdir()
             try:
-                with suppress(FileExistsError):
-                    self.progress.mkdir()
-                lock = FileLock(self._moment, self.path, wait=True)
-            except FileNotFoundError:
-                continue  # completed or abandoned, and removed, at this very moment
+                self.progress.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(self._lock_path, self.path, wait=True)
+            except (FileNotFoundError, FileExistsError):
+                continue  # another process has just removed it
             with lock:
-                if os.fstat(lock.file.fileno()).st_nlink:  # else removed by the one who had it
+                if os.fstat(lock.file.fileno()).st_nlink:  # else removed by the process that held it
                     yield
                     return
 
-
-def _read_plan(path: Path) -> dict:
-    """The plan of a folder in the making. UserError if it is damaged."""
-    plan = read_json_object(path)
-    if not plan:
-        raise UserError(f"{path} is damaged: delete {path.parent.parent} and run its preparation again")
-    return plan
-
-
-def _read_record(path: Path) -> dict | None:
-    """What is remembered of a source; None when there is nothing, or what there is is damaged: it is made again."""
-    record = read_json_object(path)
-    return record if {"input", "shards"} <= record.keys() else None
+    def _remove_progress(self) -> None:
+        """Remove .progress, the lock last: a process that waits for it makes a new one."""
+        for path in sorted(self.progress.iterdir(), key=lambda path: path == self._lock_path):
+            with suppress(OSError):  # NFS keeps what a process has open
+                path.unlink()
+        with suppress(OSError):  # another process has come
+            self.progress.rmdir()

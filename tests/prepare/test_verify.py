@@ -1,4 +1,4 @@
-"""verify.py: whole folders pass, and every kind of damage is named by its file."""
+"""verify.py: valid folders pass, and every missing or corrupt file is named."""
 
 import json
 import os
@@ -11,20 +11,21 @@ import pytest
 
 from prepare.common.files import file_sha256
 from prepare.tokens.manifest import build_manifest, write_manifest
-from prepare.tokens.shards import ShardWriter, join_documents
-from prepare.tokens.tokenizer import EOT, CharTokenizer, GPT2Tokenizer
+from prepare.tokens.shards import ShardWriter
+from prepare.tokens.tokenizer import EOT, CharTokenizer, GPT2Tokenizer, join_documents
 from tests.helpers.commands import one_line_error, run_command
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
+def valid(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("valid")
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, EOT, 50).astype(np.uint16) for _ in range(40)]
     inputs, shards = [], []
     for number in range(2):
-        with ShardWriter(folder, "x", number, 900) as writer:
-            writer.write(*join_documents(documents, EOT))
+        writer = ShardWriter(folder, "x", number, 900)
+        writer.write(*join_documents(documents, EOT))
+        writer.finish_shard()
         inputs.append({"name": f"{number}.txt", "documents": 40, "tokens": 40 * 51, "skipped": 0})
         shards += writer.records
     options = {"shard_tokens": 900}
@@ -33,8 +34,8 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "copy"))
+def folder(valid, tmp_path) -> Path:
+    return Path(shutil.copytree(valid, tmp_path / "copy"))
 
 
 def verify(folder: Path):
@@ -42,9 +43,9 @@ def verify(folder: Path):
 
 
 def named(folder: Path) -> list[str]:
-    """The lines about damaged files, of a verification that must fail."""
+    """The lines about missing and corrupt files, of a verification that must fail."""
     result = verify(folder)
-    assert "not whole" in one_line_error(result)
+    assert "delete these files" in one_line_error(result)
     return result.stdout.splitlines()
 
 
@@ -63,10 +64,10 @@ def record_again(folder: Path, name: str) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_whole(whole):
-    result = verify(whole)
+def test_valid(valid):
+    result = verify(valid)
     assert result.returncode == 0, result.stdout
-    assert "6 shards, 4,080 tokens, 80 documents: whole (checksums match)" in result.stdout
+    assert "6 shards, 4,080 tokens, 80 documents, valid (checksums match)" in result.stdout
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -106,10 +107,8 @@ def test_missing_truncated_strange_and_left_over(folder):
     [
         ("x_train_001001.bin", 0, b"\0", "magic"),
         ("x_train_001001.bin", 4, b"\2", "version 2"),
-        ("x_train_001001.bin", 500, b"\1", "header holds more"),
         ("x_train_001001.bin", 1024 + 2 * 7, (50257).to_bytes(2, "little"), "token 50257 at 7 "),
-        ("x_train_001001.bin", 1024 + 2 * 7, EOT.to_bytes(2, "little"), "documents begin in it"),
-        ("x_train_001000.bin", 1024, EOT.to_bytes(2, "little")[::-1], "token 21700 |documents begin"),
+        ("x_train_001001.bin", 1024 + 2 * 7, EOT.to_bytes(2, "little"), "documents, and the manifest says"),
     ],
 )
 def test_what_a_checksum_alone_would_not_say(folder, name, position, data, said):
@@ -117,64 +116,20 @@ def test_what_a_checksum_alone_would_not_say(folder, name, position, data, said)
     record_again(folder, name)
     (line,) = named(folder)
     assert line.startswith(str(folder / name))
-    assert any(words in line for words in said.split("|"))
+    assert said in line
 
 
-def test_first_part_must_begin_a_document(folder):
-    path = folder / "x_train_001000.bin"
-    patch(path, 1024, (7).to_bytes(2, "little") + EOT.to_bytes(2, "little"))  # as many documents, one token later
-    record_again(folder, path.name)
-    (line,) = named(folder)
-    assert "begins with token 7" in line
-
-
-def test_manifest_that_contradicts_itself(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["inputs"][0]["tokens"] += 1
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    result = verify(folder)
-    assert "its inputs have 4,081 tokens" in result.stdout
-    assert "delete the folder and run its preparation again" in one_line_error(result)
-    manifest["inputs"][0]["tokens"] -= 1
+def test_a_manifest_of_something_else(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
     manifest["shards"][0]["tokens"] -= 1
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest))
     assert any("900 tokens, and the manifest says 899" in line for line in named(folder))
-    (folder / "manifest.json").write_text("{")
-    assert "manifest.json" in one_line_error(verify(folder))
     manifest["tokenizer"]["sha256"] = "0" * 64
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest))
     assert "sha256" in one_line_error(verify(folder))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "said"),
-    [
-        ("file", "../x_train_000001.bin", "no file's name"),
-        ("file", "\ud800.bin", "no file's name"),
-        ("file", "x" * 5000, "no file's name"),
-        ("vocab_size", 100, "50,257 tokens, not 100"),
-    ],
-)
-def test_manifest_with_a_strange_value(folder, key, value, said):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (manifest["tokenizer"] if key == "vocab_size" else manifest["shards"][0])[key] = value
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert said in one_line_error(verify(folder))
-
-
-def test_a_link_to_nowhere_is_a_missing_shard(folder):
-    path = folder / "x_train_001000.bin"
-    path.unlink()
-    path.symlink_to("/nowhere/x.bin")
-    assert named(folder) == [f"{path}: missing"]
-
-
-def test_without_a_manifest_a_shard_between_others_is_missed(folder):
-    (folder / "manifest.json").unlink()
-    (folder / "x_train_000001.bin").unlink()
-    assert named(folder) == [f"{folder}/x_train_000001.bin: missing, between others that are there"]
-    (folder / "x_val_000000.bin").unlink()  # others' shards may begin anywhere
-    assert verify(folder).returncode == 0
+    path.write_text("{")
+    assert "manifest.json" in one_line_error(verify(folder))
 
 
 def test_without_a_manifest_only_the_structure(folder):
@@ -182,22 +137,23 @@ def test_without_a_manifest_only_the_structure(folder):
     result = verify(folder)
     assert result.returncode == 0, result.stdout
     assert "6 shards, 4,080 tokens, 80 documents" in result.stdout
-    assert "sound (no manifest" in result.stdout
+    assert "no manifest" in result.stdout
     np.arange(50000, dtype=np.uint16).tofile(folder / "train.bin")
     np.save(folder / "edufineweb_train_000001.npy", np.arange(60000, dtype=np.uint16))
     (line,) = named(folder)
     assert "edufineweb_train_000001.npy: token 50257 at 50,257" in line
 
 
-def test_an_interrupted_download_is_not_whole(folder):
+def test_an_interrupted_download_is_named(folder):
     (folder / "manifest.json").unlink()
     (folder / "fineweb_train_000003.bin.part").write_bytes(b"the beginning")
     assert named(folder) == [f"{folder}/fineweb_train_000003.bin.part: left by an interrupted run"]
 
 
 def test_characters(tmp_path):
-    with ShardWriter(tmp_path, "x") as writer:
-        writer.write(*join_documents([np.array([0, 1, 2], np.uint16)], None))
+    writer = ShardWriter(tmp_path, "x")
+    writer.write(*join_documents([np.array([0, 1, 2], np.uint16)], None))
+    writer.finish_shard()
     inputs = [{"name": "a.txt", "documents": 1, "tokens": 3}]
     options = {"shard_tokens": 900}
     for characters, status in (("abc", 0), ("ab", 1)):
@@ -215,7 +171,7 @@ def test_unfinished(tmp_path):
 
 
 def test_no_folder_and_no_shards(tmp_path):
-    assert "no folder" in one_line_error(verify(tmp_path / "absent"))
+    assert "not a folder" in one_line_error(verify(tmp_path / "absent"))
     assert "no token shards" in one_line_error(verify(tmp_path))
     assert "folder" in one_line_error(run_command("python", "prepare/verify.py"), 2)
     assert "it is empty" in one_line_error(verify(""), 2)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import tiktoken
 
-from prepare.tokens.engine import UNLIKE, Gigatoken
+from prepare.tokens.engine import DIFFERING_CODE_POINTS, Gigatoken
 from prepare.tokens.tokenizer import PATTERN, GPT2Tokenizer
 
 MARKS = "al1! \n'"  # what contexts are made of
@@ -30,9 +30,9 @@ def scalars() -> Iterator[int]:
     return chain(range(0xD800), range(0xE000, 0x110000))
 
 
-def unlike_scalars() -> set[int]:
+def differing_scalars() -> set[int]:
     """What prepare/tokens/engine.py says."""
-    return {code for first, last in UNLIKE for code in range(first, last + 1)}
+    return {code for first, last in DIFFERING_CODE_POINTS for code in range(first, last + 1)}
 
 
 class Cuts:
@@ -68,7 +68,7 @@ def adversarial(count: int, seed: int) -> Iterator[str]:
         for place in range(rng.randrange(4)):
             text.insert(rng.randrange(len(text) + 1), chr(rng.randint(*planes[place])))
         if rng.random() < 0.02:
-            text.insert(rng.randrange(len(text) + 1), chr(rng.randint(*rng.choice(UNLIKE.tolist()))))
+            text.insert(rng.randrange(len(text) + 1), chr(rng.randint(*rng.choice(DIFFERING_CODE_POINTS.tolist()))))
         if rng.random() < 0.3:
             text.append(rng.choice(pieces) * rng.randrange(60))
         yield "".join(text)
@@ -104,8 +104,8 @@ def main() -> None:
             sys.exit("error: the tokens of an adversarial string differ")
         count += len(texts)
     print(f"{count:,} adversarial strings: the same tokens ({time.monotonic() - start:.0f} s)")
-    if found != unlike_scalars():
-        sys.exit(f"error: prepare/tokens/engine.py has other code points: {show(found ^ unlike_scalars())}")
+    if found != differing_scalars():
+        sys.exit(f"error: prepare/tokens/engine.py has other code points: {show(found ^ differing_scalars())}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 
 from prepare.common.cli import RUNS, UserError
 from prepare.finetuning.instructions import Template
-from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer, load_tokenizer, tokenizer_of
+from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, load_tokenizer
 from train.config.pretrain import ModelConfig
 from train.model.classifier import Classifier
 from train.model.gpt import GPT
@@ -32,7 +32,7 @@ class LoadedModel:
     """A model ready to be scored or to talk: in evaluation mode, float32."""
 
     model: GPT
-    known_tokenizer: GPT2Tokenizer | CharTokenizer | None  # None: of data with a small vocabulary and no manifest
+    known_tokenizer: Tokenizer | None  # None: of data with a small vocabulary and no manifest
     name: str  # what to call it: the run and step, the folder, or the hub's name
     step: int | None  # finished training steps; None for a model that is not ours
     labels: tuple[str, ...] = ()  # of a classifier
@@ -42,7 +42,7 @@ class LoadedModel:
     precision: str = "fp32"  # of its matrix products, while it is measured
 
     @property
-    def tokenizer(self) -> GPT2Tokenizer | CharTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """Between its ids and text. UserError where nobody knows it."""
         if self.known_tokenizer is None:
             raise UserError(
@@ -85,7 +85,7 @@ def load_model(
         run = path.resolve().parent.parent
         name = f"{run.name} at step {meta['step']}"
         template = Template(**meta["template"]) if "template" in meta else None
-        tokenizer, converses = tokenizer_of(meta["tokenizer"], shape.vocab_size), meta.get("converses", False)
+        tokenizer, converses = model_tokenizer(meta["tokenizer"], shape.vocab_size), meta.get("converses", False)
         loaded = LoadedModel(model, tokenizer, name, meta["step"], labels, template, converses, run)
     elif is_hf_folder(path):
         loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name, None)
@@ -136,6 +136,12 @@ def load_initial_weights(spec: str, model: GPT, tokenizer: Mapping[str, Any] | N
         )
     model.load_state_dict(other.model.state_dict())
     return other.name
+
+
+def model_tokenizer(description: Mapping[str, Any] | None, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer that the manifest of a model's data describes. Without a manifest it is GPT-2's, or None if the model
+    has fewer ids than GPT-2, whose meaning nobody knows."""
+    return None if description is None and vocab_size < GPT2_VOCAB_SIZE else load_tokenizer(description)
 
 
 def newest_run() -> Path:

@@ -1,29 +1,28 @@
-"""The pipeline: the same bytes whatever the workers, tasks and interruptions; one process to a folder."""
+"""Tokenizing: the same bytes whatever the workers, tasks and interruptions; one process to a folder."""
 
 import argparse
 import errno
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from prepare.common.cli import UserError, positive
-from prepare.pipeline.tokenize_job import Job, run_job, task_of
-from prepare.sources import readers as sources
+from prepare.common.cli import UserError
+from prepare.pipeline.options import array_task
+from prepare.pipeline.tokenize_job import TokenizeJob, run_job
+from prepare.sources import readers
 from prepare.sources.readers import Batch, LocalFile, Source, batch_of
 from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest
-from prepare.tokens.shards import find_shards, open_shard, write_shard
+from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
 from tests.helpers.commands import ROOT, one_line_error, run_command
 
@@ -43,10 +42,10 @@ def corpus(tmp_path) -> list[Path]:
     return make_corpus(tmp_path / "corpus")
 
 
-def job(paths: list[Path], **changes: object) -> Job:
-    sources = [LocalFile(path, "text") for path in paths]
-    return Job(**({
-        "sources": sources, "name": "x", "dataset": "test", "revision": None, "tokenizer": GPT2Tokenizer(),
+def job(inputs: Sequence[Path | Source], **changes: object) -> TokenizeJob:
+    sources = [LocalFile(path, "text") if isinstance(path, Path) else path for path in inputs]
+    return TokenizeJob(**({
+        "inputs": sources, "name": "x", "dataset": "test", "revision": None, "tokenizer": GPT2Tokenizer(),
         "options": {"column": "text"}, "shard_tokens": 3000,
     } | changes))  # fmt: skip
 
@@ -87,7 +86,7 @@ def test_tokens_are_those_of_tiktoken(corpus, tmp_path):
 @pytest.mark.parametrize("batch", [100, 5000])
 def test_same_bytes_for_every_number_of_workers_and_batch_size(corpus, tmp_path, monkeypatch, batch):
     run_job(job(corpus), tmp_path / "one")
-    monkeypatch.setattr(sources, "BATCH_BYTES", batch)
+    monkeypatch.setattr(readers, "BATCH_BYTES", batch)
     for workers in (1, 2, 7):
         run_job(job(corpus), tmp_path / f"{batch}-{workers}", workers)
         assert contents(tmp_path / f"{batch}-{workers}") == contents(tmp_path / "one")
@@ -155,9 +154,9 @@ class Failing(Source):
 
 def test_a_broken_source_keeps_the_finished_ones_and_its_own_shards(tmp_path):
     log: list[str] = []
-    whole = job([], sources=[Failing(name, 40, 0) for name in "abc"], shard_tokens=500)
+    whole = job([Failing(name, 40, 0) for name in "abc"], shard_tokens=500)
     run_job(whole, tmp_path / "one")
-    broken = job([], sources=[Failing(name, 40, int(name == "b"), log) for name in "abc"], shard_tokens=500)
+    broken = job([Failing(name, 40, int(name == "b"), log) for name in "abc"], shard_tokens=500)
     with pytest.raises(UserError, match="b broke"):
         run_job(broken, tmp_path / "out", 2)
     left = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.bin*")}
@@ -187,7 +186,7 @@ def test_a_shard_that_cannot_be_brought_to_disk_is_made_again_and_finished_files
         real(file)
 
     run_job(job(corpus, shard_tokens=tokens), tmp_path / "one")
-    monkeypatch.setattr(sources, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(readers, "BATCH_BYTES", 3000)
     monkeypatch.setattr(os, "fsync", slow_and_full_once)
     with pytest.raises(OSError, match="No space left"):
         run_job(job(corpus, shard_tokens=tokens), out, 2)
@@ -204,13 +203,13 @@ def test_what_waits_for_room_does_not_wait_for_a_disk_that_failed(tmp_path, monk
     several = [Failing(name, 3) for name in "abcd"]
     for source in several:
         source.takes_room = True
-    target = "prepare.pipeline.output_folder.Folder.finish"
+    target = "prepare.pipeline.output_folder.OutputFolder.save_finished"
     monkeypatch.setattr(target, lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            run_job(job([], sources=several), tmp_path / "out", keep_files=1)
+            run_job(job(several), tmp_path / "out", keep_files=1)
         except OSError as failure:
             failures.append(failure)
 
@@ -246,12 +245,12 @@ class Counted(Source):
 
 @pytest.mark.parametrize("die", [1, 29, 30, 59])
 @pytest.mark.parametrize("shard_tokens", [7, 20, 64, 999])
-def test_goes_on_after_the_last_finished_shard(tmp_path, die, shard_tokens, monkeypatch):
-    monkeypatch.setattr("prepare.pipeline.tokenize_job.BACKLOG", 0)  # what is finished does not depend on the disk
+def test_resumes_after_the_last_finished_shard(tmp_path, die, shard_tokens, monkeypatch):
+    monkeypatch.setattr("prepare.pipeline.tokenize_job.DISK_BACKLOG", 0)  # what is finished does not depend on the disk
     documents = ["word " * (number % 13) + "x" for number in range(60)]
-    run_job(job([], sources=[Counted("a", documents)], shard_tokens=shard_tokens), tmp_path / "one")
+    run_job(job([Counted("a", documents)], shard_tokens=shard_tokens), tmp_path / "one")
     source = Counted("a", documents, die)
-    dying = job([], sources=[source], shard_tokens=shard_tokens)
+    dying = job([source], shard_tokens=shard_tokens)
     with pytest.raises(KeyboardInterrupt):
         run_job(dying, tmp_path / "out")
     saved = tmp_path / "out" / ".progress" / "000.part.json"
@@ -265,12 +264,12 @@ def test_goes_on_after_the_last_finished_shard(tmp_path, die, shard_tokens, monk
         assert record["rows"] > 30
 
 
-def test_a_shard_that_ended_with_a_document_is_gone_on_after_with_the_next(tmp_path, monkeypatch):
+def test_a_shard_that_ended_with_a_document_is_resumed_with_the_next(tmp_path, monkeypatch):
     """Both in one batch, which is read again: documents of 2 tokens, shards of 4, first a batch of 10."""
-    monkeypatch.setattr("prepare.pipeline.tokenize_job.BACKLOG", 0)
+    monkeypatch.setattr("prepare.pipeline.tokenize_job.DISK_BACKLOG", 0)
     documents = ["a"] * 32
-    whole = run_job(job([], sources=[Counted("a", documents, together=8)], shard_tokens=4), tmp_path / "one")
-    dying = job([], sources=[Counted("a", documents, die=24, together=8)], shard_tokens=4)
+    whole = run_job(job([Counted("a", documents, together=8)], shard_tokens=4), tmp_path / "one")
+    dying = job([Counted("a", documents, die=24, together=8)], shard_tokens=4)
     with pytest.raises(KeyboardInterrupt):
         run_job(dying, tmp_path / "out")
     saved = json.loads((tmp_path / "out" / ".progress" / "000.part.json").read_bytes())
@@ -280,13 +279,13 @@ def test_a_shard_that_ended_with_a_document_is_gone_on_after_with_the_next(tmp_p
     assert [shard["documents"] for shard in whole["shards"]] == [2] * 10 + [1]
 
 
-def test_another_file_in_the_place_of_a_half_finished_one_begins_anew(tmp_path):
+def test_another_file_in_the_place_of_a_half_finished_one_starts_from_scratch(tmp_path):
     documents = ["word " * (number % 13) + "x" for number in range(60)]
     with pytest.raises(KeyboardInterrupt):
-        run_job(job([], sources=[Counted("a", documents, 50)], shard_tokens=20), tmp_path / "out")
+        run_job(job([Counted("a", documents, 50)], shard_tokens=20), tmp_path / "out")
     source = Counted("a", documents[1:])
-    run_job(job([], sources=[source], shard_tokens=20), tmp_path / "out")
-    run_job(job([], sources=[Counted("a", documents[1:])], shard_tokens=20), tmp_path / "one")
+    run_job(job([source], shard_tokens=20), tmp_path / "out")
+    run_job(job([Counted("a", documents[1:])], shard_tokens=20), tmp_path / "one")
     assert source.started == [0]
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
 
@@ -313,9 +312,9 @@ def test_the_shards_do_not_depend_on_the_engine(corpus, tmp_path):
 
 @pytest.mark.parametrize("engines", [ENGINES, ENGINES[::-1]])
 def test_a_file_that_both_engines_worked_on_counts_the_documents_of_each(tmp_path, monkeypatch, engines):
-    monkeypatch.setattr("prepare.pipeline.tokenize_job.BACKLOG", 0)
+    monkeypatch.setattr("prepare.pipeline.tokenize_job.DISK_BACKLOG", 0)
     source = Counted("a", ["word " * (number % 13) + "x" for number in range(60)], die=45)
-    first, second = (job([], sources=[source], shard_tokens=20, tokenizer=GPT2Tokenizer(engine)) for engine in engines)
+    first, second = (job([source], shard_tokens=20, tokenizer=GPT2Tokenizer(engine)) for engine in engines)
     with pytest.raises(KeyboardInterrupt):
         run_job(first, tmp_path / "out")
     (facts,) = run_job(second, tmp_path / "out")["inputs"]
@@ -327,7 +326,7 @@ def test_a_file_that_both_engines_worked_on_counts_the_documents_of_each(tmp_pat
 
 def test_a_difference_between_the_engines_stops_the_run_and_names_the_document(corpus, tmp_path, monkeypatch):
     tokenizer = GPT2Tokenizer("gigatoken")
-    right = tokenizer._fast.encode
+    right = tokenizer._gigatoken.encode
 
     def wrong(texts):
         tokens, offsets = right(texts)
@@ -335,7 +334,7 @@ def test_a_difference_between_the_engines_stops_the_run_and_names_the_document(c
         return tokens, offsets
 
     corpus[0].write_text('{"text": null}\n{"text": "a"}\n{"text": null}\n{"text": "some text"}\n')
-    monkeypatch.setattr(tokenizer._fast, "encode", wrong)
+    monkeypatch.setattr(tokenizer._gigatoken, "encode", wrong)
     monkeypatch.setattr("prepare.tokens.tokenizer.random.randrange", lambda count: count - 1)
     with pytest.raises(UserError, match=r"0\.jsonl, row 3: gigatoken's tokens are not tiktoken's"):
         run_job(job(corpus, tokenizer=tokenizer), tmp_path / "out")
@@ -344,32 +343,20 @@ def test_a_difference_between_the_engines_stops_the_run_and_names_the_document(c
 
 def test_nothing_is_left_when_nothing_was_finished(tmp_path):
     with pytest.raises(UserError, match="a broke"):
-        run_job(job([], sources=[Failing("a", 20, 1)]), tmp_path / "new")
+        run_job(job([Failing("a", 20, 1)]), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "notes").touch()
     with pytest.raises(UserError, match="a broke"):
-        run_job(job([], sources=[Failing("a", 20, 1)]), tmp_path / "old")
+        run_job(job([Failing("a", 20, 1)]), tmp_path / "old")
     assert list(contents(tmp_path / "old")) == ["notes"]
-
-
-def test_a_folder_that_is_gone_once_it_was_found_to_be_there_is_no_file(tmp_path, monkeypatch):
-    make, found = os.mkdir, iter([True])
-
-    def made(path: Path, *more: object) -> None:
-        if Path(path).name == "out" and next(found, False):  # another process removes it before anybody looks again
-            raise FileExistsError(errno.EEXIST, "File exists", str(path))
-        make(path, *more)
-
-    monkeypatch.setattr(os, "mkdir", made)
-    assert run_job(job([], sources=[Failing("a", 3)]), tmp_path / "out")["inputs"][0]["documents"] == 3
 
 
 def test_a_failed_fetch_is_this_run_s_error(tmp_path):
     source = Failing("a", 3)
     source.fetch = lambda: (_ for _ in ()).throw(UserError("no network"))
     with pytest.raises(UserError, match="no network"):
-        run_job(job([], sources=[source]), tmp_path / "out")
+        run_job(job([source]), tmp_path / "out")
 
 
 def test_no_text_at_all(tmp_path):
@@ -396,7 +383,7 @@ def test_characters_have_no_separator_and_a_source_may_choose_its_split(tmp_path
     path.write_text('{"text": "ab"}\n{"text": "ba"}\n')
     held_out, train = LocalFile(path, "text"), LocalFile(path, "text")
     held_out.split, train.split = "val", "train"
-    run_job(job([], sources=[held_out, train], tokenizer=CharTokenizer("ab"), shard_tokens=3), tmp_path / "out")
+    run_job(job([held_out, train], tokenizer=CharTokenizer("ab"), shard_tokens=3), tmp_path / "out")
     shards = {path.name: open_shard(path).tolist() for path in find_shards(str(tmp_path / "out" / "*.bin"))}
     assert shards == {
         "x_train_001000.bin": [0, 1, 1],
@@ -404,40 +391,6 @@ def test_characters_have_no_separator_and_a_source_may_choose_its_split(tmp_path
         "x_val_000000.bin": [0, 1, 1],
         "x_val_000001.bin": [0],
     }
-
-
-@pytest.fixture
-def few_parts(monkeypatch):
-    """20 shards of an input file at most, which are quickly made."""
-    for module in ("shards", "folder", "pipeline"):
-        monkeypatch.setattr(f"prepare.{module}.MAX_PARTS", 20)
-
-
-@pytest.mark.usefixtures("few_parts")
-def test_too_many_parts_proposes_a_size_that_works(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("12345 xyz\n" * 40)
-    with pytest.raises(UserError, match=r"--shard-tokens 3 .*a\.txt") as refused:
-        run_job(job([path], shard_tokens=3), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    proposed = int(str(refused.value).split()[-3])
-    run_job(job([path], shard_tokens=proposed), tmp_path / "out")
-
-
-@pytest.mark.usefixtures("few_parts")
-@pytest.mark.parametrize("task", [(1, 1), (2, 2)])
-def test_too_many_parts_in_a_folder_that_holds_others_says_to_delete_it(tmp_path, task):
-    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    for path, lines in zip(paths, (2, 40), strict=True):
-        path.write_text("12345 xyz\n" * lines)
-    out = tmp_path / "out"
-    with pytest.raises(UserError, match=rf"give --shard-tokens \d+ or more, and delete {out}") as refused:
-        run_job(job(paths, shard_tokens=3), out, task=task)
-    proposed = int(str(refused.value).split("--shard-tokens ")[2].split()[0])
-    with pytest.raises(UserError, match=f"shard_tokens 3, not {proposed}"):
-        run_job(job(paths, shard_tokens=proposed), out)
-    shutil.rmtree(out)
-    run_job(job(paths, shard_tokens=proposed), out)
 
 
 def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
@@ -471,7 +424,7 @@ def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
     assert after.keys() == before.keys()  # no .progress is left in a finished folder
 
 
-def test_an_input_may_be_mended_before_it_is_finished(corpus, tmp_path):
+def test_an_input_may_be_fixed_before_it_is_finished(corpus, tmp_path):
     whole = corpus[2].read_text()
     corpus[2].write_text(whole + "{")
     with pytest.raises(UserError, match=r"2\.jsonl, line 61: "):
@@ -482,39 +435,6 @@ def test_an_input_may_be_mended_before_it_is_finished(corpus, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
 
 
-def test_a_manifest_of_another_kind_is_refused(corpus, tmp_path):
-    record = write_shard(tmp_path / "out.bin", np.arange(5, dtype=np.uint16))
-    manifest = build_manifest("other", None, [], GPT2Tokenizer().describe(), {}, [record])
-    write_manifest(tmp_path, manifest)
-    with pytest.raises(UserError, match="made with dataset other, not test"):
-        run_job(job(corpus), tmp_path)
-    assert not (tmp_path / ".progress").exists()
-
-
-def test_a_manifest_with_a_shard_of_no_input_is_refused(corpus, tmp_path):
-    run_job(job(corpus), tmp_path / "out")
-    path = tmp_path / "out" / "manifest.json"
-    whole = path.read_text()
-    for strange in ("renamed.bin", "x_train_999000.bin"):
-        path.write_text(whole.replace("x_val_000000.bin", strange))
-        with pytest.raises(UserError, match=f"{strange}, which is of none of its inputs: delete the folder"):
-            run_job(job(corpus), tmp_path / "out")
-
-
-def test_what_is_remembered_of_an_interrupted_run_may_be_damaged(corpus, tmp_path):
-    run_job(job(corpus), tmp_path / "one")
-    for kind in ("*/000.json", "*/001.part.json"):
-        out = tmp_path / kind[2:]
-        corpus[1].rename(tmp_path / "aside")
-        with pytest.raises(UserError):
-            run_job(job(corpus), out)
-        (tmp_path / "aside").rename(corpus[1])
-        for path in out.glob("*/0*.json"):
-            path.write_bytes(path.read_bytes()[:40] if kind == "*/000.json" else b"[]")
-        run_job(job(corpus), out)
-        assert contents(out) == contents(tmp_path / "one")
-
-
 def test_strange_shards_are_left_alone(corpus, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x_train_000001.bin").write_bytes(b"precious")
@@ -523,6 +443,10 @@ def test_strange_shards_are_left_alone(corpus, tmp_path):
     assert contents(tmp_path / "out") == {"x_train_000001.bin": b"precious"}
     with pytest.raises(UserError, match="is a file"):
         run_job(job(corpus), tmp_path / "out" / "x_train_000001.bin")
+    write_manifest(tmp_path / "out", build_manifest("other", None, [], {}, {}, []))
+    with pytest.raises(UserError, match="made with dataset other, not test"):
+        run_job(job(corpus), tmp_path / "out")
+    assert not (tmp_path / "out" / ".progress").exists()
 
 
 def test_deleted_shards_of_a_finished_folder_are_made_again(corpus, tmp_path):
@@ -534,19 +458,11 @@ def test_deleted_shards_of_a_finished_folder_are_made_again(corpus, tmp_path):
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/4", ""])
-def test_task_refuses(text):
-    with pytest.raises(argparse.ArgumentTypeError):
-        task_of(text)
-
-
-def test_option_types():
-    assert task_of("3/8") == (3, 8)
-    assert positive("100_000") == 100_000
-    assert positive(str(2**63 - 1)) == 2**63 - 1
-    for wrong in ("0", "-1", "1.5", "1e6", "", "_", str(2**63), "1" + 21 * "0"):
+def test_array_tasks_are_numbered_from_one():
+    assert array_task("3/8") == (3, 8)
+    for wrong in ("0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/4", ""):
         with pytest.raises(argparse.ArgumentTypeError):
-            positive(wrong)
+            array_task(wrong)
 
 
 # --- whole processes --------------------------------------------------------------------------------------------------
@@ -590,13 +506,13 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
     paths = make_corpus(tmp_path / "corpus", files=1)
     os.mkfifo(fifo)  # the first process waits here for its text
     code = (
-        "import sys; from pathlib import Path; from tests.test_pipeline import Failing, job; "
+        "import sys; from pathlib import Path; from tests.prepare.pipeline.test_tokenize_job import Failing, job; "
         "from prepare.pipeline.tokenize_job import run_job\n"
         "class Waiting(Failing):\n"
         "    def batches(self, start=0):\n"
         "        open(sys.argv[1]).read()\n"
         "        yield from super().batches(start)\n"
-        "run_job(job([], sources=[Waiting('w', 3)]), Path(sys.argv[2]))"
+        "run_job(job([Waiting('w', 3)]), Path(sys.argv[2]))"
     )
     words = [sys.executable, "-c", code, str(fifo), str(out)]
     first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -612,12 +528,12 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
     # the lock of the dead process is stale; its unfinished folder is still another job's
     assert "not local files" in one_line_error(run_command(*command(paths, out)))
     with pytest.raises(UserError, match="w broke"):
-        run_job(job([], sources=[Failing("w", 3, 1)]), out)
+        run_job(job([Failing("w", 3, 1)]), out)
     assert not out.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path):
+def test_a_full_disk_is_one_line_and_the_next_run_resumes(tmp_path):
     paths = make_corpus(tmp_path / "corpus", files=3, documents=600)
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prepare.tokens import engine
 from prepare.tokens.engine import Gigatoken, documents_for_tiktoken
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, Mismatch
-from tests.programs.exhaustive import TOGETHER, Cuts, adversarial, scalars, unlike_scalars
+from tests.programs.exhaustive import TOGETHER, Cuts, adversarial, differing_scalars, scalars
 
 FAST, REFERENCE = GPT2Tokenizer("gigatoken"), GPT2Tokenizer()
 
@@ -38,7 +38,7 @@ def same(texts: list[str]) -> dict[str, int]:
 @pytest.mark.slow
 def test_every_code_point_is_cut_alike_or_sent_to_tiktoken():
     """A text for each 500 code points; make exhaustive tries each alone, at a text's beginning and end too."""
-    cuts, other = Cuts(), unlike_scalars()
+    cuts, other = Cuts(), differing_scalars()
     alike = (code for code in scalars() if code not in other)
     while codes := list(islice(alike, 50_000)):
         texts = [
@@ -60,7 +60,7 @@ def test_the_ones_that_differ_are_found_wherever_they_stand():
     assert documents_for_tiktoken(strings(texts)[3:5]).tolist() == []
     assert same(texts) == {"gigatoken": 5, "tiktoken": 4}
     # without them the difference is real
-    assert FAST._fast.encode(strings(texts[2:3]))[0].tolist() != REFERENCE.encode(texts[2])
+    assert FAST._gigatoken.encode(strings(texts[2:3]))[0].tolist() != REFERENCE.encode(texts[2])
 
 
 def test_adversarial_strings():
@@ -123,17 +123,17 @@ def test_threads_have_their_own():
 def encode_new_words() -> tuple[int, int]:
     """Words that never come again, the tokens checked: how often the cache was begun anew, and the most memory (bytes)
     that the process grew by. Changes limits of `engine`, so it wants a process of its own."""
-    engine.MEMORY, engine.BETWEEN = 50 << 20, 1 << 20
+    engine.CACHE_BYTES, engine.CACHE_TEXT_BYTES = 50 << 20, 1 << 20
     fast, rng = Gigatoken(REFERENCE._encoding._mergeable_ranks), np.random.default_rng(0)
-    most, base = 0, engine._memory()
+    most, base = 0, engine._resident_bytes()
     for _ in range(12):
         letters = rng.integers(97, 123, 4 << 20, dtype=np.uint8)
         letters[rng.random(len(letters)) < 0.15] = 32
         texts = strings([letters.tobytes().decode()])
         tokens, _ = fast.encode(texts)
-        most = max(most, engine._memory() - base)
+        most = max(most, engine._resident_bytes() - base)
         assert np.array_equal(tokens[:1000], REFERENCE.encode(texts[0].as_py()[:5000])[:1000])
-    return fast._generation, most
+    return fast._cache_generation, most
 
 
 def test_memory_is_given_back():
@@ -146,18 +146,18 @@ def test_memory_is_given_back():
 
 def test_a_difference_is_noticed(monkeypatch):
     fast = GPT2Tokenizer("gigatoken")
-    right = fast._fast.encode
+    right = fast._gigatoken.encode
 
     def wrong(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
         tokens, offsets = right(texts)
         tokens[offsets[:-1]] += 1
         return tokens, offsets
 
-    monkeypatch.setattr(fast._fast, "encode", wrong)
+    monkeypatch.setattr(fast._gigatoken, "encode", wrong)
     with pytest.raises(Mismatch):
         fast.encode_texts(strings(["some text"]))
     # a long run of long documents is checked as often as the sample says
-    monkeypatch.setattr(fast._fast, "encode", right)
+    monkeypatch.setattr(fast._gigatoken, "encode", right)
     checked = []
     monkeypatch.setattr(fast, "_encode", lambda text: checked.append(len(text)) or REFERENCE._encode(text))
     batch = strings(["plain words " * 200] * 1000)

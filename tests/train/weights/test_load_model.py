@@ -14,7 +14,7 @@ from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig
 from train.run.checkpoint import latest
 from train.weights import load_model as open_model
-from train.weights.load_model import load_initial_weights, load_model
+from train.weights.load_model import load_initial_weights, load_model, model_tokenizer
 
 
 def test_a_model_is_loaded_from_the_newest_whole_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -84,6 +84,7 @@ def test_a_model_of_data_that_nobody_described_has_no_tokenizer(tmp_path: Path) 
     save_checkpoint(tmp_path, 1, model, optimizer)
     loaded = load_model(str(tmp_path))
     assert loaded.known_tokenizer is None
+    assert model_tokenizer(None, 50257).name == "gpt2"
     with pytest.raises(UserError, match=r"has no tokenizer, since its data had no manifest\.json"):
         _ = loaded.tokenizer
 
