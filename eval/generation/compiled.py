@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT, KVCache
+from train.model.gpt import GPT
+from train.model.kv_cache import KVCache
 from train.parallel.compile_ddp import compiler_errors, prepare_compiler
 
 OPTION = "--compile", "leave it out"  # what asks for the compiler, and what to do where there is none

@@ -10,7 +10,8 @@ from eval.generation.compiled import CompiledStep
 from eval.scoring.log_likelihood import DIVERGED, evaluating
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
-from train.model.gpt import GPT, KVCache
+from train.model.gpt import GPT
+from train.model.kv_cache import KVCache
 
 COLDEST = 1e-30  # temperatures below are 0 in float32
 

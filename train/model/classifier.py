@@ -1,6 +1,6 @@
-"""A GPT-2 that names the class of a text: a linear head on the last token's state, in place of the vocabulary's.
+"""A GPT-2 classifier: a linear head on the last token's state, in place of the vocabulary's.
 
-The causal mask lets that state depend on the whole text and on nothing behind it, so the padding on the right does not
+With the causal mask that state depends on the whole text and on nothing after it, so padding on the right does not
 matter. The same head as Radford et al. 2018 (GPT-1, section 3.2) and Hugging Face's GPT2ForSequenceClassification.
 """
 
@@ -15,7 +15,7 @@ from train.model.gpt import GPT, IGNORE_INDEX
 
 
 class Classifier(GPT):
-    """A GPT with a head of L labels besides. Its parameters are a GPT's, and `score.weight`."""
+    """A GPT with a head of L labels: the parameters of a GPT, and `score.weight`."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Classifier(GPT):
         label_weights: Sequence[float] | None = None,
         recompute: bool = False,
     ) -> None:
-        """`label_weights`: what an example of each label counts in the loss; None: 1."""
+        """`label_weights`: the weight of each label's examples in the loss; None: 1."""
         super().__init__(config, recompute)
         self.score = nn.Linear(config.n_embd, labels, bias=False)
         nn.init.normal_(self.score.weight, std=0.02)
@@ -41,7 +41,7 @@ class Classifier(GPT):
             (B, T, L) float32 logits, or the weighted mean cross-entropy in nats, a float32 scalar.
         """
         hidden = self.hidden(idx)  # (B, T, C)
-        with torch.autocast(hidden.device.type, enabled=False):  # few numbers, and probabilities come of them
+        with torch.autocast(hidden.device.type, enabled=False):  # few numbers, which become probabilities
             logits = self.score(hidden.float())  # (B, T, L)
         if targets is None:
             return logits

@@ -12,57 +12,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from train.config.pretrain import ModelConfig
+from train.model.kv_cache import KVCache
+from train.model.linear import Linear, linear
 from train.model.loss import linear_cross_entropy
 
 IGNORE_INDEX = -1  # a target that does not count in the loss
-
-
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-WORTH_ONEDNN = 2**24  # multiplications; below that its start takes longer than the product
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """(..., I) inputs and (O, I) weights to (..., O): x @ weight.T + bias, then GELU's tanh approximation if asked.
-
-    Without gradients, in float32 on a CPU, by oneDNN: on an AMD EPYC (Zen 4) 215 GFLOP/s on two cores, where torch's
-    own way through MKL reaches 200, and 140 when O is the vocabulary (1,024 inputs of 768); and GELU costs next to
-    nothing in it. When compiling, torch chooses.
-    """
-    by_onednn = ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
-    large = x.numel() * weight.size(0) >= WORTH_ONEDNN
-    if by_onednn and large and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
-        after = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
-    y = F.linear(x, weight, bias)
-    return F.gelu(y, approximate="tanh") if gelu else y
-
-
-class Linear(nn.Linear):
-    """nn.Linear by the faster way, with GELU behind it if asked."""
-
-    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
-        return linear(x, self.weight, self.bias, gelu)
-
-
-class KVCache:
-    """Keys and values of the positions seen so far, in buffers allocated once: for each layer (B, H, length, D)."""
-
-    def __init__(self, config: ModelConfig, batch_size: int, length: int, device: torch.device | str = "cpu") -> None:
-        shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
-        self.keys = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
-        self.filled = 0  # positions held by every layer
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append this layer's new keys and values, (B, H, T, D) each; return all of them, (B, H, filled + T, D)."""
-        end = self.filled + k.size(2)
-        self.keys[layer][:, :, self.filled : end] = k
-        self.values[layer][:, :, self.filled : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def advance(self, n: int) -> None:
-        """Every layer has been given n positions."""
-        self.filled += n
 
 
 class Attention(nn.Module):
@@ -78,19 +32,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         if cache is not None:
-            k, v = cache.extend(layer, k, v)
-            if mask is None and cache.filled and T > 1:  # new position i sees the old ones and the new ones up to it
-                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(cache.filled)
+            k, v = cache.extend(layer, k, v)  # (B, H, S, D) each, with S = filled + T
+            if mask is None and cache.filled and T > 1:  # new position i sees the cached ones, and the new ones up to i
+                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(cache.filled)  # (T, S)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and (cache is None or T > 1),  # no look at T, which may change, while compiling
-        )
+            is_causal=mask is None and (cache is None or T > 1),  # without a cache no look at T: one graph for every T
+        )  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -106,7 +60,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x, gelu=True)  # (B, T, 4C)
-        return F.dropout(self.c_proj(x), self.dropout, self.training)
+        return F.dropout(self.c_proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -125,20 +79,20 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2. The output head is the token embedding itself, so it is no parameter of its own."""
+    """GPT-2. The output head is the token embedding itself (weight tying)."""
 
     def __init__(self, config: ModelConfig, recompute: bool = False) -> None:
-        """`recompute`: keep only the layers' inputs for the backward pass, which computes what is inside them anew."""
+        """`recompute`: activation checkpointing, which stores only each layer's input for the backward pass."""
         super().__init__()
         self.config, self.recompute = config, recompute
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self._initialize()
+        self._init_weights()
 
     @torch.no_grad()
-    def _initialize(self) -> None:
+    def _init_weights(self) -> None:
         """OpenAI's: N(0, 0.02), positions N(0, 0.01), residual projections scaled by 1/sqrt(2 n_layer), biases 0."""
         for name, parameter in self.named_parameters():
             if name == "wpe.weight":
@@ -155,7 +109,7 @@ class GPT(nn.Module):
 
         Args:
             idx: (B, T) int64 token ids.
-            targets: (B, T) int64 ids of the tokens that follow; IGNORE_INDEX (-1) does not count.
+            targets: (B, T) int64 ids of the next tokens; IGNORE_INDEX (-1) does not count.
 
         Returns:
             (B, T, V) logits, or the mean cross-entropy in nats, a float32 scalar.
@@ -163,9 +117,8 @@ class GPT(nn.Module):
         x = self.hidden(idx)  # (B, T, C)
         if targets is None:
             return self.logits(x)
-        return linear_cross_entropy(
-            x.flatten(0, 1), self.wte.weight, targets.flatten(), IGNORE_INDEX
-        )  # (B*T, C), (B*T,)
+        x, targets = x.flatten(0, 1), targets.flatten()  # (B*T, C), (B*T,)
+        return linear_cross_entropy(x, self.wte.weight, targets, IGNORE_INDEX)
 
     def hidden(
         self,
@@ -174,13 +127,13 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The last layer's normalized states, (B, T, C); `logits` turns any of them into scores.
+        """The last layer's normalized states, (B, T, C), which `logits` turns into scores.
 
         Args:
             cache: keys and values of earlier positions; idx continues them, and they grow by T.
-            positions: (B, T) int64, each below block_size, where they are not the ones that follow the cache's.
-            mask: (B, 1, T, S) float32, 0 where a new position sees one of the S (the cache's and the new ones) and
-                -inf where it does not; without it each sees all up to itself.
+            positions: (B, T) int64, each below block_size; None: those after the cache's.
+            mask: (B, 1, T, S) float32, added to the attention scores: 0 where a new position sees one of the S (cached
+                and new) and -inf where it does not; None: each sees all up to itself.
         """
         if positions is None:
             start, T = (cache.filled if cache else 0), idx.size(1)
@@ -199,7 +152,7 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) states to (..., V) scores over the vocabulary, and nothing beyond it."""
+        """(..., C) states to (..., V) scores over the vocabulary, which is not padded."""
         return linear(hidden, self.wte.weight)
 
     def num_parameters(self) -> int:

@@ -1,6 +1,6 @@
-"""Low-rank updates: W + B A learns in place of W, with B (outputs, r) and A (r, inputs).
+"""LoRA: train a low-rank update W + B A in place of W, with B (outputs, rank) and A (rank, inputs).
 
-A checkpoint holds W, B and A, so that a run goes on exactly; whoever opens it (load_model) gets the sum, a plain GPT.
+A checkpoint holds W, B and A, so that a run resumes exactly; load_model merges them into a plain GPT.
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Its factor alpha / r, which does what the
 learning rate does (section 4.1), is left out.
 """
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train.model.gpt import Linear
+from train.model.linear import Linear
 
 
-class LowRankLinear(Linear):
-    """A linear map and its update. B begins at 0: nothing changes before the first step."""
+class LoraLinear(Linear):
+    """A linear map and its low-rank update. B starts at 0: before the first step nothing changes."""
 
     def __init__(self, plain: Linear, rank: int) -> None:
         """Takes over the plain map's parameters, under their names."""
@@ -30,16 +30,16 @@ class LowRankLinear(Linear):
         return F.gelu(y, approximate="tanh") if gelu else y
 
 
-def add_updates(block: nn.Module, rank: int) -> None:
-    """Give each linear map of a transformer layer an update of this rank, in place."""
+def add_lora(block: nn.Module, rank: int) -> None:
+    """Replace each linear map of a transformer layer by a LoraLinear of this rank, in place."""
     for parent in list(block.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
-                setattr(parent, name, LowRankLinear(child, rank))
+                setattr(parent, name, LoraLinear(child, rank))
 
 
-def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors as those of a plain model: each update is added to its matrix."""
+def merge_lora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors as those of a plain model: each update added to its matrix."""
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith((".lora_a", ".lora_b"))}
     for name, a in tensors.items():
         if name.endswith(".lora_a"):

@@ -1,8 +1,8 @@
-"""The loss of the output head without all of its logits at once: cross-entropy of hidden @ weight.T, in chunks.
+"""Linear cross-entropy: the output head's loss, in chunks, so that all of its logits never exist at once.
 
-The gradients are made in the forward pass, chunk by chunk, so that no logits are kept, and none are computed twice.
+The gradients are computed in the forward pass, chunk by chunk, so that no logits are stored, and none computed twice.
 With e = exp(logits - their maximum) and s = sum(e), the gradient at the logits is e / s - one_hot(target): e goes
-through the matrix products as it is, and the rest is done to the rows and columns of their small operands.
+through the matrix products as it is, and the rest is applied to the rows and columns of their small operands.
 
 Sources: Hsu et al. 2024, "Liger Kernel" (gradients in the forward pass); torch.nn.functional.linear_cross_entropy does
 the same from torch 2.13 on, but torch.compile cannot see into it.
@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 CHUNK_BYTES = 2**30  # of logits at a time; each chunk reads and writes the weight's float32 gradient once more
-ALIGNMENT = 64  # rows of logits begin at multiples of this many, as fast matrix products want it
+ALIGNMENT = 64  # the vocabulary is padded to a multiple of this, for fast matrix products
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
@@ -23,10 +23,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
     Args:
         hidden: (N, C) states.
         weight: (V, C) embeddings of the tokens.
-        targets: (N,) int64 token ids, or `ignored`.
+        targets: (N,) int64 token ids, or `ignored`, which does not count.
 
     Returns:
-        the mean over the targets that count: a float32 scalar (float64 of float64).
+        the mean over the targets that count, in nats: a float32 scalar (float64 for float64 inputs).
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -55,12 +55,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _chunked(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype, gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and, where asked for, its gradients in hidden (N, C) and weight (V, C)."""
+    """The loss and, if asked for, its gradients with respect to hidden (N, C) and weight (V, C)."""
     vocab_size, exact = weight.size(0), torch.promote_types(dtype, torch.float32)
     padded = -(-vocab_size // ALIGNMENT) * ALIGNMENT
-    table = F.pad(weight.to(dtype), (0, 0, 0, padded - vocab_size))  # (P, C): the last rows are of no token
+    table = F.pad(weight.to(dtype), (0, 0, 0, padded - vocab_size))  # (P, C), P = padded
     counts = targets != ignored
-    share = counts.to(exact) / counts.sum()  # (N,), of each row in the mean
+    share = counts.to(exact) / counts.sum()  # (N,): the weight of each row in the mean
     targets = targets.where(counts, 0)
     loss = torch.zeros((), dtype=exact, device=hidden.device)
     d_hidden, d_weight = [], torch.zeros_like(weight, dtype=exact) if gradients else None

@@ -12,7 +12,7 @@ from prepare.common.files import file_sha256
 from train.config.finetune import FinetuneConfig, TuneConfig
 from train.data.examples import ExampleLoader, Examples, fingerprint
 from train.model.gpt import GPT
-from train.model.lora import add_updates
+from train.model.lora import add_lora
 from train.parallel.device import precision_name
 from train.parallel.world import World
 from train.run import checkpoint
@@ -71,7 +71,7 @@ def freeze(model: GPT, tune: TuneConfig) -> None:
     last = range(layers - blocks, layers)
     if tune.lora_rank:
         for layer in last:
-            add_updates(model.h[layer], tune.lora_rank)
+            add_lora(model.h[layer], tune.lora_rank)
         trainable = r"score\.|.*\.lora_[ab]$"
     elif tune.blocks == "all":
         trainable = ""

@@ -13,7 +13,7 @@ from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, load_tokenizer
 from train.config.pretrain import ModelConfig
 from train.model.classifier import Classifier
 from train.model.gpt import GPT
-from train.model.lora import merged
+from train.model.lora import merge_lora
 from train.run.checkpoint import (
     META,
     WEIGHTS,
@@ -81,7 +81,7 @@ def load_model(
     if meta is not None:
         shape, labels = ModelConfig(**meta["model"]), tuple(meta.get("labels", ()))
         model = Classifier(shape, len(labels)) if labels else GPT(shape)
-        model.load_state_dict(merged(read_weights(path / WEIGHTS)))
+        model.load_state_dict(merge_lora(read_weights(path / WEIGHTS)))
         run = path.resolve().parent.parent
         name = f"{run.name} at step {meta['step']}"
         template = Template(**meta["template"]) if "template" in meta else None

@@ -1,4 +1,4 @@
-"""Low-rank updates: they begin as nothing, and what is merged is a plain GPT that says the same."""
+"""LoRA: updates start at 0, and merge into a plain GPT with the same outputs."""
 
 import signal
 from pathlib import Path
@@ -11,17 +11,17 @@ from tests.helpers.finetuning import base_model, finetune
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
-from train.model.lora import add_updates, merged
+from train.model.lora import add_lora, merge_lora
 from train.weights.load_model import load_model
 
 SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=VOCAB)
 
 
-def test_updates_begin_as_nothing_and_merge_into_a_plain_model() -> None:
+def test_updates_start_at_0_and_merge_into_a_plain_model() -> None:
     torch.manual_seed(0)
     model, tokens = GPT(SHAPE), torch.randint(VOCAB, (3, 16))
     before, names = model(tokens), model.state_dict().keys()
-    add_updates(model.h[1], 4)
+    add_lora(model.h[1], 4)
     assert torch.equal(model(tokens), before)
     tensors = model.state_dict()
     added = {name: tuple(tensors[name].shape) for name in tensors.keys() - names}
@@ -35,13 +35,13 @@ def test_updates_begin_as_nothing_and_merge_into_a_plain_model() -> None:
         for name in added:
             model.get_parameter(name).normal_(std=0.2)
     plain = GPT(SHAPE)
-    plain.load_state_dict(merged(model.state_dict()))
+    plain.load_state_dict(merge_lora(model.state_dict()))
     assert (model(tokens) - before).abs().max() > 0.01
     torch.testing.assert_close(plain(tokens), model(tokens), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_the_same_and_leaves_a_plain_model(tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_weights_which_open_as_a_plain_model(tmp_path: Path) -> None:
     init, data = base_model(tmp_path / "base"), tmp_path / "texts"
     data.write_text("\n".join(f"{label}\t{word} number {n}" for n in range(40) for label, word in ("ap", "bq")))
     changes = {"tune__lora_rank": 2, "tune__blocks": 1, "train__max_steps": 6, "eval__every": 2, "checkpoint__every": 2}

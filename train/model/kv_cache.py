@@ -1,0 +1,27 @@
+"""The key-value cache of generation: attention's keys and values of the positions so far."""
+
+import torch
+from torch import Tensor
+
+from train.config.pretrain import ModelConfig
+
+
+class KVCache:
+    """Keys and values in buffers allocated once: for each layer (B, H, length, D)."""
+
+    def __init__(self, config: ModelConfig, batch_size: int, length: int, device: torch.device | str = "cpu") -> None:
+        shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
+        self.keys = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
+        self.filled = 0  # positions that every layer holds
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append this layer's new keys and values, (B, H, T, D) each; return all of them, (B, H, filled + T, D)."""
+        end = self.filled + k.size(2)
+        self.keys[layer][:, :, self.filled : end] = k
+        self.values[layer][:, :, self.filled : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def advance(self, n: int) -> None:
+        """Count n new positions, which every layer has appended."""
+        self.filled += n
