@@ -53,7 +53,7 @@ def reference(init: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     assert result.returncode == 0, result.stdout + result.stderr
     assert "template: '### Instruction:\\n...\\n\\n' + '### Response:\\n'" in result.stdout
     assert "201 of entries.json" in result.stdout
-    assert "1 left out" in result.stdout
+    assert "1 with an empty instruction or answer left out" in result.stdout
     assert re.search(r" [1-9]\d* truncated at the beginning of their prompt, 0 at the end", result.stdout)
     return run
 

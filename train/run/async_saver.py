@@ -1,4 +1,4 @@
-"""Checkpoints in the background: the loop waits for a copy of the state in memory, a thread brings it to disk."""
+"""Asynchronous checkpoints: the training loop waits for a copy of the state in memory; a thread writes it to disk."""
 
 import time
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ MAX_FAILURES = 3  # saves in a row that may fail (a full disk) before the run gi
 
 
 class AsyncSaver:
-    """Saves one run's model and optimizer; on rank 0 only. Two writes never overlap.
+    """Saves a run's model and optimizer, on rank 0. Two writes never overlap.
 
-    On a GPU the state is copied to pinned memory on a stream of its own, beside the next step's forward and backward
-    passes; its optimizer step waits for the copy, on the GPU. A copy takes as much memory as the state itself; pinned,
-    up to twice that, since PyTorch rounds each tensor up to a power of two.
+    On a GPU the state is copied to pinned memory on a stream of its own, during the next step's forward and backward
+    passes; the optimizer step waits for the copy, on the GPU. The copy takes as much memory as the state itself;
+    pinned, up to twice that, since PyTorch rounds each tensor up to a power of two.
     """
 
     def __init__(
@@ -50,30 +50,29 @@ class AsyncSaver:
         return self.failures >= MAX_FAILURES
 
     def save(self, step: int, meta: Mapping[str, Any]) -> None:
-        """Take the state after `step` finished steps, and begin to write it; waits for the write before, if any."""
-        began = time.perf_counter()
+        """Copy the state after `step` finished steps, and start to write it; waits for the previous write, if any."""
+        start = time.perf_counter()
         self.report(wait=True)
         weights, train_state = self._snapshot()
         described = {"model": asdict(self.model.config), **meta}
         val_losses = dict(self.log.val_losses)
-        pause = time.perf_counter() - began
+        pause = time.perf_counter() - start
         write = self._thread.submit(self._write, step, weights, train_state, described, val_losses)
         self._writing = step, pause, write
 
     def report(self, wait: bool = False) -> None:
-        """Log how the last write went, once it has ended, or (`wait`) when it has."""
+        """Log the result of the last write, if it has ended; with `wait`, when it has."""
         if self._writing is None or not (wait or self._writing[2].done()):
             return
         (step, pause, write), self._writing = self._writing, None
         try:
             seconds = write.result()
         except (OSError, RuntimeError, SafetensorError) as failure:
-            # torch and safetensors have words of their own for a full disk
             reason = first_line(failure)
             self.failures += 1
             self.log.event(
                 step,
-                f"the checkpoint could not be written ({reason}); the one before it is kept: make room on the disk",
+                f"the checkpoint could not be written ({reason}); the previous one is kept: make room on the disk",
                 in_a_row=self.failures,
             )
         else:
@@ -82,7 +81,7 @@ class AsyncSaver:
             self.log.event(step, "checkpoint", pause_seconds=round(pause, 4), write_seconds=round(seconds, 3))
 
     def finish(self) -> None:
-        """Wait for the last write, and remove what the run's last validation losses have made superfluous.
+        """Wait for the last write, and prune the checkpoints by the final validation losses.
 
         Raises:
             UserError: it failed.
@@ -91,18 +90,18 @@ class AsyncSaver:
         self._thread.shutdown()
         if self.failures:
             raise UserError(
-                f"the last checkpoint of {self.run_dir} could not be written: make room on the disk, and start again; "
-                "it goes on from the checkpoint before it"
+                f"the last checkpoint of {self.run_dir} could not be written: make room on the disk; the same "
+                "command resumes from the checkpoint before it"
             )
         checkpoint.prune(self.run_dir, self.config.keep, self.log.val_losses)
 
     def _pin(self) -> None:
-        """Pin memory for weights and moments, which takes longer than the loop may wait. PyTorch keeps it for saves.
+        """Pin memory for weights and moments in advance, since it takes long; PyTorch keeps it for the saves.
 
         Raises:
-            UserError: the machine has too little.
+            UserError: the machine has too little memory.
         """
-        # a frozen parameter has no moments
+        # copies: weights and two moments; a frozen parameter has no moments
         for_each = [(parameter, 3 if parameter.requires_grad else 1) for parameter in self.model.parameters()]
         try:
             _ = [torch.empty(p.shape, dtype=p.dtype, pin_memory=True) for p, copies in for_each for _ in range(copies)]
@@ -126,7 +125,7 @@ class AsyncSaver:
 
     def _copies(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights = {name: self._copy(name, tensor) for name, tensor in self.model.state_dict().items()}
-        # AdamW's moments only: its learning rate, betas and decay are the configuration's
+        # AdamW's moments only: its learning rate, betas and weight decay are in the configuration
         moments = {
             index: {key: self._copy(f"{index} {key}", tensor) for key, tensor in state.items()}
             for index, state in self.optimizer.state_dict()["state"].items()
@@ -145,10 +144,10 @@ class AsyncSaver:
     def _write(
         self, step: int, weights: dict[str, Tensor], train_state: dict[str, Any], meta: dict, val_losses: dict
     ) -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         if self._copied is not None:
             self._copied.synchronize()
-        self.log.sync()  # a checkpoint counts on the rows before it
+        self.log.sync()  # a checkpoint relies on the rows before it
         checkpoint.write(self.run_dir, step, weights, train_state, meta)
         checkpoint.prune(self.run_dir, self.config.keep, val_losses)
-        return time.perf_counter() - began
+        return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, the console line, and wandb. Only rank 0 writes."""
+"""The log of a run: metrics.jsonl, the console line, and wandb. Only rank 0 writes."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from train.parallel.device import peak_flops
 from train.parallel.world import World
 
 METRICS = "metrics.jsonl"
-CHANGED = "changed: "  # an event of what is otherwise than in the checkpoint of its step: each start has its own
+CHANGED = "changed: "  # the event of settings that differ from the checkpoint's: each start logs its own
 
 
 class MetricsLog:
@@ -34,11 +34,11 @@ class MetricsLog:
         world: World,
         tokens_read: Callable[[int], int],
     ) -> None:
-        """Open the log of a run that stands at `step`; rows of later steps, whose work was lost, are dropped.
+        """Open the log of a run that resumes at `step`; rows of later steps, whose work was lost, are dropped.
 
         Args:
-            flops_per_token: 0 where it is not known, and no MFU is stated.
-            tokens_read: tokens read when so many steps are done.
+            flops_per_token: of training, for MFU; 0 logs no MFU.
+            tokens_read: the tokens read after a number of finished steps.
         """
         self.world, self.every, self.max_steps = world, config.log.every, config.train.max_steps
         self.tokens_read = tokens_read
@@ -47,7 +47,7 @@ class MetricsLog:
         self.peak = peak and peak * world.size
         self.seconds: list[float] = []  # of the steps since the last row
         self.rows, self.seconds_a_step = 0, 0.0  # smoothed, for the time left
-        self.recorded: set[tuple[int, str]] = set()  # steps with the kinds of their rows, or the words of their events
+        self.recorded: set[tuple[int, str]] = set()  # step and kind of each row, or text of an event
         self.val_losses: dict[int, float] = {}  # by step
         self.file = self.wandb = None
         if world.is_main:
@@ -61,7 +61,7 @@ class MetricsLog:
             self.wandb = start_wandb(run_dir, config)
 
     def write(self, step: int, kind: str, **values: Any) -> None:
-        """Add a row; `values` are JSON-able."""
+        """Append a row; `values` are JSON-serializable."""
         if not self.file:
             return
         values = {key: None if _not_finite(value) else value for key, value in values.items()}
@@ -77,20 +77,20 @@ class MetricsLog:
             self.val_losses[row["step"]] = row["loss"]
 
     def has(self, step: int, kind: str) -> bool:
-        """Whether a row of this step and kind is there, from before a resume too; only rank 0 knows."""
+        """Whether there is a row of this step and kind, also from before a resume; only rank 0 knows."""
         return (step, kind) in self.recorded
 
     def event(self, step: int, event: str, **values: Any) -> None:
-        """A row of kind `event`, also said on the console; not what this step's rows say already."""
+        """Append a row of kind `event` and print it, unless this step has the same event already."""
         if self.has(step, event):
             return
         self.write(step, "event", event=event, **values)
         self.world.print(f"step {step}: {event}" + "".join(f", {key} {value}" for key, value in values.items()))
 
     def train_row(self, step: int, loss: float, lr: float, grad_norm: float, seconds: float) -> None:
-        """Take a finished step that took `seconds`; at the interval, write its row and console line.
+        """Record a finished step that took `seconds`; at the interval, append its row and print its line.
 
-        MFU = FLOPs per token (GPT.flops_per_token) * tokens/s / peak FLOP/s of all GPUs together (hardware.py).
+        MFU = FLOPs per token (GPT.flops_per_token) * tokens/s / peak FLOP/s of all GPUs together (parallel/device.py).
         """
         if not self.every:
             return
@@ -102,7 +102,7 @@ class MetricsLog:
         self.seconds.clear()
         mfu = self.flops_per_token * speed / self.peak if self.peak and self.flops_per_token else None
         self.write(step, "train", loss=loss, lr=lr, grad_norm=grad_norm, tokens=tokens, tokens_per_s=speed, mfu=mfu)
-        # the first row's time, with what is compiled and allocated once, is forgotten at the second
+        # the first row's time, which includes compiling and allocating, is dropped at the second
         self.seconds_a_step = average if self.rows < 2 else 0.9 * self.seconds_a_step + 0.1 * average
         self.rows += 1
         left = duration((self.max_steps - step) * self.seconds_a_step)
@@ -113,12 +113,12 @@ class MetricsLog:
         )
 
     def sync(self) -> None:
-        """Put the rows on disk, before a checkpoint that counts on them; another thread may do it."""
+        """Bring the rows to disk, before a checkpoint that relies on them; may be called by another thread."""
         if self.file:
             self.file.sync()
 
     def close(self) -> None:
-        """End the log."""
+        """Close the log."""
         if self.file:
             self.file.close()
         if self.wandb:
@@ -126,7 +126,7 @@ class MetricsLog:
 
 
 class _Appender:
-    """Lines added to a file. Those that a full disk refuses wait until there is room, or until a sync insists."""
+    """Appends lines to a file. Lines that a full disk refuses stay in memory until there is room; sync raises."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.handle = path, os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -143,7 +143,7 @@ class _Appender:
                 if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 if not was_full:
-                    print(f"warning: {self.path}: {failure.strerror}; its rows wait in memory", flush=True)
+                    print(f"warning: {self.path}: {failure.strerror}; its rows are kept in memory", flush=True)
 
     def sync(self) -> None:
         with self.lock:
@@ -161,18 +161,18 @@ class _Appender:
 
 
 def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)  # JSON has no word for it
+    return isinstance(value, float) and not math.isfinite(value)  # JSON has no NaN
 
 
 def read_rows(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a kill has cut off is left out.
+    """The rows of a metrics.jsonl, without a last line that a kill has truncated.
 
     Args:
-        up_to: leave out the rows of later steps, and damaged lines behind the others: what was not on disk when the
-            power failed may come back as anything.
+        up_to: drop the rows of later steps, and corrupt lines after the last kept row: after a power failure, lines
+            that were not yet on disk may hold anything.
 
     Raises:
-        UserError: another line is damaged.
+        UserError: another line is corrupt.
     """
     lines = path.read_text(errors="replace").splitlines()
     rows = [_row(line) for line in lines]
@@ -180,24 +180,24 @@ def read_rows(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
     last = max((number for number, wanted in enumerate(asked, 1) if wanted), default=0)
     for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
         if row is None and number < last:
-            raise UserError(f"{path}:{number} is not a row ({line[:40]!r}): remove the line")
+            raise UserError(f"{path}:{number} is not a row of metrics ({line[:40]!r}): remove the line")
     return [row for row, wanted in zip(rows, asked, strict=True) if row and wanted]
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """What a line says; None where it is no row."""
+    """The row in a line; None if it is not one."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return row if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row else None
 
 
 def start_wandb(run_dir: Path, config: Config) -> Any | None:
-    """The run at Weights & Biases, or None; a resumed run goes on under its id.
+    """The run at Weights & Biases, or None; a resumed run keeps its id.
 
-    `auto` is online where an API key is known (the environment, or `wandb login`), and disabled elsewhere;
-    WANDB_MODE in the environment goes before it. Where it cannot get online it goes on offline.
+    `auto` is online where an API key is known (the environment, or `wandb login`), and disabled elsewhere, unless
+    WANDB_MODE in the environment says otherwise. If it cannot get online it logs offline.
     """
     mode = config.log.wandb
     if mode == "auto":
@@ -217,7 +217,9 @@ def start_wandb(run_dir: Path, config: Config) -> Any | None:
         reason = str(failure).splitlines()[0]
         if config.log.wandb != "auto":
             raise UserError(f"wandb could not start ({reason}): set log.wandb offline or disabled") from None
-        print(f"wandb is not reached ({reason}); this run is logged offline, `wandb sync` sends it later", flush=True)
+        print(
+            f"wandb cannot be reached ({reason}); this run is logged offline, `wandb sync` uploads it later", flush=True
+        )
         return wandb.init(**settings, mode="offline")
 
 

