@@ -5,19 +5,44 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
+
+from tests.helpers.fork_server import SUPPORTED, ForkedPopen
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = ROOT / "tests" / "helpers" / "faults.py"  # runs a training script with a fault
 
 
-def run_command(
-    *command: object, cwd: Path = ROOT, timeout: float = 600, **environment: str
-) -> subprocess.CompletedProcess:
-    """Run a command to its end with text output captured; `python` means this interpreter."""
+def start_command(
+    *command: object,
+    cwd: Path = ROOT,
+    fresh: bool = False,
+    stdin: int | IO | None = None,
+    stderr: int = subprocess.STDOUT,
+    **environment: str,
+) -> subprocess.Popen:
+    """Start a command with its output in a pipe; `python` means this interpreter.
+
+    Python's processes are forked from one that has imported PyTorch (tests/helpers/fork_server.py), which saves 3 s of
+    CPU each; `fresh` starts a new interpreter, where its start itself is tested.
+    """
     words = [sys.executable if word == "python" else str(word) for word in command]
-    return subprocess.run(
-        words, cwd=cwd, timeout=timeout, capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    popen = subprocess.Popen if fresh or not SUPPORTED else ForkedPopen
+    environment = {**os.environ, **environment}
+    return popen(words, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
+
+
+def run_command(
+    *command: object, cwd: Path = ROOT, timeout: float = 600, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run a command as start_command does, to its end, with standard output and error apart."""
+    with start_command(*command, cwd=cwd, fresh=fresh, stderr=subprocess.PIPE, **environment) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def one_line_error(result: subprocess.CompletedProcess, status: int = 1) -> str:

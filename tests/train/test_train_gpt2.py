@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from eval.scoring.log_likelihood import sum_loss
 from prepare.tokens.shards import open_shard, write_shard
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.helpers.commands import FAULTS, ROOT, free_port, one_line_error, run_command
+from tests.helpers.commands import FAULTS, ROOT, free_port, one_line_error, run_command, start_command
 from tests.helpers.random_gpt2 import save_random_gpt2
 from tests.helpers.tiny import VOCAB, markov_tokens, rows, settings, write_shards
 from train.data.windows import Windows, validation_batches
@@ -106,13 +106,7 @@ def test_dropout_too_is_the_same_on_two_processes(data: Path, tmp_path: Path, re
 
 
 def start_training(data: Path, run: Path, **changes: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *settings(data, run, **changes)],
-        env={**os.environ, **ONE_THREAD},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start_command("python", SCRIPT, *settings(data, run, **changes), **ONE_THREAD)
 
 
 def wait_for(process: subprocess.Popen, text: str) -> None:
@@ -266,19 +260,12 @@ def test_a_character_run_leaves_out_what_it_has_no_characters_for(tmp_path: Path
 def test_ranks_that_see_different_data_are_refused(data: Path, tmp_path: Path) -> None:
     """Each rank is started by hand, with shards of its own."""
     other = write_shards(tmp_path / "other", sizes=(6000, 5000))
-    environment = {**os.environ, **ONE_THREAD, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    environment["MASTER_PORT"] = str(free_port())
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), *settings(folder, tmp_path / "run")],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, folder in enumerate((data, other))
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **ONE_THREAD}
+    ranks = []
+    for rank, folder in enumerate((data, other)):
+        world |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        ranks.append(start_command("python", SCRIPT, *settings(folder, tmp_path / "run"), **world))
+    errors = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1]
     assert "error: the processes see different checkpoints, shards" in errors[0]
 
