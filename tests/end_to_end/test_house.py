@@ -112,7 +112,7 @@ def test_every_package_that_is_imported_is_listed_in_the_requirements():
 @pytest.mark.timeout(300)
 def test_help_of_every_script_opens_with_a_sentence_and_a_command_from_any_folder(tmp_path):
     def ask(path: Path) -> list[str]:
-        result = run_command("python", path, "--help", cwd=tmp_path, OMP_NUM_THREADS="1")
+        result = run_command("python", path, "--help", fresh=True, cwd=tmp_path, OMP_NUM_THREADS="1")
         if result.returncode or result.stderr:
             return [f"exit {result.returncode}, stderr: {result.stderr[-500:]}"]
         sentence, blank, command, *_ = [*result.stdout.splitlines(), "", "", ""]
@@ -142,7 +142,9 @@ def test_scripts_of_another_clone_import_their_own_modules(tmp_path):
     assert text.count("return self.opening + super().format_help()") == 1
     module.write_text(text.replace("return self.opening +", "return 'from the other clone' +"))
     for python_path in ("", str(ROOT)):
-        result = run_command("python", clone / "prepare" / "verify.py", "--help", cwd=ROOT, PYTHONPATH=python_path)
+        result = run_command(
+            "python", clone / "prepare" / "verify.py", "--help", fresh=True, cwd=ROOT, PYTHONPATH=python_path
+        )
         assert result.stdout.startswith("from the other clone"), result.stderr
-    theirs = run_command("python", ROOT / "prepare" / "verify.py", "--help", cwd=clone)
+    theirs = run_command("python", ROOT / "prepare" / "verify.py", "--help", fresh=True, cwd=clone)
     assert not theirs.stdout.startswith("from the other clone")

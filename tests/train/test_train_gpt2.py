@@ -267,7 +267,7 @@ def test_ranks_that_see_different_data_are_refused(data: Path, tmp_path: Path) -
         ranks.append(start_command("python", SCRIPT, *settings(folder, tmp_path / "run"), **world))
     errors = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1]
-    assert "error: the processes see different checkpoints, shards" in errors[0]
+    assert "error: the processes see different checkpoints or data" in errors[0]
 
 
 def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:

@@ -116,6 +116,6 @@ def main():
     atexit.register(lambda: print("exit function"))
     print("worked")
 run_script(main)"""
-    result = run_command("python", "-c", code, WORLD_SIZE="2")
+    result = run_command("python", "-c", code, fresh=True, WORLD_SIZE="2")
     assert (result.returncode, result.stdout) == (0, "worked\nexit function\n")
-    assert run_command("python", "-c", code, WORLD_SIZE="1").returncode == -signal.SIGABRT
+    assert run_command("python", "-c", code, fresh=True, WORLD_SIZE="1").returncode == -signal.SIGABRT

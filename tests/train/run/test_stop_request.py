@@ -66,8 +66,8 @@ def test_a_signal_does_not_kill_a_process_that_is_ending(number: signal.Signals)
         f"    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, {int(number)})\n"
         "stop = StopRequest(pathlib.Path('STOP'), 0, True); sys.last = Last()\n"
     )
-    assert run_command("python", "-c", code).returncode == -number
-    assert run_command("python", "-c", code + "stop.ignore()").returncode == 0
+    assert run_command("python", "-c", code, fresh=True).returncode == -number
+    assert run_command("python", "-c", code + "stop.ignore()", fresh=True).returncode == 0
 
 
 def test_slurms_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
