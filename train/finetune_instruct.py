@@ -18,7 +18,7 @@ import torch
 from eval.monitor.finetune_report import report_instructions
 from eval.monitor.finetuning import InstructEvaluator
 from prepare.common.cli import UserError, run_script
-from prepare.finetuning.instructions import encode, read_instructions
+from prepare.finetuning.instructions import encode_conversation, read_instructions
 from train.config.finetune import InstructConfig, check_batch, load_instruct_config
 from train.data.examples import Examples, next_token_targets, prepare_once, split_examples
 from train.model.gpt import GPT
@@ -89,7 +89,7 @@ def make_examples(config: InstructConfig, base: LoadedModel) -> tuple[dict[str, 
     if base.tokenizer.eot is None:
         raise UserError(f"--init {config.init} has no end-of-text token to end an answer with: take a BPE model")
     conversations, empty = read_instructions(path)
-    encoded = [encode(messages, base.tokenizer, config.template, size + 1) for messages in conversations]
+    encoded = [encode_conversation(messages, base.tokenizer, config.template, size + 1) for messages in conversations]
     if not all(any(loss_mask[1:]) for _, loss_mask, _ in encoded):
         raise UserError(f"the model's {size} tokens leave no room for an answer after template.assistant: shorten it")
     rows = [next_token_targets(tokens, loss_mask) for tokens, loss_mask, _ in encoded]

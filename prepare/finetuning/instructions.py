@@ -1,4 +1,4 @@
-"""Instructions with answers, and conversations: read, written out by a template, and turned into tokens and targets.
+"""Instructions and conversations: read, rendered by a template, and encoded as tokens and their loss mask.
 
     {"instruction": ..., "input": ..., "output": ...}        Alpaca's entries (input may be empty, null or missing)
     {"messages": [{"role": "user", "content": ...}, ...]}    roles system, user and assistant (system may be empty)
@@ -10,18 +10,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from prepare.common.cli import UserError
 from prepare.common.files import read_json_lines
 from prepare.tokens.tokenizer import Tokenizer
 
-Message = tuple[str, str]  # role (system, user, input, assistant) and content
+ROLES = ("system", "user", "input", "assistant")
+Message = tuple[str, str]  # role and content; the role input is what an instruction is about
 
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around a message; {} is the message itself. An answer follows `assistant`, and ends with end-of-text.
+    """The text around a message; {} is the message itself. An answer follows `assistant` and ends with end-of-text.
 
     Args:
         system: around a system message
@@ -36,12 +36,12 @@ class Template:
     assistant: str = "### Response:\n"
 
     def write(self, role: str, content: str) -> str:
-        """A message as the model reads it; of an answer, what stands before it."""
+        """A message as the model reads it; for an answer, the text before it."""
         return getattr(self, role).replace("{}", content)
 
     def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
         """The tokens that an answer to these messages continues."""
-        tokens, _ = _tokens([*messages, ("assistant", "")], tokenizer, self)
+        tokens, _ = _tokens_and_loss_mask([*messages, ("assistant", "")], tokenizer, self)
         return tokens[:-1]  # without the end of the answer, which is still to come
 
     def describe(self) -> dict[str, str]:
@@ -59,19 +59,19 @@ def read_instructions(path: Path) -> tuple[list[list[Message]], int]:
     out because an instruction or an answer is empty.
 
     Raises:
-        UserError: names the file, the line and column or the entry, and what is wrong.
+        UserError: names the file, the line or the entry, and what is wrong.
     """
-    conversations = [_conversation(place, entry) for place, entry in _entries(path)]
-    whole = [messages for messages in conversations if all(content.strip() for _, content in messages)]
-    if conversations and not whole:
-        count = len(conversations)
-        raise UserError(f"{path}: every example ({count:,}) has an empty instruction or answer: fill them in")
-    if not whole:
-        raise UserError(f"{path} holds no example: give a list of {{instruction, input, output}} or {{messages}}")
-    return whole, len(conversations) - len(whole)
+    conversations = [_conversation(place, entry) for place, entry in _read_entries(path)]
+    complete = [messages for messages in conversations if all(content.strip() for _, content in messages)]
+    if not complete:
+        raise UserError(
+            f"{path} holds no example, of {len(conversations):,} entries, with an instruction and an answer: give a "
+            "list of {instruction, input, output} or {messages}"
+        )
+    return complete, len(conversations) - len(complete)
 
 
-def _entries(path: Path) -> list[tuple[str, Any]]:
+def _read_entries(path: Path) -> list[tuple[str, dict]]:
     """Each entry's place (file:line, or its number) and the entry."""
     if path.suffix == ".jsonl":
         return [(f"{path}:{number}", entry) for number, entry in read_json_lines(path)]
@@ -88,76 +88,59 @@ def _entries(path: Path) -> list[tuple[str, Any]]:
     return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, 1)]
 
 
-def _conversation(place: str, entry: Any) -> list[Message]:
-    if not isinstance(entry, dict):
-        raise UserError(f"{place} is no object ({str(entry)[:40]!r}): write {{instruction, input, output}}")
+def _conversation(place: str, entry: dict) -> list[Message]:
+    """The messages of an entry, up to its last answer."""
     if "messages" in entry:
-        return _messages(place, entry["messages"])
-    if missing := {"instruction", "output"} - entry.keys():
-        there = ", ".join(entry) or "nothing"
-        raise UserError(f"{place} has no {' and no '.join(sorted(missing))}, but {there}: write them, or messages")
-    about = "" if entry.get("input") is None else entry["input"]
-    texts = {"instruction": entry["instruction"], "input": about, "output": entry["output"]}
-    if odd := [key for key, value in texts.items() if not isinstance(value, str)]:
-        raise UserError(f"{place}: {odd[0]} is {str(texts[odd[0]])[:40]!r}, not a text: write it in quotes")
-    return [*question(texts["instruction"], about), ("assistant", texts["output"])]
-
-
-def _messages(place: str, found: Any) -> list[Message]:
-    roles = ("system", "user", "assistant")
-    try:
-        messages = [(message["role"], message["content"]) for message in found]
-    except (TypeError, KeyError):
-        raise UserError(f"{place}: messages are objects with role and content: mend it") from None
+        messages = [(message.get("role"), message.get("content")) for message in entry["messages"]]
+    elif missing := [key for key in ("instruction", "output") if key not in entry]:
+        raise UserError(
+            f"{place} has no {missing[0]}, but {', '.join(entry)}: give instruction and output, or messages"
+        )
+    else:
+        messages = [*question(entry["instruction"], entry.get("input") or ""), ("assistant", entry["output"])]
     for role, content in messages:
-        if role not in roles or not isinstance(content, str):
-            raise UserError(f"{place}: a message of role {role!r}: roles are {', '.join(roles)}, contents are texts")
+        if role not in ROLES or not isinstance(content, str):
+            raise UserError(f"{place}: {role!r} with {content!r}: roles are {', '.join(ROLES)}, contents are text")
     messages = [(role, content) for role, content in messages if role != "system" or content.strip()]
     answers = [number for number, (role, _) in enumerate(messages) if role == "assistant"]
     if not answers:
-        raise UserError(f"{place} has no message of the assistant: there is nothing to learn; remove it")
+        raise UserError(f"{place} has no message of the assistant, so there is nothing to train on: remove it")
     return messages[: answers[-1] + 1]  # a question at the end has no answer
 
 
-def encode(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: Template, most: int
+def encode_conversation(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: Template, max_tokens: int
 ) -> tuple[list[int], list[bool], str]:
-    """A conversation as at most `most` tokens, which of them are learnt, and what had to be cut.
+    """Encode a conversation as at most `max_tokens` tokens.
 
-    Learnt are the tokens of each answer and the end-of-text behind it. What is too long loses tokens on the left, but
-    not the last answer or what stands before it; if that answer is too long by itself, its end is cut, and it has no
-    end-of-text.
+    The loss mask is true for the tokens of each answer and the end-of-text after it. A conversation that is too long
+    loses tokens on the left, but not the last answer or the text directly before it; an answer that is too long by
+    itself loses its end.
 
     Returns:
-        tokens, whether each is learnt, and "", "prompt" or "answer".
-
-    Raises:
-        UserError: nothing stands before the first answer.
+        the tokens, their loss mask, and what was cut: "", "prompt" or "answer".
     """
-    tokens, learnt = _tokens(messages, tokenizer, template)
-    if learnt[0]:
-        raise UserError(
-            f"template.assistant is empty, and nothing else stands before the answer {messages[0][1][:40]!r}: give "
-            "it a text, or that conversation a question"
-        )
-    answer = len(learnt) - learnt[::-1].index(False)  # where the last answer begins
-    start = min(max(0, len(tokens) - most), answer - len(tokenizer.encode(template.assistant)))
-    end = start + most
-    cut = "" if len(tokens) <= most else "prompt" if end >= len(tokens) else "answer"
-    return tokens[start:end], learnt[start:end], cut
+    tokens, loss_mask = _tokens_and_loss_mask(messages, tokenizer, template)
+    answer_start = len(loss_mask) - loss_mask[::-1].index(False)  # of the last answer
+    start = min(max(0, len(tokens) - max_tokens), answer_start - len(tokenizer.encode(template.assistant)))
+    end = start + max_tokens
+    cut = "" if len(tokens) <= max_tokens else "prompt" if end >= len(tokens) else "answer"
+    return tokens[start:end], loss_mask[start:end], cut
 
 
-def _tokens(messages: Sequence[Message], tokenizer: Tokenizer, template: Template) -> tuple[list[int], list[bool]]:
-    """The tokens of all messages, and which of them an answer consists of. What stands between two answers is encoded
-    as one text, as anybody would who continues a prompt."""
+def _tokens_and_loss_mask(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: Template
+) -> tuple[list[int], list[bool]]:
+    """The tokens of all messages, and which of them belong to answers. The text between two answers is encoded in one
+    piece, as it is when a prompt is continued."""
     tokens: list[int] = []
-    learnt: list[bool] = []
+    loss_mask: list[bool] = []
     before = ""
     for role, content in messages:
         before += template.write(role, content)
         if role == "assistant":
             prompt, answer = tokenizer.encode(before), [*tokenizer.encode(content), tokenizer.eot]
             tokens += prompt + answer
-            learnt += [False] * len(prompt) + [True] * len(answer)
+            loss_mask += [False] * len(prompt) + [True] * len(answer)
             before = ""
-    return tokens, learnt
+    return tokens, loss_mask

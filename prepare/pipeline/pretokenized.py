@@ -1,4 +1,4 @@
-"""FineWeb as GPT-2 shards that somebody else has tokenized: downloaded, checked, and given a manifest."""
+"""FineWeb as GPT-2 shards that others have published: downloaded, checked, and given a manifest."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from prepare.common.progress import Progress
 from prepare.pipeline.output_folder import PROGRESS, pinned_revision
 from prepare.sources.hub import HubListing, fetch_hub_file, hub_files
 from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest
-from prepare.tokens.shards import open_shard
+from prepare.tokens.shards import SUFFIXES, open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
 
-PRETOKENIZED = {  # (edu, version) -> the repository of ready GPT-2 shards that modded-nanogpt trains on
+PRETOKENIZED = {  # (edu, version) -> the repository of the GPT-2 shards that modded-nanogpt trains on
     (False, "10BT"): "kjj0/fineweb10B-gpt2",
     (False, "100BT"): "kjj0/fineweb100B-gpt2",
     (True, "10BT"): "kjj0/finewebedu10B-gpt2",
@@ -21,25 +21,27 @@ PRETOKENIZED = {  # (edu, version) -> the repository of ready GPT-2 shards that 
 
 
 def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict:
-    """Download published shards, check each, and write their manifest, which is returned; a folder keeps its repository
-    and commit.
+    """Download published shards, check each, and write and return their manifest. A folder keeps its repository and
+    commit.
 
     Raises:
         ArgumentError: nobody published them, or fewer than `chunks` of them (None: all).
         UserError: the folder holds other shards, or a shard is not GPT-2's.
     """
-    repo = _repository(edu, version)
-    old = read_manifest(out)
-    if (out / PROGRESS).exists() or (old is not None and "pretokenized" not in old.get("options", {})):
+    repo = PRETOKENIZED.get((edu, version))
+    if repo is None:
+        known = ", ".join(f"{'--edu ' if e else ''}--version {v}" for e, v in PRETOKENIZED)
+        raise ArgumentError(f"nobody published tokens of {'FineWeb-Edu' if edu else 'FineWeb'} {version}: use {known}")
+    manifest = read_manifest(out)
+    if (out / PROGRESS).exists() or (manifest is not None and "pretokenized" not in manifest["options"]):
         raise UserError(f"{out} holds shards that were tokenized here: choose another --out, or delete it")
-    if old is not None and old["dataset"] != repo:
+    if manifest is not None and manifest["dataset"] != repo:
         raise UserError(
-            f"{out} was made with dataset {old['dataset']}, not {repo}: "
+            f"{out} was made with dataset {manifest['dataset']}, not {repo}: "
             "give the same options, or choose another --out, or delete the folder"
         )
     fetched = _fetch(out, repo, chunks, pinned_revision(out, repo) or "main")
-    tokenizer = GPT2Tokenizer()
-    shards = []
+    tokenizer, shards = GPT2Tokenizer(), []
     paths = [out / name for name in fetched.files]
     with Progress("checking", sum(path.stat().st_size for path in paths), "B") as progress:
         for path in paths:
@@ -59,30 +61,25 @@ def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -
     return manifest
 
 
-def _repository(edu: bool, version: str) -> str:
-    """The repository of that data's published GPT-2 shards. ArgumentError when there is none."""
-    repo = PRETOKENIZED.get((edu, version))
-    if repo is None:
-        known = ", ".join(f"{'--edu ' if e else ''}--version {v}" for e, v in PRETOKENIZED)
-        raise ArgumentError(f"nobody published tokens of {'FineWeb-Edu' if edu else 'FineWeb'} {version}: use {known}")
-    return repo
-
-
 def _fetch(into: Path, repo: str, chunks: int | None, revision: str) -> HubListing:
-    """Bring published GPT-2 shards, the validation shard and the first `chunks` training shards (all), to `into`.
+    """Download the validation shard and the first `chunks` training shards (None: all) to the folder `into`.
 
     The files keep their names (fineweb_val_000000.bin, fineweb_train_000001.bin, ...); each holds about 100M tokens,
-    200 MB. Returns the commit and the files of it that are in `into` now: those of an earlier run are kept when they
-    are the commit's and brought again when they are not. UserError, before anything is fetched, for shards there that
-    the repository does not have.
+    200 MB. Shards of an earlier run are kept, or downloaded again if they differ from the commit's.
+
+    Returns:
+        the commit, and the files of it that are in `into` now.
+
+    Raises:
+        UserError: before any download, if `into` holds shards that the repository does not have.
     """
     listing = hub_files(repo, "", ".bin", revision)
     val, train = ([name for name in listing.files if split in name] for split in ("_val_", "_train_"))
     if chunks is not None and chunks > len(train):
         raise ArgumentError(f"--pretokenized {chunks}: {repo} has {len(train)} training shards: ask for at most that")
-    present = {path.name for path in into.glob("*") if path.suffix in (".bin", ".npy")}
-    if strange := sorted(present - {*val, *train}):
-        raise UserError(f"{into / strange[0]} is there, but not in {repo}: choose another --out, or delete it")
+    present = {path.name for path in into.glob("*") if path.suffix in SUFFIXES}
+    if others := sorted(present - {*val, *train}):
+        raise UserError(f"{into / others[0]} is there, but not in {repo}: choose another --out, or delete it")
     wanted = present.union(train[:chunks])
     names = val + [name for name in train if name in wanted]
     for name in names:

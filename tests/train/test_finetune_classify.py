@@ -230,7 +230,7 @@ def test_mistakes_are_named_before_anything_is_trained(init: Path, tmp_path: Pat
     characters = base_model(tmp_path / "characters", CharTokenizer("some wrd\n").describe(), vocab_size=9)
     bare = base_model(tmp_path / "bare", vocab_size=64)
     for base, file, changes, message in (
-        (init, data, {"data__text": "body"}, "there is no column body, but text, label"),
+        (init, data, {"data__text": "body"}, "has no column body, but text, label"),
         (init, tmp_path / "one", {}, "all 2 texts are 'ham'"),
         (init, tmp_path / "gone", {}, "cannot be read"),
         (init, data, {"data__batch_examples": 14}, "take 12 or 16"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prepare.common.cli import UserError
-from prepare.pipeline.continuation import Passage, find_passages, make_tasks
+from prepare.pipeline.continuation import find_continuations, make_tasks
 from prepare.sources.plays import HELD_OUT, read_play
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.helpers.documents import shard_of
@@ -60,7 +60,7 @@ def test_a_refrain_is_no_wrong_ending_of_its_own(tmp_path: Path) -> None:
 
 def test_text_that_repeats_itself_is_refused(tmp_path: Path) -> None:
     document = "one two three four five six seven " * 100
-    with pytest.raises(UserError, match="repeats itself: of 30 endings, 0 are others than 'five six"):
+    with pytest.raises(UserError, match="repeats itself: of 30 endings, 0 differ from 'five six"):
         make_tasks([shard_of(tmp_path / "data", [document], GPT2Tokenizer())], 20, 0)
 
 
@@ -70,21 +70,10 @@ def test_a_literal_end_of_text_is_text(tmp_path: Path) -> None:
     assert all(task["ctx"] in document for task in make_tasks([shard], 20, 0))
 
 
-@pytest.mark.parametrize("name", HELD_OUT)
-def test_windows_line_ends_make_the_same_passages(name: str) -> None:
-    play = read_play(name)
-    assert "\r" not in play
-    windows = play.replace("\n", "\r\n")
-    passages = find_passages(windows)
-    assert all(f"{passage.context} {passage.ending}" in windows for passage in passages)
-    unix = [Passage(*(text.replace("\r\n", "\n") for text in (p.context, p.ending))) for p in passages]
-    assert unix == find_passages(play)
-
-
-def test_no_passage_in_a_short_document_or_a_speakers_name() -> None:
-    assert find_passages("too short to make anything of") == []
+def test_no_continuation_in_a_short_document_or_a_speakers_name() -> None:
+    assert find_continuations("too short to make anything of") == []
     names = "\n\n".join(f"DUKE OF VENICE THE {number}TH:" for number in range(200))
-    assert find_passages(names) == []
+    assert find_continuations(names) == []
 
 
 def test_too_little_text(tmp_path: Path) -> None:
