@@ -12,13 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prepare.common.cli import UserError
+from prepare.common.cli import UserError, first_line
 from prepare.common.files import atomic_write_text
 from train.config.pretrain import Config
 from train.parallel.device import peak_flops
 from train.parallel.world import World
 
 METRICS = "metrics.jsonl"
+WANDB_SECONDS = 8  # to get online; then the run is logged offline
 CHANGED = "changed: "  # the event of settings that differ from the checkpoint's: each start logs its own
 
 
@@ -212,14 +213,15 @@ def start_wandb(run_dir: Path, config: Config) -> Any | None:
     settings = {"project": config.log.wandb_project, "name": run_dir.name, "id": id_file.read_text(), "resume": "allow"}
     settings |= {"dir": run_dir, "config": asdict(config)}
     try:
-        return wandb.init(**settings, mode=mode)
-    except wandb.Error as failure:
-        reason = str(failure).splitlines()[0]
+        return wandb.init(**settings, mode=mode, settings=wandb.Settings(init_timeout=WANDB_SECONDS))
+    except Exception as failure:  # wandb raises many kinds when the service cannot be reached
+        reason = first_line(failure)
         if config.log.wandb != "auto":
             raise UserError(f"wandb could not start ({reason}): set log.wandb offline or disabled") from None
         print(
             f"wandb cannot be reached ({reason}); this run is logged offline, `wandb sync` uploads it later", flush=True
         )
+        wandb.teardown()  # its service still holds the run's id
         return wandb.init(**settings, mode="offline")
 
 

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import socket
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,9 +118,7 @@ def test_a_corrupt_line_in_the_middle_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["nonsense", "\0" * 4096, '{"step": 3, "kind": "tra', "7"])
-def test_a_line_that_a_power_failure_corrupted_after_the_checkpoints_rows_is_dropped(
-    tmp_path: Path, line: str
-) -> None:
+def test_a_line_that_a_power_failure_corrupted_after_the_checkpoints_rows_is_dropped(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     before, behind = '{"step": 2, "kind": "train"}\n', f'{line}\n{line}\n{{"step": 3, "kind": "train"}}\n'
     path.write_text(before + behind)
@@ -224,6 +224,21 @@ def test_wandb_offline_keeps_one_run_over_a_resume(tmp_path: Path, monkeypatch: 
     folders = list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(folders) >= 1
     assert all(run_id in folder.name for folder in folders)  # two within a second: the later one gets a number too
+
+
+def test_wandb_auto_logs_offline_where_the_service_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:  # takes connections, and never answers
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        log = open_log(tmp_path, config=replace(CONFIG, log=LogConfig(wandb="auto")))
+        assert time.monotonic() - start < 20
+        assert "logged offline" in capsys.readouterr().out
+        log.train_row(1, loss=1.0, lr=1.0, grad_norm=1.0, seconds=1.0)
+        log.close()
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
 def test_wandb_auto_is_disabled_where_nobody_has_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
