@@ -29,6 +29,13 @@ def test_each_signal_is_a_request(tmp_path: Path, number: signal.Signals) -> Non
     assert stop.reason() == number.name
 
 
+def test_nohup_keeps_ignoring_a_closed_terminal(tmp_path: Path) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest(tmp_path, 0, is_main=True)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop.requested()
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     stop = StopRequest(tmp_path, 0, is_main=True)
     os.kill(os.getpid(), signal.SIGINT)
