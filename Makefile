@@ -10,11 +10,10 @@ gpu_tables := gpu-recipe gpu-memory gpu-changes gpu-losses gpu-1558m
 
 VENV := .venv
 comma := ,
-PYTHON :=
+PYTHON := python3
 PYTEST :=
 python := $(VENV)/bin/python
 ready := $(VENV)/requirements.txt
-unfinished := $(VENV)/made_by_make_and_unfinished
 
 help:
 	@echo "make quickstart   text, shards, a small model trained by two processes, its scores and text: five minutes on a CPU"
@@ -22,66 +21,46 @@ help:
 	@echo "make exhaustive   every code point in every context: gigatoken's tokens are tiktoken's (some minutes)"
 	@echo "make torture      200 times kill -9 while training: nothing is lost (long; kept in runs/torture.txt)"
 	@echo "make reproduce-gpt2-scores   OpenAI's GPT-2 124M on HellaSwag, LAMBADA and WikiText, beside the published numbers"
-	@echo "make lint         ruff, as CI runs it"
+	@echo "make lint         ruff, the formatting and the types, as CI runs them"
 	@echo "make gpu-bench    the training benchmark's whole table on one GPU, in some minutes"
 	@echo "make clean        remove the environment, caches and the quickstart's data and run; other data and runs stay"
 
-# The copy of requirements.txt says which requirements are whole. An environment that is there is used as it is; only a
-# folder that make itself made, and marked until its packages are whole, is ever removed. One make at a time, by a lock.
+# The environment. Its copy of requirements.txt is the stamp: what is listed there is installed.
 $(ready): requirements.txt
-	@exec 9< $<; if command -v flock > /dev/null; then flock 9; fi; \
-	if [ $@ -nt $< ]; then exit; fi; \
-	if [ -e $(unfinished) ]; then rm -rf $(VENV); fi; \
-	if [ -n "$$(ls -A $(VENV) 2> /dev/null)" ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
-	    echo "error: $(VENV) holds something, but no Python environment: name another folder, VENV=/path/to/environment"; exit 1; \
-	fi; \
-	candidate=$(python); \
-	if ! $(python) -m pip --version > /dev/null 2>&1; then \
-	    for candidate in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11) none; do \
-	        $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && break; \
-	    done; \
-	    [ $$candidate != none ] || { echo "error: no Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python3"; exit 1; }; \
-	    $$candidate -c 'import ensurepip, venv' 2> /dev/null || { \
-	        echo "error: $$candidate cannot make environments: apt-get install python3-venv, or name another: make PYTHON=..."; exit 1; }; \
-	fi; \
-	echo "== Environment: $(VENV) from $$($$candidate --version), packages of requirements.txt (a minute or two, once)"; \
-	if [ ! -e $(VENV) ]; then mkdir -p $(VENV) && touch $(unfinished); fi; \
-	if [ $$candidate != $(python) ]; then $$candidate -m venv $(VENV); fi; \
-	$(python) -m pip install --quiet --disable-pip-version-check -r $< && cp $< $@ && rm -f $(unfinished)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "error: $(PYTHON) is not Python 3.11 or newer: name another, make PYTHON=/path/to/python3"; exit 1; }
+	@echo "== Environment: $(VENV), with the packages of requirements.txt (a minute or two, once)"
+	@$(python) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(python) -m pip install --quiet --disable-pip-version-check -r $<
+	@cp $< $@
 
+data := data/shakespeare_bpe
+held_out := '$(data)/*_val_*.bin'
+tasks := data/continuation_val.jsonl
 run := runs/quickstart
-held_out := 'data/shakespeare_bpe/*_val_*.bin'
-hellaswag := data/hellaswag_val.jsonl
-continuation := data/continuation_val.jsonl
 
 quickstart: $(ready)
 	@echo && echo "== 1 of 6  Text to tokens: Shakespeare's 37 plays, which came with the packages"
 	@$(python) prepare/shakespeare.py --level bpe
-	@echo && echo "== 2 of 6  Training: two processes, about two minutes (again: goes on, or is finished already)"
+	@echo && echo "== 2 of 6  Training: two processes, about two minutes; a run that was stopped resumes"
 	@OMP_NUM_THREADS=1 $(python) -m torch.distributed.run --standalone --nproc_per_node=2 \
 	    train/train_gpt2.py --config configs/quickstart.yaml
-	@echo && echo "== 3 of 6  Validation loss, on plays that it has not read"
+	@echo && echo "== 3 of 6  Validation loss on held-out plays"
 	@$(python) eval/val_loss.py --model $(run) --data $(held_out) --tokens 65536 | tee $(run)/val_loss.txt
-	@echo && echo "== 4 of 6  HellaSwag: which of four endings follows?"
-	@if [ -e $(hellaswag) ] || timeout 30 $(python) prepare/eval_sets.py hellaswag 2> /dev/null; then \
-	    tasks=$(hellaswag); \
-	else \
-	    echo "HellaSwag itself cannot be downloaded here; tasks of its form out of the held-out plays instead"; \
-	    $(python) prepare/eval_sets.py continuation --shards $(held_out) --out $(continuation); \
-	    tasks=$(continuation); \
-	fi; \
-	$(python) eval/hellaswag.py --model $(run) --data $$tasks --limit 200 | tee $(run)/hellaswag.txt
+	@echo && echo "== 4 of 6  Continuation tasks from the held-out plays: which of four endings follows?"
+	@$(python) prepare/eval_sets.py continuation --shards $(held_out) --out $(tasks)
+	@$(python) eval/hellaswag.py --model $(run) --data $(tasks) --limit 200 | tee $(run)/continuation.txt
 	@echo && echo "== 5 of 6  A sample"
 	@$(python) eval/generate.py --model $(run) --prompt $$'ROMEO:\n' --temperature 0.8 --max-new-tokens 120 | tee $(run)/sample.txt
 	@echo && echo "== 6 of 6  Curves"
 	@$(python) eval/plot.py $(run)
-	@echo && echo "== Made"
-	@echo "shards           data/shakespeare_bpe ($$(du -sh data/shakespeare_bpe | cut -f 1))"
-	@echo "run              $(run), latest checkpoint $$(ls $(run)/checkpoints | tail -n 1)"
-	@grep -hE '^(loss|unigram):' $(run)/val_loss.txt | sed 's/^/validation       /'
-	@grep -hE '^(tasks|acc_norm):' $(run)/hellaswag.txt | sed 's/^/HellaSwag        /'
-	@echo "sample           $(run)/sample.txt"
-	@echo "curves           $(run)/loss.png"
+	@echo && echo "== Summary"
+	@echo "shards               $(data) ($$(du -sh $(data) | cut -f 1))"
+	@echo "run                  $(run), latest checkpoint $$(ls $(run)/checkpoints | tail -n 1)"
+	@grep -E '^(loss|unigram):' $(run)/val_loss.txt | sed 's/^/validation           /'
+	@grep -E '^acc_norm:' $(run)/continuation.txt | sed 's/^/continuation tasks   /'
+	@echo "sample               $(run)/sample.txt"
+	@echo "curves               $(run)/loss.png"
 	@echo "Next: $(python) eval/generate.py --model $(run) --interactive"
 
 test: $(ready)
@@ -150,4 +129,4 @@ clean:
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
 	rm -rf .gpu-packages gpu_trace.json .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf data/shakespeare_bpe $(continuation) $(run)
+	rm -rf $(data) $(tasks) $(run)
