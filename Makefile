@@ -5,11 +5,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-gpu_tables := gpu-recipe gpu-memory gpu-changes gpu-losses gpu-1558m
-.PHONY: help quickstart test exhaustive torture lint gpu-bench gpu-ready $(gpu_tables) clean reproduce-gpt2-scores
+.PHONY: help quickstart test exhaustive torture lint gpu-bench clean reproduce-gpt2-scores
 
 VENV := .venv
-comma := ,
 PYTHON := python3
 PYTEST :=
 python := $(VENV)/bin/python
@@ -22,7 +20,7 @@ help:
 	@echo "make torture      200 times kill -9 while training: nothing is lost (long; kept in runs/torture.txt)"
 	@echo "make reproduce-gpt2-scores   OpenAI's GPT-2 124M on HellaSwag, LAMBADA and WikiText, beside the published numbers"
 	@echo "make lint         ruff, the formatting and the types, as CI runs them"
-	@echo "make gpu-bench    the training benchmark's whole table on one GPU, in some minutes"
+	@echo "make gpu-bench    the training benchmark's tables on one GPU, in some minutes"
 	@echo "make clean        remove the environment, caches and the quickstart's data and run; other data and runs stay"
 
 # The environment. Its copy of requirements.txt is the stamp: what is listed there is installed.
@@ -88,42 +86,9 @@ lint: $(ready)
 # On a machine that has PyTorch and little else. GPU_PYTHON: its Python; PEER: a checkout of build-nanogpt, or nothing.
 GPU_PYTHON := python3
 PEER := $(wildcard ../build-nanogpt)
-bench := PYTHONPATH=.gpu-packages $(GPU_PYTHON) train/bench.py --train.device cuda --config
 
-# Each table is a target of its own too; -k: one that fails takes no other with it.
-gpu-bench: gpu-ready
-	@$(MAKE) -k $(gpu_tables)
-
-gpu-ready:
-	@$(GPU_PYTHON) -c 'import torch; raise SystemExit(not torch.cuda.is_available())' \
-	    || { echo "error: the torch of $(GPU_PYTHON) sees no GPU: name another with GPU_PYTHON=/path/to/python"; exit 1; }
-	@PYTHONPATH=.gpu-packages $(GPU_PYTHON) -c 'import jsonargparse, safetensors, tiktoken, tqdm, typeshed_client, yaml' 2> /dev/null \
-	    || grep -E '^(jsonargparse|PyYAML|safetensors|tiktoken|tqdm)' requirements.txt \
-	    | $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --target .gpu-packages -r /dev/stdin
-	@$(GPU_PYTHON) -c 'import torch; print(torch.cuda.get_device_name(), "torch", torch.__version__)'
-
-gpu-recipe:
-	@echo "== 124M, the recipe's step, two seeds$(if $(PEER),$(comma) beside $(PEER),; no PEER=/path/to/build-nanogpt given)"
-	@$(bench) configs/gpt2_124m.yaml --data.micro_batch_size 32 --compare train.seed=2 $(PEER)
-
-gpu-memory:
-	@echo "== 124M, 64 sequences at a time: memory, saves, and the heaviest kernels"
-	@$(bench) configs/gpt2_124m.yaml --data.micro_batch_size 64 --saves 3 --profile gpu_trace.json
-
-gpu-changes:
-	@echo "== One change at a time"
-	@$(bench) configs/gpt2_124m.yaml --data.batch_tokens 131072 --data.micro_batch_size 16 --steps 10 \
-	    --compare train.compile=false train.recompute=true
-
-gpu-losses:
-	@echo "== Losses of 50 steps beside float32's, compiled or not"
-	@$(bench) configs/gpt2_124m.yaml --data.batch_tokens 32768 --data.micro_batch_size 16 --steps 47 \
-	    --compare train.precision=fp32 train.compile=false
-
-gpu-1558m:
-	@echo "== 1558M on one GPU"
-	@$(bench) configs/gpt2_1558m.yaml --train.compile false --train.recompute true --data.micro_batch_size 16 \
-	    --data.batch_tokens 32768
+gpu-bench:
+	@tests/programs/gpu_bench.sh $(GPU_PYTHON) $(PEER)
 
 clean:
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi

@@ -1,4 +1,4 @@
-"""The recipe's losses in bf16 beside float32's, step by step, on a CPU without bf16 instructions.
+"""The recipe's losses in bf16 compared with float32's, step by step, on a CPU without bf16 instructions.
 
 python -m tests.programs.bf16_losses SHARDS [STEPS] [BATCH_TOKENS]     # 124M, T = 1024; on two cores half an hour
 
@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prepare.common.cli import ROOT
-from train.bench import Program
+from train.bench import StepBench
 from train.config.pretrain import load_config
 from train.parallel import device as hardware
 from train.parallel.world import init_distributed
@@ -37,11 +37,11 @@ def losses(shards: str, steps: int, batch_tokens: int, precision: str) -> list[f
     words += ["--data.batch_tokens", str(batch_tokens), "--data.micro_batch_size", "4", "--train.compile", "false"]
     config = load_config([*words, "--train.precision", precision], "")
     with tempfile.TemporaryDirectory() as folder:
-        program = Program(config, init_distributed("cpu"), Path(folder), None)
-    print(f"{precision}: autocast is {'on' if program.context._enabled else 'off'}", flush=True)
+        bench = StepBench(config, init_distributed("cpu"), Path(folder))
+    print(f"{precision}: autocast is {'on' if bench.context._enabled else 'off'}", flush=True)
     found = []
     for step in range(steps):
-        taken = program.run(1)[0]
+        taken = bench.run(1)[0]
         found.append(taken["loss"])
         print(f"{precision} step {step}: loss {taken['loss']:.5f}, {taken['seconds']:.1f} s", flush=True)
     return found
