@@ -43,13 +43,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--input", nargs="+", type=nonempty, metavar="FILE", help="text to repeat; when not given, plays"
     )
-    parser.add_argument("--column", default="text", help="where the files have it")
     parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
     add_workers(parser)
     options = parser.parse_args(argv)
     if options.input:
         paths = find_inputs(options.input)
-        texts = [batch.texts for path in paths for batch in read_documents(path, options.column)]
+        texts = [batch.texts for path in paths for batch in read_documents(path, "text")]
         if not _count_bytes(texts):
             raise UserError(f"--input holds no text ({len(paths)} files): give some to measure with")
     else:

@@ -25,8 +25,7 @@ def read_labelled(path: Path, text: str, label: str) -> tuple[list[tuple[str, st
     Raises:
         UserError: names the file, and the missing column, the row without a label, or the line that is not valid.
     """
-    columns = _read_columns(path, (text, label))
-    _check_columns(path, columns, (text, label))
+    columns = _read_columns(path, text, label, needed=(text, label))
     rows = [
         (_as_text(kind).strip(), _as_text(words)) for kind, words in zip(columns[label], columns[text], strict=True)
     ]
@@ -44,8 +43,7 @@ def read_texts(path: Path, text: str, label: str) -> tuple[list[str], list[str] 
 
     Unlike in read_labelled the label may be missing, and lines without tabs are texts; an empty text is an error.
     """
-    columns = _read_columns(path, (text, label))
-    _check_columns(path, columns, (text,))
+    columns = _read_columns(path, text, label, needed=(text,))
     texts = [_as_text(words) for words in columns[text]]
     if not texts:
         raise UserError(f"{path} holds no text: give a file with a text in each line")
@@ -56,28 +54,35 @@ def read_texts(path: Path, text: str, label: str) -> tuple[list[str], list[str] 
     return texts, labels if labels and all(labels) else None
 
 
-def _read_columns(path: Path, wanted: tuple[str, str]) -> dict[str, list]:
-    """All columns of a file by name, those that are not wanted without their values."""
+def _read_columns(path: Path, text: str, label: str, needed: tuple[str, ...]) -> dict[str, list]:
+    """All columns of a file by name, with values for `text` and `label` only. UserError if it lacks one of `needed`."""
     try:
         if path.suffix == ".jsonl":
             records = [record for _, record in read_json_lines(path)]
-            names = dict.fromkeys(chain.from_iterable(records))
-            return {name: [record.get(name) for record in records] for name in names}
-        if path.suffix == ".csv":
-            table = pa.csv.read_csv(
-                path,
-                pa.csv.ReadOptions(block_size=path.stat().st_size + 1),  # a row must fit in a block
-                pa.csv.ParseOptions(newlines_in_values=True),
-                pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.binary())),  # any encoding; "01" stays "01"
-            )
+            columns = {name: [record.get(name) for record in records] for name in dict.fromkeys(chain(*records))}
+        elif path.suffix == ".csv":
+            read = pa.csv.ReadOptions(block_size=path.stat().st_size + 1)  # a row must fit in a block
+            parse = pa.csv.ParseOptions(newlines_in_values=True)
+            convert = pa.csv.ConvertOptions(column_types={text: pa.binary(), label: pa.binary()})  # "01" stays "01"
+            columns = _values(pa.csv.read_csv(path, read, parse, convert), text, label)
         elif path.suffix == ".parquet":
-            table = pq.read_table(path)
+            columns = _values(pq.read_table(path), text, label)
         else:
-            return _read_tabs(path, *wanted)
+            columns = _read_tabs(path, text, label)
     except OSError as failure:
         raise UserError(f"{path} cannot be read ({failure.strerror or failure}): name a file that is there") from None
     except pa.ArrowException as failure:
         raise UserError(f"{path} is not a valid {path.suffix} ({first_line(failure)}): fix it") from None
+    for name in needed:
+        if name not in columns:
+            raise UserError(
+                f"{path} has no column {name}, but {', '.join(columns) or 'nothing'}: name the columns (data.text and "
+                "data.label, or --text-column and --label-column)"
+            )
+    return columns
+
+
+def _values(table: pa.Table, *wanted: str) -> dict[str, list]:
     return {name: table[name].to_pylist() if name in wanted else [] for name in table.column_names}
 
 
@@ -96,15 +101,6 @@ def _read_tabs(path: Path, text: str, label: str) -> dict[str, list]:
             raise UserError(f"{path}:{number} ({line[:40]!r}): write {'<TAB>'.join(names)} in each line")
     rows = [line.split("\t", len(names) - 1) for _, line in numbered]
     return {name: [row[column] for row in rows] for column, name in enumerate(names)}
-
-
-def _check_columns(path: Path, columns: dict[str, list], wanted: tuple[str, ...]) -> None:
-    for name in wanted:
-        if name not in columns:
-            raise UserError(
-                f"{path} has no column {name}, but {', '.join(columns) or 'nothing'}: name the columns (data.text and "
-                "data.label, or --text-column and --label-column)"
-            )
 
 
 def _as_text(value: Any) -> str:

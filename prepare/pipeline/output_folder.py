@@ -116,16 +116,14 @@ class OutputFolder:
 
     def save_partial(self, number: int, record: dict) -> None:
         """Record the finished shards of an unfinished input file, and how to resume after them."""
-        # without indentation: often, and long
-        atomic_write_json(self._record_path(number, ".part"), self._identified(number, record), indent=None)
+        record = record | {"input": self.plan["inputs"][number] | record["input"]}
+        atomic_write_json(self._record_path(number, ".part"), record, indent=None)  # often, and long
 
     def save_finished(self, number: int, record: dict) -> None:
         """Record that all shards of an input file are on disk."""
-        atomic_write_json(self._record_path(number), self._identified(number, record))
+        record = record | {"input": self.plan["inputs"][number] | record["input"]}
+        atomic_write_json(self._record_path(number), record)
         self._record_path(number, ".part").unlink(missing_ok=True)
-
-    def _identified(self, number: int, record: dict) -> dict:
-        return record | {"input": self.plan["inputs"][number] | record["input"]}
 
     def remove_partial_shards(self, numbers: Iterable[int]) -> None:
         """Remove what an interrupted run left of these input files, except the shards in their partial records."""

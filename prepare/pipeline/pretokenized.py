@@ -26,36 +26,29 @@ def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -
 
     Raises:
         ArgumentError: nobody published them, or fewer than `chunks` of them (None: all).
-        UserError: the folder holds other shards, or a shard is not GPT-2's.
+        UserError: the folder holds other shards.
     """
     repo = PRETOKENIZED.get((edu, version))
     if repo is None:
         known = ", ".join(f"{'--edu ' if e else ''}--version {v}" for e, v in PRETOKENIZED)
         raise ArgumentError(f"nobody published tokens of {'FineWeb-Edu' if edu else 'FineWeb'} {version}: use {known}")
     manifest = read_manifest(out)
-    if (out / PROGRESS).exists() or (manifest is not None and "pretokenized" not in manifest["options"]):
-        raise UserError(f"{out} holds shards that were tokenized here: choose another --out, or delete it")
-    if manifest is not None and manifest["dataset"] != repo:
-        raise UserError(
-            f"{out} was made with dataset {manifest['dataset']}, not {repo}: "
-            "give the same options, or choose another --out, or delete the folder"
-        )
+    if (out / PROGRESS).exists() or (manifest is not None and manifest["dataset"] != repo):
+        found = "shards that are being made here" if manifest is None else f"dataset {manifest['dataset']}"
+        raise UserError(f"{out} holds {found}, not {repo}: choose another --out, or delete it")
     fetched = _fetch(out, repo, chunks, pinned_revision(out, repo) or "main")
-    tokenizer, shards = GPT2Tokenizer(), []
+    shards = []
     paths = [out / name for name in fetched.files]
     with Progress("checking", sum(path.stat().st_size for path in paths), "B") as progress:
         for path in paths:
             tokens = open_shard(path)
-            if tokens.max() >= tokenizer.vocab_size:
-                raise UserError(
-                    f"{path} holds token {tokens.max()}, above GPT-2's {tokenizer.vocab_size - 1}: delete it"
-                )
             documents = int(np.count_nonzero(tokens == EOT))
             record = {"file": path.name, "tokens": len(tokens), "documents": documents, "sha256": file_sha256(path)}
             shards.append(record)
             progress.update(path.stat().st_size)
     inputs = [{"name": shard["file"], "documents": shard["documents"], "tokens": shard["tokens"]} for shard in shards]
-    manifest = build_manifest(repo, fetched.revision, inputs, tokenizer.describe(), {"pretokenized": True}, shards)
+    tokenizer = GPT2Tokenizer().describe()
+    manifest = build_manifest(repo, fetched.revision, inputs, tokenizer, {"pretokenized": True}, shards)
     write_manifest(out, manifest)
     print(f"{out}: {len(shards)} shards, {sum(shard['tokens'] for shard in shards):,} tokens from {repo}")
     return manifest

@@ -95,20 +95,16 @@ def run_job(
             raise
     if manifest is None:
         print(f"{out}: task {index}/{count} is done; the last task to finish writes the manifest")
-    else:
-        print(f"{out}: {_summary(manifest)}" + ("" if todo else " (it was finished already)"))
-    return manifest
-
-
-def _summary(manifest: dict) -> str:
-    inputs = manifest["inputs"]
+        return None
     facts = ("documents", "tokens", "bytes", "empty", "skipped")
-    documents, tokens, size, empty, skipped = (sum(file[fact] for file in inputs) for fact in facts)
-    return (
-        f"{len(manifest['shards'])} shards, {documents:,} documents ({empty} empty, {skipped} values skipped, "
-        f"the longest of {max(file['longest'] for file in inputs):,} bytes), "
-        f"{tokens:,} tokens of {size / tokens:.2f} bytes"
+    documents, tokens, size, empty, skipped = (sum(file[fact] for file in manifest["inputs"]) for fact in facts)
+    longest = max(file["longest"] for file in manifest["inputs"])
+    print(
+        f"{out}: {len(manifest['shards'])} shards, {documents:,} documents ({empty} empty, {skipped} values skipped, "
+        f"the longest of {longest:,} bytes), {tokens:,} tokens of {size / tokens:.2f} bytes"
+        + ("" if todo else " (it was finished already)")
     )
+    return manifest
 
 
 class _Pipeline:

@@ -89,13 +89,11 @@ def open_shard(path: Path | str) -> np.ndarray:
         if size == 0 or size % TOKEN.itemsize:
             raise UserError(f"{path} holds {size:,} bytes, not a number of uint16 tokens: {remedy}")
         return np.memmap(path, dtype=TOKEN, mode="r")
-    if len(header) < HEADER_INTS:
-        raise UserError(f"{path} holds {size:,} bytes, less than a shard's header of {HEADER_BYTES:,}: {remedy}")
-    magic, version, tokens = (int(number) for number in header[:3])
-    if magic != MAGIC:
-        raise UserError(f"{path} begins with {magic}, not with the magic number {MAGIC} of a shard: {remedy}")
-    if version != VERSION:
-        raise UserError(f"{path} has version {version}, and this program reads version {VERSION}: {remedy}")
+    found = [int(number) for number in header[:2]]
+    if len(header) < HEADER_INTS or found != [MAGIC, VERSION]:
+        wanted = f"magic number {MAGIC} and version {VERSION}"
+        raise UserError(f"{path} ({size:,} bytes) begins with {found}, not with a shard's {wanted}: {remedy}")
+    tokens = int(header[2])
     expected = HEADER_BYTES + tokens * TOKEN.itemsize
     if tokens < 1 or size != expected:
         found = f"{size:,} bytes where its header says {tokens:,} tokens ({expected:,} bytes)"

@@ -163,7 +163,7 @@ def test_mistakes_in_asking_are_named(reference: Path, init: Path, tmp_path: Pat
     quoted.write_text('text,label\n"",ham\n')
     for model, source, message in (
         (reference, ["--file", str(odd)], "'eggs', but reference at step 12 knows ham, spam"),
-        (reference, ["--file", str(quoted)], "odd.csv:2: the text is empty"),
+        (reference, ["--file", str(quoted)], "odd.csv, row 1: the text is empty"),
         (init, ["--text", "hello"], "is no classifier"),
         (reference, ["--text", " "], "--text is empty"),
     ):

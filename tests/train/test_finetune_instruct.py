@@ -168,7 +168,7 @@ def test_mistakes_are_one_line_before_anything_is_trained(init: Path, data: Path
     broken = tmp_path / "broken.json"
     broken.write_text('[{"instruction": "a",\n  "output" "b"}]')
     message = one_line_error(train(init, broken, tmp_path / "a"))
-    assert "broken.json is no JSON: line 2 column 12" in message
+    assert "broken.json:2 is not valid JSON" in message
     characters = base_model(tmp_path / "characters", CharTokenizer("abc").describe(), vocab_size=3)
     assert "has no end-of-text token" in one_line_error(train(characters, data, tmp_path / "b"))
     broken.write_text('[{"instruction": "a", "output": "b"}]')

@@ -119,7 +119,7 @@ def header(*numbers: int) -> bytes:
         ("a_train_000001.bin", b"", "0 bytes"),
         ("a_train_000001.bin", b"\x88\xd8\x34\x01", "4 bytes"),
         ("a_train_000001.bin", header(20240801, 7, 2) + bytes(4), "20240801"),
-        ("a_train_000001.bin", header(20240520, 2, 2) + bytes(4), "version 2"),
+        ("a_train_000001.bin", header(20240520, 2, 2) + bytes(4), "[20240520, 2]"),
         ("a_train_000001.bin", header(20240520, 1, 3) + bytes(4), "1,028 bytes where its header says 3 tokens"),
         ("a_train_000001.bin", header(20240520, 1, 1) + bytes(4), "1,028 bytes where its header says 1 tokens"),
         ("a_train_000001.bin", header(20240520, 1, 0), "0 tokens"),
