@@ -116,7 +116,7 @@ def chat(loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespa
         if not line:
             messages = []
             continue
-        asked = [*(messages if loaded.converses else []), *question(line)]
+        asked = [*(messages if loaded.multi_turn else []), *question(line)]
         given = answer([("", loaded.template.prompt(asked, loaded.tokenizer))], loaded, generator, args)
         messages = [*asked, ("assistant", given)]
 

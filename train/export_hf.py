@@ -1,5 +1,5 @@
-"""Write a model as a Hugging Face directory: AutoModelForCausalLM, or for a classifier
-AutoModelForSequenceClassification, and AutoTokenizer open it, without a network."""
+"""Export a model as a Hugging Face directory, which transformers opens without a network: AutoTokenizer, and
+AutoModelForCausalLM or, for a classifier, AutoModelForSequenceClassification."""
 
 import sys
 from pathlib import Path
@@ -22,11 +22,11 @@ from train.weights.load_model import load_model
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
-        "Write a run or checkpoint as a Hugging Face directory.",
+        "Export a run or checkpoint as a Hugging Face directory.",
         "python train/export_hf.py --model runs/quickstart --output quickstart_hf",
     )
     parser.add_argument("--model", type=nonempty, metavar="X", help="as everywhere; when not given, the newest run")
-    parser.add_argument("--output", metavar="DIR", type=nonempty_path, required=True, help="a folder that is not there")
+    parser.add_argument("--output", metavar="DIR", type=nonempty_path, required=True, help="a new folder")
     parser.add_argument("--push", metavar="REPO", help="upload it to this model repository: me/my-gpt2")
     arguments = parser.parse_args(argv)
 
@@ -35,12 +35,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output {output} exists already: choose another folder, or remove it")
     loaded = load_model(arguments.model, classifier=None)
 
-    # Everything under another name first, then one rename.
+    # under another name first: a folder under the final one is complete
     unfinished = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     is_gpt2 = isinstance(loaded.known_tokenizer, GPT2Tokenizer)
-    special = {"bos_token_id": EOT, "eos_token_id": EOT} if is_gpt2 else {"bos_token_id": None, "eos_token_id": None}
+    special = dict.fromkeys(("bos_token_id", "eos_token_id"), EOT if is_gpt2 else None)
     save_file(to_hf(loaded.model), unfinished / "model.safetensors", {"format": "pt"})
     atomic_write_json(unfinished / "config.json", hf_config(loaded.model.config, loaded.labels) | special)
     if not loaded.labels:
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": loaded.model.config.block_size, **tokens}
         atomic_write_json(unfinished / "tokenizer_config.json", settings)
     unfinished.rename(output)
+
     note = "" if is_gpt2 else " (its vocabulary has no Hugging Face tokenizer)"
     print(f"{loaded.name} -> {output}{note}", flush=True)
     if arguments.push:
@@ -64,15 +65,13 @@ def push(folder: Path, repo: str) -> str:
     Raises:
         UserError: the hub refuses it or cannot be reached; the folder stays.
     """
-    api = HfApi()
     try:
-        name = api.create_repo(repo, exist_ok=True).repo_id
-        return str(api.upload_folder(folder_path=folder, repo_id=name, commit_message="GPT-2 weights").repo_url)
-    except (HTTPError, HFValidationError, ValueError, OSError) as failure:
-        reason = first_line(failure)
+        name = HfApi().create_repo(repo, exist_ok=True).repo_id
+        return str(HfApi().upload_folder(folder_path=folder, repo_id=name, commit_message="GPT-2 weights").repo_url)
+    except (HTTPError, HFValidationError, OSError) as failure:
         raise UserError(
-            f"--push {repo}: the hub did not take it ({reason}); log in (`hf auth login`, or HF_TOKEN with write "
-            f"access), then: hf upload {repo} {folder}"
+            f"--push {repo}: the hub did not take it ({first_line(failure)}); log in (`hf auth login`, or HF_TOKEN "
+            f"with write access), then: hf upload {repo} {folder}"
         ) from None
 
 

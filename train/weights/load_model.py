@@ -1,4 +1,4 @@
-"""What --model means everywhere: a run, a checkpoint, a Hugging Face directory or a hub name, opened."""
+"""Open what --model names everywhere: a run, a checkpoint, a Hugging Face directory or a hub name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,25 +29,25 @@ from train.weights.huggingface import HUB_NAME, download_hf, is_hf_folder, load_
 
 @dataclass
 class LoadedModel:
-    """A model ready to be scored or to talk: in evaluation mode, float32."""
+    """A model for scoring and generation: in evaluation mode, float32."""
 
     model: GPT
-    known_tokenizer: Tokenizer | None  # None: of data with a small vocabulary and no manifest
-    name: str  # what to call it: the run and step, the folder, or the hub's name
-    step: int | None  # finished training steps; None for a model that is not ours
+    known_tokenizer: Tokenizer | None  # None: its data had a small vocabulary and no manifest
+    name: str  # for people: the run and step, the folder, or the hub's name
+    step: int | None = None  # finished training steps; None for a model that is not ours
     labels: tuple[str, ...] = ()  # of a classifier
     template: Template | None = None  # of an instruction follower
-    converses: bool = False  # it has learnt conversations of several turns
-    run: Path | None = None  # the run that it is a checkpoint of
-    precision: str = "fp32"  # of its matrix products, while it is measured
+    multi_turn: bool = False  # fine-tuned on conversations of several turns
+    run: Path | None = None  # the run of the checkpoint
+    precision: str = "fp32"  # of the matrix products during an evaluation
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Between its ids and text. UserError where nobody knows it."""
+        """Between its ids and text. UserError if it is not known."""
         if self.known_tokenizer is None:
             raise UserError(
-                f"{self.name} has no tokenizer, since its data had no manifest.json: it can be continued, exported and "
-                "measured on shards; for text, prepare its data with prepare/ and train again"
+                f"{self.name} has no tokenizer, since its data had no manifest.json: it can be resumed, exported and "
+                "evaluated on shards; for text, prepare its data with prepare/ and train again"
             )
         return self.known_tokenizer
 
@@ -60,7 +60,7 @@ def load_model(
     Args:
         spec: None takes the newest run under runs/.
         device: where the weights go.
-        option: what the user named it with.
+        option: the option that names it, for messages.
         classifier: whether a classifier is wanted, or a language model; None: either.
 
     Raises:
@@ -68,58 +68,64 @@ def load_model(
     """
     path = newest_run() if spec is None else Path(spec)
     if (path / "checkpoints").is_dir():
-        found, meta, _ = latest_valid_checkpoint(path, [WEIGHTS])
-        if found is None:
-            raise UserError(
-                f"{path} has no finished checkpoint yet: let the run reach one, or save one with a STOP file"
-            )
-        path = found
+        checkpoint, meta, _ = latest_valid_checkpoint(path, [WEIGHTS])
+        if checkpoint is None:
+            raise UserError(f"{path} has no checkpoint yet: wait for its first, or save one with a STOP file")
+        loaded = load_checkpoint(checkpoint, meta)
     elif (path / META).is_file():
-        meta = read_meta(path, [WEIGHTS])
-    else:
-        meta = None
-    if meta is not None:
-        shape, labels = ModelConfig(**meta["model"]), tuple(meta.get("labels", ()))
-        model = Classifier(shape, len(labels)) if labels else GPT(shape)
-        model.load_state_dict(merge_lora(read_weights(path / WEIGHTS)))
-        run = path.resolve().parent.parent
-        name = f"{run.name} at step {meta['step']}"
-        template = Template(**meta["template"]) if "template" in meta else None
-        tokenizer, converses = model_tokenizer(meta["tokenizer"], shape.vocab_size), meta.get("converses", False)
-        loaded = LoadedModel(model, tokenizer, name, meta["step"], labels, template, converses, run)
+        loaded = load_checkpoint(path, read_meta(path, [WEIGHTS]))
     elif is_hf_folder(path):
-        loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name, None)
+        loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name)
     elif path.exists():
         raise UserError(
             f"{option} {path}: neither a run (checkpoints/), nor a checkpoint (meta.json), nor a Hugging Face "
             "directory (config.json)"
         )
     elif HUB_NAME.fullmatch(str(spec)):
-        loaded = LoadedModel(load_hf(download_hf(str(spec), option)), load_tokenizer(None), str(spec), None)
+        loaded = LoadedModel(load_hf(download_hf(str(spec), option)), load_tokenizer(None), str(spec))
     else:
         raise UserError(f"{option} {path}: there is no such folder")
+
     if loaded.known_tokenizer and loaded.model.config.vocab_size < loaded.tokenizer.vocab_size:
         raise UserError(
             f"{option} {path}: its vocabulary of {loaded.model.config.vocab_size} is smaller than its tokenizer's, "
             f"{loaded.tokenizer.name} with {loaded.tokenizer.vocab_size}: they do not belong together"
         )
     if classifier and not loaded.labels:
-        raise UserError(f"{option} {path} is no classifier: train/finetune_classify.py makes one of it")
+        raise UserError(f"{option} {path} is not a classifier: train/finetune_classify.py makes one of it")
     if loaded.labels and classifier is False:
         raise UserError(
-            f"{option} {path} is a classifier ({', '.join(loaded.labels)}): eval/classify.py asks it, "
+            f"{option} {path} is a classifier ({', '.join(loaded.labels)}): eval/classify.py classifies with it, "
             "train/export_hf.py exports it; elsewhere name a language model"
         )
     loaded.model.to(device).eval()
     return loaded
 
 
+def load_checkpoint(checkpoint: Path, meta: Mapping[str, Any]) -> LoadedModel:
+    """The model of a checkpoint, with what its meta.json says about it."""
+    config, labels = ModelConfig(**meta["model"]), tuple(meta.get("labels", ()))
+    model = Classifier(config, len(labels)) if labels else GPT(config)
+    model.load_state_dict(merge_lora(read_weights(checkpoint / WEIGHTS)))
+    run = checkpoint.resolve().parent.parent
+    return LoadedModel(
+        model,
+        model_tokenizer(meta["tokenizer"], config.vocab_size),
+        name=f"{run.name} at step {meta['step']}",
+        step=meta["step"],
+        labels=labels,
+        template=Template(**meta["template"]) if "template" in meta else None,
+        multi_turn=meta.get("converses", False),  # the name in every checkpoint so far
+        run=run,
+    )
+
+
 def load_initial_weights(spec: str, model: GPT, tokenizer: Mapping[str, Any] | None) -> str:
-    """Give a new run's model the weights of another, in place, and say which.
+    """Copy another model's weights into a new run's model, and return the other's name.
 
     Args:
         spec: what --model names.
-        tokenizer: the description of the new run's data; None where nobody described it.
+        tokenizer: of the new run's data, as its manifest describes it; None without a manifest.
 
     Raises:
         UserError: there is no such model, or it is of another shape or vocabulary.
@@ -132,15 +138,17 @@ def load_initial_weights(spec: str, model: GPT, tokenizer: Mapping[str, Any] | N
     if tokenizer and tokenizer["sha256"] != other.tokenizer.describe()["sha256"]:
         raise UserError(
             f"train.init_from {spec} has the {other.tokenizer.name} vocabulary of {other.tokenizer.vocab_size} ids, "
-            f"the data was made with {tokenizer['name']}: prepare the data with that, or begin from another model"
+            f"the data was made with {tokenizer['name']}: prepare the data with that, or start from another model"
         )
     model.load_state_dict(other.model.state_dict())
     return other.name
 
 
 def model_tokenizer(description: Mapping[str, Any] | None, vocab_size: int) -> Tokenizer | None:
-    """The tokenizer that the manifest of a model's data describes. Without a manifest it is GPT-2's, or None if the model
-    has fewer ids than GPT-2, whose meaning nobody knows."""
+    """The tokenizer that the manifest of a model's data describes.
+
+    Without a manifest it is GPT-2's, or None (not known) if the model has fewer ids than GPT-2.
+    """
     return None if description is None and vocab_size < GPT2_VOCAB_SIZE else load_tokenizer(description)
 
 

@@ -10,14 +10,14 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file, save_model
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import gpt2_vocabulary_files
 from tests.helpers.loopback_hub import LoopbackHub
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
-from train.weights.huggingface import hf_config, load_hf, read_hf_config, to_hf
+from train.weights.huggingface import hf_config, load_hf, to_hf
 from train.weights.load_model import load_model
 
 
@@ -70,7 +70,7 @@ def test_weights_in_parts(folder: Path, whole: str, save: Callable[[dict, Path],
         load_hf(folder)
 
 
-def test_which_of_several_files_is_read(folder: Path, tmp_path: Path) -> None:
+def test_which_of_several_files_is_read(folder: Path) -> None:
     """As in transformers: model.safetensors goes before an index, and no other file is looked at."""
     zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(zeros, folder / "model_quantized.safetensors", {"format": "pt"})
@@ -78,21 +78,6 @@ def test_which_of_several_files_is_read(folder: Path, tmp_path: Path) -> None:
     weight_map = dict.fromkeys(zeros, "model_quantized.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     same_logits(folder)
-    shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
-    weight_map = dict.fromkeys(zeros, "../outside.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    with pytest.raises(UserError, match=r"names \.\./outside\.safetensors, which is not in this folder"):
-        load_hf(folder)
-
-
-def test_a_head_of_its_own_is_refused(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"lm_head.weight": tensors["transformer.wte.weight"].clone()}, folder / "model.safetensors")
-    same_logits(folder)
-    for head in (tensors["transformer.wte.weight"] + 1, torch.ones(3, 32)):
-        save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors")
-        with pytest.raises(UserError, match=r"its lm_head\.weight is not its wte\.weight"):
-            load_hf(folder)
 
 
 def test_a_head_alone_is_the_embedding_too(folder: Path) -> None:
@@ -100,14 +85,6 @@ def test_a_head_alone_is_the_embedding_too(folder: Path) -> None:
     save_model(GPT2LMHeadModel.from_pretrained(folder), str(folder / "model.safetensors"), {"format": "pt"})
     assert "transformer.wte.weight" not in load_file(folder / "model.safetensors")
     same_logits(folder)
-
-
-def test_a_tensor_of_other_dimensions_is_refused(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    for shape in ((2, 32, 96), (32 * 96,)):
-        save_file(tensors | {"transformer.h.0.attn.c_attn.weight": torch.ones(shape)}, folder / "model.safetensors")
-        with pytest.raises(UserError, match=r"h\.0\.attn\.c_attn\.weight is"):
-            load_hf(folder)
 
 
 def test_openais_own_files_with_their_masks_and_without_the_prefix(folder: Path) -> None:
@@ -143,10 +120,10 @@ class Harm:
 def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"wte.weight": Harm(tmp_path / "trace")}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"\(pytorch_model\.bin is not a file of tensors alone\)") as said:
+    with pytest.raises(UserError, match=r"pytorch_model\.bin does not hold tensors alone") as refusal:
         load_hf(folder)
     assert not (tmp_path / "trace").exists()
-    assert "weights_only" not in str(said.value)
+    assert "weights_only" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -154,16 +131,11 @@ def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
     [
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
-        ({"n_embd": 64}, r"is \(50257, 32\), not \(50257, 64\)"),
-        ({"n_layer": 3}, r"h.2.attn.c_attn.bias and 11 more missing"),
-        ({"n_layer": 1}, r"h.1.attn.c_attn.bias and 11 more missing or unknown"),
-        ({"vocab_size": 100}, r"not \(100, 32\)"),
         ({"n_inner": 96}, "n_inner is 96, but this model has 128"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
-        ({"n_head": 3}, "a width of 32 does not divide among 3 heads"),
-        ({"n_head": None}, "not whole numbers above 0"),
-        ({"n_positions": 0}, "not whole numbers above 0"),
-        ({"vocab_size": 10**13}, r"that makes 3\.2e\+14 parameters"),
+        ({"n_embd": 64}, "size mismatch"),
+        ({"n_layer": 3}, r"Missing key.*h\.2\."),
+        ({"n_layer": 1}, r"Unexpected key.*h\.1\."),
     ],
 )
 def test_what_is_not_this_gpt2_is_named(folder: Path, change: dict, message: str) -> None:
@@ -173,47 +145,31 @@ def test_what_is_not_this_gpt2_is_named(folder: Path, change: dict, message: str
         load_hf(folder)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 99},
-        {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "max_position_embeddings": 16},
-        {"n_embd": 24, "hidden_size": 36},
-    ],
-)
-def test_sizes_by_other_names_or_not_at_all_are_those_of_transformers(tmp_path: Path, given: dict) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **given}))
-    theirs, ours = AutoConfig.from_pretrained(tmp_path), read_hf_config(tmp_path / "config.json")
-    assert (ours.n_layer, ours.n_head, ours.n_embd) == (theirs.n_layer, theirs.n_head, theirs.n_embd)
-    assert (ours.block_size, ours.vocab_size) == (theirs.n_positions, theirs.vocab_size)
-
-
-def test_damaged_and_missing_weights(folder: Path) -> None:
+def test_corrupt_and_missing_files(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 10_000)
-    with pytest.raises(UserError, match="damaged weights"):
+    with pytest.raises(UserError, match="corrupt weights"):
         load_hf(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"neither model.safetensors nor pytorch_model.bin"):
         load_hf(folder)
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548118077\n"
-    for content in (pointer, b"junk", b"", b"\x80\x02]q"):
-        (folder / "pytorch_model.bin").write_bytes(content)
-        with pytest.raises(UserError, match=r"damaged weights .*, or git lfs pull") as said:
-            load_hf(folder)
-        assert "weights_only" not in str(said.value)
-    for value in ([1, 2], {"wte.weight": 3}, {1: torch.ones(2)}, {"wte.weight": torch.eye(2).to_sparse()}):
-        torch.save(value, folder / "pytorch_model.bin")
-        with pytest.raises(UserError, match="damaged weights"):
-            load_hf(folder)
-    for text in ("{", "[]", '{"weight_map": {"wte.weight": 3}}'):
-        (folder / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(UserError, match="damaged weights"):
-            load_hf(folder)
-    for content in (b"{", b"[]", b"\xff\xfe{", b"[" * 100_000):
-        (folder / "config.json").write_bytes(content)
-        with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
-            load_hf(folder)
+    for file in ("pytorch_model.bin", "model.safetensors"):
+        for content in (pointer, b""):
+            (folder / file).write_bytes(content)
+            with pytest.raises(UserError, match=r"corrupt weights .*, or git lfs pull") as refusal:
+                load_hf(folder)
+            assert "weights_only" not in str(refusal.value)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
+        load_hf(folder)
+
+
+def test_a_truncated_pickle_is_corrupt(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    os.truncate(folder / "pytorch_model.bin", 100_000)
+    with pytest.raises(UserError, match="corrupt weights"):
+        load_hf(folder)
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
@@ -228,10 +184,6 @@ def test_a_vocabulary_of_others_is_refused(folder: Path, file: str) -> None:
     write(ids | {"the": ids["of"], "of": ids["the"]})
     with pytest.raises(UserError, match=rf"{file} is not GPT-2's vocabulary"):
         load_hf(folder)
-    for text in ("[]", "[" * 100_000):
-        (folder / file).write_text(text)
-        with pytest.raises(UserError, match="not a readable vocabulary"):
-            load_hf(folder)
 
 
 def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""--model: each kind of model is opened, and what is none has its line."""
+"""--model: each kind of model opens, and anything else has its one-line error."""
 
 import os
 import string
@@ -17,15 +17,15 @@ from train.weights import load_model as open_model
 from train.weights.load_model import load_initial_weights, load_model, model_tokenizer
 
 
-def test_a_model_is_loaded_from_the_newest_whole_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_model_is_loaded_from_the_newest_valid_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     save(tmp_path, 5)
     save(tmp_path, 10)
     damage(tmp_path / "checkpoints" / "step_00000010" / "train_state.pt", "missing")  # which no score needs
     assert load_model(str(tmp_path)).step == 10
     damage(tmp_path / "checkpoints" / "step_00000010" / "model.safetensors", "flipped")
     assert load_model(str(tmp_path)).step == 5
-    assert "model.safetensors is damaged" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
+    assert "model.safetensors is corrupt" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"model.safetensors is corrupt"):
         load_model(str(tmp_path / "checkpoints" / "step_00000010"))
 
 
@@ -61,13 +61,13 @@ def test_without_a_name_the_newest_run_is_taken(tmp_path: Path, monkeypatch: pyt
         ("nowhere/at/all", "there is no such folder"),
         ("/nowhere", "there is no such folder"),
         ("plain", "neither a run .* nor a checkpoint .* nor a Hugging Face"),
-        ("begun", "no finished checkpoint yet"),
+        ("started", "no checkpoint yet"),
     ],
 )
-def test_what_is_no_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str) -> None:
+def test_what_is_not_a_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain").mkdir()
-    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "started" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=message):
         load_model(spec)
 
@@ -79,7 +79,7 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> N
         load_model(str(tmp_path))
 
 
-def test_a_model_of_data_that_nobody_described_has_no_tokenizer(tmp_path: Path) -> None:
+def test_a_model_of_data_without_a_manifest_has_no_tokenizer(tmp_path: Path) -> None:
     model, optimizer = trained()
     save_checkpoint(tmp_path, 1, model, optimizer)
     loaded = load_model(str(tmp_path))
@@ -89,7 +89,7 @@ def test_a_model_of_data_that_nobody_described_has_no_tokenizer(tmp_path: Path) 
         _ = loaded.tokenizer
 
 
-def test_a_run_begins_from_another_model(tmp_path: Path) -> None:
+def test_a_run_starts_from_another_models_weights(tmp_path: Path) -> None:
     source, _ = save(tmp_path / "source", 7)
     model, _ = trained(seed=5)
     assert load_initial_weights(str(tmp_path / "source"), model, FACTS["tokenizer"]) == "source at step 7"
