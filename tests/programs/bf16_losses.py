@@ -2,8 +2,8 @@
 
 python -m tests.programs.bf16_losses SHARDS [STEPS] [BATCH_TOKENS]     # 124M, T = 1024; on two cores half an hour
 
-Products of bf16 matrices are made as tensor cores make them: of bf16 operands, added up in float32, rounded once to
-bf16. Float32 arithmetic does that to the last bit of PyTorch's own emulation, much faster.
+Products of bf16 matrices are computed as tensor cores do: bf16 operands, summed in float32, rounded once to bf16. In
+float32 arithmetic that equals PyTorch's own emulation to the last bit, and is much faster.
 """
 
 import sys

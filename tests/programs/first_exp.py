@@ -1,10 +1,10 @@
-"""How often the first exp of a process comes out otherwise, where two threads and more make it at once.
+"""How often a process's first exp differs from its second, when several threads make the first call at once.
 
     python -m tests.programs.first_exp 60              # seconds
-    python -m tests.programs.first_exp 60 --settled    # after train.parallel.device.warm_up_math_kernels
+    python -m tests.programs.first_exp 60 --warm-up    # after train.parallel.device.warm_up_math_kernels
 
 Processes are forked from one that has imported torch and computed nothing, eight at a time; each computes exp of the
-same 16,384 numbers twice, on eight threads, and compares. MKL is to blame (see warm_up_math_kernels).
+same 16,384 numbers twice, on eight threads, and compares. The cause is MKL (see warm_up_math_kernels).
 """
 
 import argparse
@@ -20,10 +20,10 @@ NUMBERS = torch.from_numpy(-3 * np.random.default_rng(0).random((256, 64), np.fl
 AT_A_TIME = 8
 
 
-def differs(settled: bool) -> bool:
-    """Whether this process's first exp is not its second one."""
+def differs(warm_up: bool) -> bool:
+    """Whether this process's first exp differs from its second."""
     torch.set_num_threads(8)
-    if settled:
+    if warm_up:
         warm_up_math_kernels()
     first, second = NUMBERS.exp(), NUMBERS.exp()
     wrong = first != second
@@ -34,20 +34,20 @@ def differs(settled: bool) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Count the processes whose first exp is another than their second.")
+    parser = argparse.ArgumentParser(description="Count the processes whose first exp differs from their second.")
     parser.add_argument("seconds", type=float)
-    parser.add_argument("--settled", action="store_true", help="after warm_up_math_kernels")
+    parser.add_argument("--warm-up", action="store_true", help="call warm_up_math_kernels first")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
     started = bad = running = 0
     while running or time.monotonic() < end:
         while running < AT_A_TIME and time.monotonic() < end:
             if os.fork() == 0:
-                os._exit(differs(options.settled))
+                os._exit(differs(options.warm_up))
             started, running = started + 1, running + 1
         bad += os.wait()[1] != 0
         running -= 1
-    print(f"{bad} of {started:,} processes, {'settled' if options.settled else 'as they come'}")
+    print(f"{bad} of {started:,} processes, {'after' if options.warm_up else 'without'} warm_up_math_kernels")
 
 
 if __name__ == "__main__":

@@ -88,9 +88,6 @@ class InstructEval(ClassifyEval):
     """Evaluations during training.
 
     Args:
-        every: interval in steps of the validation; 0 turns it off
-        patience: early stopping: this many validations in a row without a lower loss end the run, which then rolls
-            back to its best checkpoint; 0 trains to the last step, and keeps the last checkpoint
         sample_every: interval in steps of the sampled answers; 0 turns them off
         samples: the number of held-out instructions to answer, always the first ones
         sample_tokens: the most tokens in an answer

@@ -1,4 +1,4 @@
-"""What the device can do: precision, peak FLOP/s for MFU, and how many sequences fit."""
+"""The device: its precision, its peak FLOP/s for MFU, its set-up, and how many sequences fit in its memory."""
 
 import ctypes
 import re
@@ -8,7 +8,7 @@ import torch
 from prepare.common.cli import UserError
 from train.model.gpt import GPT
 
-# Dense bf16 FLOP/s with float32 accumulation, from NVIDIA's datasheets; the first name found in the device's counts.
+# Dense bf16 FLOP/s with float32 accumulation, from NVIDIA's datasheets. The first that occurs in the GPU's name counts.
 PEAK_FLOPS = {
     "H200 NVL": 835.5e12,
     "H200": 989.4e12,
@@ -29,26 +29,26 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The peak that MFU divides by: dense bf16 FLOP/s of this GPU model; None where it is not known."""
+    """The peak that MFU divides by: dense bf16 FLOP/s of this GPU model; None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    if re.search(r"\b(MIG|Laptop|Ti|SUPER|D)\b", name):  # a slice, or another chip under a like name
+    if re.search(r"\b(MIG|Laptop|Ti|SUPER|D)\b", name):  # a slice, or another chip with a similar name
         return None
     return next((peak for model, peak in PEAK_FLOPS.items() if re.search(rf"\b{model}\b", name)), None)
 
 
 def precision_name(context: torch.autocast) -> str:
-    """What an `autocast` context computes matrix products in: bf16 or fp32."""
+    """The precision of matrix products in an `autocast` context: bf16 or fp32."""
     return "bf16" if context._enabled else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context for the forward pass: bf16 matrix products, or (fp32) no change at all.
+    """The autocast context of the forward pass: bf16 matrix products, or (fp32) no change at all.
 
     Args:
-        precision: fp32; bf16, which a CPU without bf16 instructions would only emulate, slowly, so that it takes fp32
-            instead; or auto, which is bf16 where the device has it.
+        precision: fp32; bf16 (a CPU without bf16 instructions would only emulate it, slowly, and takes fp32); or auto,
+            which is bf16 where the device has it.
     """
     if device.type == "cpu":
         enabled = precision != "fp32" and _cpu_has_bf16()
@@ -78,10 +78,10 @@ def prepare_device(device: torch.device, varying_lengths: bool = False) -> None:
 
 
 def warm_up_math_kernels() -> None:
-    """Have MKL choose its kernels for exp and log, on one thread, so that a process's first results are its later ones.
+    """Let MKL choose its kernels for exp and log on one thread, so that a process's first results equal later ones.
 
-    It chooses at a function's first call. Where several threads make that call at once, one of them may compute its
-    share with a kernel for another processor and of half the digits: the first step's loss was then 4e-6 off, now and
+    MKL chooses at a function's first call. When several threads make that call at once, one of them may compute its
+    share with a kernel for another processor, with half the digits: the first step's loss was then 4e-6 off, now and
     then (https://github.com/pytorch/pytorch/issues/188792; `python -m tests.programs.first_exp` counts how often).
     """
     for function in (torch.exp, torch.log):
@@ -89,7 +89,7 @@ def warm_up_math_kernels() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that tensors free: on a CPU, a step otherwise faults its large buffers in anew.
+    """Let glibc keep the memory that tensors free; otherwise a step on a CPU page-faults its large buffers in again.
 
     A model of 4 layers, 128 wide, 16 x 64 tokens on one core of an EPYC 9004: 1.3 to 1.5 times the tokens/s in
     float32, 1.4 to 1.8 times in bf16. Elsewhere (macOS, musl) nothing is changed.
@@ -103,16 +103,19 @@ def keep_freed_memory() -> None:
 
 
 def find_micro_batch_size(model: GPT, per_rank: int, device: torch.device, precision: str) -> int:
-    """The largest divisor of `per_rank` sequences that goes through the model, forward and backward, at a time.
+    """The largest micro-batch, a divisor of `per_rank` sequences, whose forward and backward pass fits in memory.
 
-    A GPU tries them from 64 downwards beside the memory that AdamW's moments and DDP's buckets will take. Elsewhere
+    On a GPU they are tried from 64 downwards, with memory reserved for AdamW's moments and DDP's buckets. Elsewhere
     running out of memory would end the process, or the machine: there the float32 logits may take 512 MiB.
+
+    Raises:
+        UserError: not even one sequence fits.
     """
     config = model.config
     divisors = [size for size in range(min(64, per_rank), 0, -1) if per_rank % size == 0]
     if device.type != "cuda":
-        bytes_a_sequence = 4 * config.block_size * config.vocab_size
-        return next((size for size in divisors if size * bytes_a_sequence <= 2**29), 1)
+        bytes_per_sequence = 4 * config.block_size * config.vocab_size
+        return next((size for size in divisors if size * bytes_per_sequence <= 2**29), 1)
     for size in divisors:
         try:
             _forward_backward(model, size, device, precision)
@@ -139,7 +142,7 @@ def _forward_backward(model: GPT, size: int, device: torch.device, precision: st
 
 
 def is_out_of_memory(failure: BaseException) -> bool:
-    """Whether an exception says that the device's or the machine's memory ran out."""
+    """Whether an exception says that the GPU's or the machine's memory ran out."""
     if isinstance(failure, (torch.OutOfMemoryError, MemoryError)):
         return True
     return any(

@@ -1,4 +1,4 @@
-"""The classifier: its head reads the last token's state, and padding changes nothing."""
+"""The classifier's head reads the last token's state, and padding changes nothing."""
 
 import torch
 from torch.nn import functional as F
@@ -48,5 +48,5 @@ def test_the_loss_is_the_weighted_mean_over_single_texts() -> None:
     assert abs(loss.item() - total / sum(WEIGHTS[label] for label in labels)) < 1e-6
 
 
-def test_its_checkpoint_is_a_gpts_and_the_head() -> None:
+def test_its_parameters_are_a_gpts_and_the_head() -> None:
     assert classifier().state_dict().keys() - GPT(SHAPE).state_dict().keys() == {"score.weight"}

@@ -22,7 +22,7 @@ SHAPES = [
 
 
 def pair(config: ModelConfig, seed: int, dropout: float = 0.0) -> tuple[GPT2LMHeadModel, GPT]:
-    """A transformers GPT-2 with random weights of some size, and ours with the same weights."""
+    """A transformers GPT-2 with random weights, and ours with the same weights."""
     torch.manual_seed(seed)
     theirs = GPT2LMHeadModel(
         GPT2Config(
@@ -58,7 +58,7 @@ def test_one_compilation_serves_every_length() -> None:
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_a_large_product_equals_float64s(gelu: bool, bias: bool, gradients: bool) -> None:
+def test_a_large_linear_map_equals_float64(gelu: bool, bias: bool, gradients: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     x, weight = (torch.randn(shape, generator=generator) for shape in ((2, 130, 256), (320, 256)))
     b = torch.randn(320, generator=generator) if bias else None
@@ -84,13 +84,13 @@ def test_logits_loss_and_gradients_equal_transformers(config: ModelConfig, batch
     torch.testing.assert_close(loss, reference, atol=1e-5, rtol=1e-5)
     loss.backward()
     reference.backward()
-    gradients = GPT(config)  # a model-shaped place for theirs
+    gradients = GPT(config)  # a model to hold their gradients
     from_hf(gradients, {name: parameter.grad for name, parameter in theirs.named_parameters()}, "test")
     for (name, parameter), theirs_grad in zip(ours.named_parameters(), gradients.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, theirs_grad.data, atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_weights_survive_the_way_to_transformers_and_back() -> None:
+def test_weights_survive_the_conversion_to_hugging_face_and_back() -> None:
     theirs, ours = pair(SHAPES[1], seed=5)
     state = {**to_hf(ours), "lm_head.weight": ours.wte.weight}
     assert state.keys() == theirs.state_dict().keys()
@@ -170,7 +170,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_dropout_acts_where_transformers_has_it() -> None:
-    """From one seed the same masks, in the order in which they are drawn: none too few, none elsewhere."""
+    """From one seed the same masks, drawn in the same order."""
     theirs, ours = pair(SHAPES[1], seed=4, dropout=0.3)
     idx = torch.randint(97, (2, 16))
     torch.manual_seed(0)
@@ -187,8 +187,8 @@ def test_without_biases() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_recomputed_layers_have_the_same_loss_and_gradients_and_keep_less(compiled: bool) -> None:
-    """20 seconds to compile. A compiled model draws its dropout otherwise, so it has none."""
+def test_activation_checkpointing_has_the_same_loss_and_gradients_and_stores_less(compiled: bool) -> None:
+    """20 seconds to compile. A compiled model draws other dropout masks, so it has no dropout."""
     config = ModelConfig(n_layer=4, n_head=2, n_embd=32, block_size=64, vocab_size=50, dropout=0.0 if compiled else 0.2)
     torch.manual_seed(0)
     model = GPT(config)

@@ -1,4 +1,4 @@
-"""The head's loss in chunks against the plain one: values, gradients, and the memory that it takes."""
+"""Linear cross-entropy in chunks compared with the plain loss: values, gradients, memory."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_it_is_the_plain_loss_in_float64(
         torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets, -1), loss, atol=1e-13, rtol=1e-13)
 
 
-def test_in_bf16_it_is_no_further_from_the_truth_than_the_plain_loss() -> None:
+def test_in_bf16_its_error_is_no_larger_than_the_plain_losss() -> None:
     hidden, weight, targets = inputs(200, torch.float32)
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
     truth = plain(*exact, targets)
@@ -67,7 +67,7 @@ def test_large_logits_do_not_overflow() -> None:
     assert all(gradient.isfinite().all() for gradient in gradients(loss, hidden, weight))
 
 
-def test_no_more_logits_than_a_chunk_exist_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "CHUNK_BYTES", 2**21)
     hidden, targets = torch.randn(4096, 16, requires_grad=True), torch.randint(5000, (4096,))
     weight = torch.randn(5000, 16, requires_grad=True)

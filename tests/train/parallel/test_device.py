@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 def test_a_cpu_takes_bf16_where_it_has_instructions_for_it(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
     monkeypatch.setattr("train.parallel.device._cpu_has_bf16", lambda: has_bf16)
     a = torch.randn(8, 8)
-    asked = torch.bfloat16 if has_bf16 else torch.float32
-    for precision, dtype in (("auto", asked), ("fp32", torch.float32), ("bf16", asked)):
+    half = torch.bfloat16 if has_bf16 else torch.float32
+    for precision, dtype in (("auto", half), ("fp32", torch.float32), ("bf16", half)):
         with autocast(CPU, precision):
             assert (a @ a).dtype == dtype
 
@@ -34,7 +34,7 @@ def test_on_a_cpu_the_logits_are_bounded(block_size: int, vocab_size: int, per_r
     assert per_rank % size == 0
 
 
-def test_on_a_gpu_sizes_are_tried_downwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_micro_batches_are_tried_downwards(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
     def forward_backward(_model: GPT, size: int, *_: object) -> None:
@@ -80,21 +80,16 @@ def test_out_of_memory_is_recognised() -> None:
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA H100 80GB HBM3", 989.4e12),
         ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H200", 989.4e12),
-        ("NVIDIA B200", 2250e12),
         ("NVIDIA L4", 121e12),
         ("NVIDIA L40S", 362e12),
-        ("NVIDIA GeForce RTX 3090", 71e12),
         ("NVIDIA GeForce RTX 4090", 165.2e12),
-        ("NVIDIA GeForce RTX 5090", 209.5e12),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA GeForce RTX 4090 D", None),
-        ("NVIDIA GeForce RTX 5090 SUPER", None),
         ("Tesla T4", None),
     ],
 )
-def test_the_peak_is_that_of_the_datasheet_or_none(monkeypatch: pytest.MonkeyPatch, name: str, peak: float) -> None:
+def test_the_peak_is_the_datasheets_or_none(monkeypatch: pytest.MonkeyPatch, name: str, peak: float) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
     assert peak_flops(torch.device("cuda")) == peak
     assert peak_flops(CPU) is None
