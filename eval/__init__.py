@@ -1,1 +1,4 @@
-"""Checkpoints to scores and text: the third room. Library modules import prepare/ and train/."""
+"""Stage 3: checkpoints to scores, text and pictures.
+
+Its folders import one way: common < generation < scoring < monitor < commands; all may import prepare/ and train/.
+"""

@@ -1,4 +1,4 @@
-"""Score a model on HellaSwag: which of four endings does it find likeliest?
+"""Score a model on HellaSwag: which of four endings does it find most likely?
 
 plain    build-nanogpt's and llm.c's: the context, then " " + ending.
          acc: the highest log-likelihood; acc_norm: the highest mean per token.
@@ -11,8 +11,9 @@ Published for OpenAI's GPT-2 on the original file (10,042 tasks):
     124M           0.2859           0.2955        0.2892             0.3114
     1558M          0.3842           0.4893        0.4004             0.5089
 
-build-nanogpt's hellaswag.py states all of them. Its plain scores are of the original texts, tags and all: copies that
-have been cleaned give slightly others. A copy without ctx_a and ctx_b is divided as eval/scoring/tasks.py says.
+build-nanogpt's hellaswag.py states all of them. Its plain scores are of the original texts, tags included: cleaned
+copies give slightly different ones. A copy without ctx_a and ctx_b is split as eval/scoring/tasks.py says. Other tasks
+in this format, such as prepare/eval_sets.py's continuation tasks, have scores that compare with nothing published.
 """
 
 import sys
@@ -21,7 +22,8 @@ from pathlib import Path
 if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.common.options import add_set_options, opened, report
+from eval.common.open_model import open_model
+from eval.common.options import add_dataset_options, report_scores
 from eval.scoring.evaluate import evaluate_hellaswag
 from eval.scoring.tasks import FORMATS, load_hellaswag
 from prepare.common.cli import Parser, run_script
@@ -33,22 +35,22 @@ def main(argv: list[str] | None = None) -> None:
         "Score a model on HellaSwag, as build-nanogpt and llm.c do (plain) or as the lm-evaluation-harness does.",
         "python eval/hellaswag.py --model gpt2",
     )
-    add_set_options(parser, HELLASWAG.path, "tasks")
+    add_dataset_options(parser, HELLASWAG.path, "tasks")
     parser.add_argument("--format", choices=FORMATS, default="plain", help="prompt and normalization")
     args = parser.parse_args(argv)
 
     tasks = load_hellaswag(args.data, args.limit)
-    with opened(args.model, args.device, precision=args.precision) as (loaded, world):
-        scores = evaluate_hellaswag(loaded, world, tasks, args.format, args.batch_tokens)
+    with open_model(args.model, args.device) as (loaded, world):
+        scores = evaluate_hellaswag(loaded, world, tasks, args.format)
     if world.is_main:
-        cut = scores["truncated"]
+        n = scores["truncated"]
         lines = {
             "tasks": f"{scores['tasks']:,} of {args.data}, {args.format} format",
-            "cut": f"{cut:,} tasks longer than the block size lost tokens on the left" if cut else "",
+            "truncated": f"{n:,} tasks, on the left, to the block size" if n else "",
             "acc": f"{scores['acc']:.4f} +- {scores['acc_stderr']:.4f}",
             "acc_norm": f"{scores['acc_norm']:.4f} +- {scores['acc_norm_stderr']:.4f}",
         }
-        report(loaded, lines, args.output, args.data, scores)
+        report_scores(loaded, lines, args.output, args.data, **scores)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Score a model on LAMBADA: how well does it predict the last word of a passage?
 
-As the lm-evaluation-harness's lambada_openai does: accuracy counts the words whose every token is the model's first
-choice, and perplexity is exp(-mean log-likelihood of the words). Published for OpenAI's GPT-2 124M by the harness:
+As in the lm-evaluation-harness's lambada_openai, accuracy counts the words whose every token is the model's first
+choice, and perplexity is exp(-mean log-likelihood of the words). Published by the harness for OpenAI's GPT-2 124M:
 accuracy 0.3256, perplexity 40.06.
 """
 
@@ -11,7 +11,8 @@ from pathlib import Path
 if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.common.options import add_set_options, opened, report
+from eval.common.open_model import open_model
+from eval.common.options import add_dataset_options, report_scores
 from eval.scoring.evaluate import evaluate_lambada
 from eval.scoring.tasks import load_lambada
 from prepare.common.cli import Parser, run_script
@@ -23,21 +24,21 @@ def main(argv: list[str] | None = None) -> None:
         "Score a model on LAMBADA: accuracy and perplexity of each passage's last word.",
         "python eval/lambada.py --model gpt2",
     )
-    add_set_options(parser, LAMBADA.path, "passages")
+    add_dataset_options(parser, LAMBADA.path, "passages")
     args = parser.parse_args(argv)
 
     passages = load_lambada(args.data, args.limit)
-    with opened(args.model, args.device, precision=args.precision) as (loaded, world):
-        scores = evaluate_lambada(loaded, world, passages, args.batch_tokens)
+    with open_model(args.model, args.device) as (loaded, world):
+        scores = evaluate_lambada(loaded, world, passages)
     if world.is_main:
-        cut = scores["truncated"]
+        n = scores["truncated"]
         lines = {
             "passages": f"{scores['passages']:,} of {args.data}",
-            "cut": f"{cut:,} passages longer than the block size lost tokens on the left" if cut else "",
+            "truncated": f"{n:,} passages, on the left, to the block size" if n else "",
             "accuracy": f"{scores['accuracy']:.4f} +- {scores['accuracy_stderr']:.4f}",
             "perplexity": f"{scores['perplexity']:.2f} +- {scores['perplexity_stderr']:.2f}",
         }
-        report(loaded, lines, args.output, args.data, scores)
+        report_scores(loaded, lines, args.output, args.data, **scores)
 
 
 if __name__ == "__main__":

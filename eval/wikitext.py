@@ -1,8 +1,8 @@
 """Score a model on WikiText-2 or WikiText-103: perplexity per word, by sliding windows.
 
-The text is joined again as eval/scoring/detokenize.py says, and read in windows of the block size that move by
-`--stride` tokens (half a window unless told otherwise); each window predicts what the one before it did not. The loss
-of all tokens is divided by the words of the original file (the ends of lines are words there), as the GPT-2 paper does:
+The text is de-tokenized as eval/scoring/detokenize.py says, and read in windows of the block size that move by
+`--stride` tokens (default: half a window); each window predicts what the one before it did not. The loss of all tokens
+is divided by the words of the original file (ends of lines count as words), as in the GPT-2 paper:
 
              WikiText-2   WikiText-103      the paper's, zero-shot; its stride is not stated and its
     124M          29.41          37.50      de-tokenizers are not published, so ours need not be equal
@@ -15,7 +15,8 @@ from pathlib import Path
 if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.common.options import add_model_options, opened, output_file, report
+from eval.common.open_model import open_model
+from eval.common.options import add_model_options, output_file, report_scores
 from eval.scoring.detokenize import load_wikitext
 from eval.scoring.evaluate import evaluate_wikitext
 from prepare.common.cli import Parser, nonempty_path, positive, run_script
@@ -29,12 +30,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_model_options(parser)
     parser.add_argument("--data", type=nonempty_path, default=WIKITEXT103.path, metavar="FILE", help="wiki.test.tokens")
-    parser.add_argument("--stride", type=positive, metavar="N", help="new tokens in a window; default: half the block")
-    parser.add_argument("--output", type=output_file, metavar="FILE", help="the scores as JSON")
+    parser.add_argument(
+        "--stride", type=positive, metavar="N", help="new tokens in each window; default: half the block size"
+    )
+    parser.add_argument("--output", type=output_file, metavar="FILE", help="write the scores as JSON")
     args = parser.parse_args(argv)
 
     text = load_wikitext(args.data)
-    with opened(args.model, args.device) as (loaded, world):
+    with open_model(args.model, args.device) as (loaded, world):
         scores = evaluate_wikitext(loaded, world, text, args.stride)
     if world.is_main:
         lines = {
@@ -43,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             "perplexity": f"{scores['perplexity']:,.2f} per word",
             "bits": f"{scores['bits_per_byte']:.4f} per byte of text",
         }
-        report(loaded, lines, args.output, args.data, scores)
+        report_scores(loaded, lines, args.output, args.data, **scores)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import math
 
 from eval.common.curves import plot_confusion
-from eval.generation.answers import first_question, greedy_answers
+from eval.common.open_model import DIVERGED
+from eval.generation.sampling import greedy_answer
+from eval.monitor.finetuning import first_question
 from eval.scoring.classification import Tally, class_probabilities
-from eval.scoring.log_likelihood import DIVERGED, sum_loss
+from eval.scoring.log_likelihood import sum_loss
 from prepare.common.cli import UserError
 from prepare.common.files import atomic_write_json
 from train.data.examples import Examples, length_buckets
@@ -28,7 +30,7 @@ def report_classifier(trainer: Trainer, best: LoadedModel, test: Examples) -> No
         raise UserError(DIVERGED)
     facts = {"model": best.name, "examples": len(test), **metrics, "labels": best.labels}
     atomic_write_json(path / "report.json", {**facts, "confusion": tally.confusion.astype(int).tolist()})
-    plot_confusion(tally, best.labels, path / "report.png")
+    plot_confusion(metrics, tally.confusion, tally.bins, best.labels, path / "report.png")
     trainer.log.write(trainer.step, "test", **metrics)
     scores = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
     trainer.world.print(f"test: {len(test):,} held-out texts: {scores} ({path / 'report.png'})")
@@ -45,12 +47,12 @@ def report_instructions(trainer: Trainer, base: LoadedModel, best: LoadedModel, 
         batches = (test.batch(numbers) for numbers in length_buckets(test, size))
         nll, tokens = sum_loss(model, batches, device, trainer.context)
         losses[name] = nll / tokens
-    questions, wanted = zip(*(first_question(test, number) for number in range(min(ANSWERS, len(test)))), strict=True)
-    given = greedy_answers(best.model, best.tokenizer, questions, trainer.config.eval.sample_tokens)
-    answers = [
-        {"prompt": decode(question), "wanted": decode(answer).removesuffix("<|endoftext|>"), "answer": ours}
-        for question, answer, ours in zip(questions, wanted, given, strict=True)
-    ]
+    answers = []
+    for number in range(min(ANSWERS, len(test))):
+        question, wanted = first_question(test, number)
+        answer = greedy_answer(best.model, best.tokenizer, question, trainer.config.eval.sample_tokens)
+        wanted = decode(wanted).removesuffix("<|endoftext|>")
+        answers.append({"prompt": decode(question), "wanted": wanted, "answer": answer})
     facts = {"model": best.name, "examples": len(test), "loss": losses, "answers": answers}
     atomic_write_json(trainer.run.path / "report.json", facts)
     trainer.log.write(trainer.step, "test", loss=losses["after"], loss_before=losses["before"])

@@ -1,4 +1,4 @@
-"""What is measured while a model is fine-tuned: the validation, which may end the run early, and sampled answers."""
+"""Evaluation while a model is fine-tuned: validation with early stopping, and sampled answers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.generation.answers import first_question, greedy_answers
-from eval.monitor.pretraining import BATCHES, Evaluator
+from eval.generation.sampling import greedy_answer
+from eval.monitor.pretraining import GROUP, Evaluator
 from eval.scoring.classification import Tally, class_probabilities
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
 from train.config.finetune import ClassifyConfig, ClassifyEval, FinetuneConfig, InstructConfig
 from train.data.examples import Examples, length_buckets
 from train.model.classifier import Classifier
-from train.model.gpt import GPT
+from train.model.gpt import GPT, IGNORE_INDEX
 from train.parallel.world import World
 from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
 
 
 class FinetuneEvaluator(Evaluator):
-    """Validations on examples, and early stopping: a function of the validation losses that the log holds, so that a
-    run that was killed ends where it would have ended."""
+    """Validation on held-out examples, and early stopping, which depends only on the validation losses in the log: a
+    resumed run stops where an uninterrupted one would have."""
 
     def __init__(
         self,
@@ -31,42 +31,40 @@ class FinetuneEvaluator(Evaluator):
         world: World,
         log: MetricsLog,
         stop: StopRequest,
-        measures: dict[str, Callable[[], dict[str, Any]]],
+        evaluations: dict[str, Callable[[], dict[str, Any]]],
     ) -> None:
         self.eval: ClassifyEval = config.eval
         if self.eval.patience and not len(val):
-            raise UserError(
-                f"data.val_share {config.data.val_share} of so few examples is none, and eval.patience needs some: "
-                "raise it, or set eval.patience 0"
-            )
+            reason = f"data.val_share {config.data.val_share} holds out no example, which eval.patience needs"
+            raise UserError(f"{reason}: raise it, or set eval.patience 0")
         intervals = {"val": self.eval.every, "sample": getattr(self.eval, "sample_every", 0)}
         intervals = intervals if len(val) else dict.fromkeys(intervals, 0)
-        super().__init__(intervals, measures, config.train.max_steps, world, log, stop)
+        super().__init__(intervals, evaluations, config.train.max_steps, world, log, stop)
         self.val, self.batches = val, length_buckets(val, config.data.micro_batch_size)
 
     def run(self, step: int) -> bool:
-        """Measure what is due after `step` finished steps; whether to stop here."""
+        """Run what is due after `step` finished steps; return whether to stop training."""
         if super().run(step):
             return True
         if self.eval.patience and step % self.eval.every == 0:
-            return self.world.sum([self._is_exhausted()])[0] > 0
+            return self.world.sum([self._out_of_patience()])[0] > 0
         return False
 
-    def _is_exhausted(self) -> bool:
-        """Whether as many validations in a row as eval.patience were no better than the best before; rank 0 knows."""
+    def _out_of_patience(self) -> bool:
+        """Whether the last eval.patience validations were no better than the best before them; known to rank 0."""
         losses = [loss for _, loss in sorted(self.log.val_losses.items())]
         return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= self.eval.patience
 
     def my_batches(self) -> list[list[tuple[Tensor, Tensor]]]:
-        """This rank's validation batches, as many groups of them on every rank."""
+        """This rank's validation batches, in groups; the number of groups is the same on every rank."""
         size, rank = self.world.size, self.world.rank
-        groups = range(0, len(self.batches), size * BATCHES)
-        mine = [self.batches[start + rank : start + size * BATCHES : size] for start in groups]
+        groups = range(0, len(self.batches), size * GROUP)
+        mine = [self.batches[start + rank : start + size * GROUP : size] for start in groups]
         return [[self.val.batch(numbers) for numbers in group] for group in mine]
 
 
 class ClassifyEvaluator(FinetuneEvaluator):
-    """The validation of a classifier."""
+    """Loss, accuracy, F1 and calibration of a classifier on held-out texts."""
 
     def __init__(
         self,
@@ -83,17 +81,16 @@ class ClassifyEvaluator(FinetuneEvaluator):
 
     def _validate(self) -> dict[str, float]:
         total = Tally(self.model.score.out_features)
-        sums = [0.0] * len(total.sums())
         for group in self.my_batches():
             part = Tally(total.labels)
             for probabilities, truth in class_probabilities(self.model, group, self.world.device, self.context):
                 part.add(probabilities, truth)
-            sums = [a + b for a, b in zip(sums, self.exchange(*part.sums()), strict=True)]
-        return total.load(sums).metrics()
+            total.sums += self.all_reduce(*part.sums)
+        return total.metrics()
 
 
 class InstructEvaluator(FinetuneEvaluator):
-    """The loss on held-out answers, and answers of the model's own."""
+    """Loss on held-out answers, and sampled answers."""
 
     def __init__(
         self,
@@ -113,14 +110,24 @@ class InstructEvaluator(FinetuneEvaluator):
         return self.mean_loss(self.model, self.my_batches(), self.context)
 
     def _sample(self) -> dict[str, list[dict[str, str]]]:
-        """Rank 0 answers the first held-out instructions, always with the likeliest token."""
-        prompts = [first_question(self.val, number)[0] for number in range(min(len(self.val), self.eval.samples))]
-        answers = [""] * len(prompts)
+        """Answer the first held-out instructions greedily, on rank 0."""
+        answers = []
         if self.world.is_main:
             try:
-                answers = greedy_answers(self.model, self.tokenizer, prompts, self.eval.sample_tokens)
-            except UserError as reason:  # the weights have diverged; the run itself will say so
+                for number in range(min(len(self.val), self.eval.samples)):
+                    prompt, _ = first_question(self.val, number)
+                    answer = greedy_answer(self.model, self.tokenizer, prompt, self.eval.sample_tokens)
+                    answers.append({"prompt": self.tokenizer.decode(prompt), "answer": answer})
+            except UserError as reason:  # the model has diverged; the run will report it
                 self.world.print(f"no answers: {reason}")
-        self.exchange()
-        asked = map(self.tokenizer.decode, prompts)
-        return {"answers": [{"prompt": p, "answer": a} for p, a in zip(asked, answers, strict=True)]}
+        self.all_reduce()
+        return {"answers": answers}
+
+
+def first_question(examples: Examples, number: int) -> tuple[list[int], list[int]]:
+    """The tokens of an example up to its first answer, and those of that answer, with its end-of-text token."""
+    tokens, targets = examples.row(number)
+    counted = (targets != IGNORE_INDEX).tolist()
+    start = counted.index(True)
+    end = counted.index(False, start) if False in counted[start:] else len(counted)
+    return tokens[: start + 1].tolist(), targets[start:end].tolist()

@@ -1,7 +1,7 @@
-"""What is measured while a model trains: validation loss, HellaSwag, and a sample. All ranks share the work.
+"""Evaluation while a model trains: validation loss, HellaSwag, and a sample. All ranks share the work.
 
-Between two pieces of it the ranks exchange their sums, and with them whether any was asked to stop: then the
-measurement is given up, and the run can be saved at once.
+Between two parts of an evaluation the ranks all-reduce their sums, and with them whether any was asked to stop: then
+the evaluation is abandoned, so that the run can be saved at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from eval.generation.sampling import generate
-from eval.scoring.log_likelihood import choice_counts, score_requests, sum_loss
-from eval.scoring.tasks import Request, hellaswag_request, load_hellaswag
+from eval.scoring.log_likelihood import count_correct, score_requests, sum_loss
+from eval.scoring.tasks import hellaswag_request, load_hellaswag
 from prepare.common.cli import ROOT, UserError
 from train.config.pretrain import Config
 from train.data.windows import Windows, validation_batches
@@ -24,21 +24,21 @@ from train.run.metrics_log import MetricsLog
 from train.run.stop_request import StopRequest
 from train.weights.load_model import model_tokenizer
 
-HELLASWAG = Path("data/hellaswag_val.jsonl")  # here or in the repository
-BATCHES = 8  # validation batches a rank takes between two exchanges
+HELLASWAG = Path("data/hellaswag_val.jsonl")  # in the working directory, or in the repository
+GROUP = 8  # validation batches of a rank between two all-reduces
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """A rank was asked to stop; all of them know."""
 
 
 class Evaluator:
-    """What is measured at which steps. Every rank calls `run` at every step."""
+    """Runs each evaluation at its interval and logs its row. Every rank must call `run` at every step."""
 
     def __init__(
         self,
         intervals: dict[str, int],
-        measures: dict[str, Callable[[], dict[str, Any]]],
+        evaluations: dict[str, Callable[[], dict[str, Any]]],
         last: int,
         world: World,
         log: MetricsLog,
@@ -46,22 +46,22 @@ class Evaluator:
     ) -> None:
         """
         Args:
-            intervals: in steps, by the kind of row; 0 turns it off.
-            measures: what makes the row of each kind; called on every rank.
-            last: the run's last step, at which all is measured.
+            intervals: steps, by the kind of row; 0 turns it off.
+            evaluations: functions that return the row of each kind; called on every rank.
+            last: the run's last step, at which every evaluation runs.
         """
-        self.intervals, self.measures, self.last = intervals, measures, last
+        self.intervals, self.evaluations, self.last = intervals, evaluations, last
         self.world, self.log, self.stop = world, log, stop
 
     def run(self, step: int) -> bool:
-        """Measure what is due after `step` finished steps; whether a stop was asked for meanwhile."""
-        due = [kind for kind in self.measures if self._is_due(step, kind)]
+        """Run what is due after `step` finished steps; return whether to stop training."""
+        due = [kind for kind in self.evaluations if self._is_due(step, kind)]
         try:
             for kind in due:
-                row = self.measures[kind]()
+                row = self.evaluations[kind]()
                 self.log.write(step, kind, **row)
-                self.world.print(f"step {step}: {kind} | " + " | ".join(_words(key, row[key]) for key in row))
-        except Stopped:
+                self.world.print(f"step {step}: {kind} | " + " | ".join(_format(key, row[key]) for key in row))
+        except StopRequested:
             self.stop.agreed = True
             return True
         return False
@@ -70,29 +70,29 @@ class Evaluator:
         every = self.intervals[kind]
         if not every or (step % every and step != self.last) or (step == 0 and kind != "val"):
             return False
-        return not self.world.sum([self.log.has(step, kind)])[0]  # done already, by the run that we resumed
+        return not self.world.sum([self.log.has(step, kind)])[0]  # logged before the run was resumed
 
-    def exchange(self, *sums: float) -> list[float]:
-        """The sums over all ranks; Stopped if any rank was asked to stop."""
-        *totals, asked = self.world.sum([*sums, self.stop.requested()])
-        if asked:
-            raise Stopped
+    def all_reduce(self, *sums: float) -> list[float]:
+        """Sum over all ranks; raise StopRequested if any rank was asked to stop."""
+        *totals, stop = self.world.sum([*sums, self.stop.requested()])
+        if stop:
+            raise StopRequested
         return totals
 
     def mean_loss(
         self, model: GPT, groups: Iterable[Sequence[tuple[Tensor, Tensor]]], context: torch.autocast
     ) -> dict[str, float]:
-        """The mean loss over the targets of all ranks' batches, and how many these are. Every rank has as many groups,
-        and a stop that was asked for is seen after each."""
+        """Mean loss over the targets of all ranks' batches, and their number. Every rank must have the same number of
+        groups; stop requests are noticed after each."""
         nll, tokens = 0.0, 0.0
         for group in groups:
-            sums = self.exchange(*sum_loss(model, group, self.world.device, context))
+            sums = self.all_reduce(*sum_loss(model, group, self.world.device, context))
             nll, tokens = nll + sums[0], tokens + sums[1]
         return {"loss": nll / tokens, "tokens": int(tokens)}
 
 
 class PretrainEvaluator(Evaluator):
-    """The measurements of a pretraining run."""
+    """Validation loss, HellaSwag and samples of a pretraining run."""
 
     def __init__(
         self,
@@ -106,15 +106,15 @@ class PretrainEvaluator(Evaluator):
         log: MetricsLog,
         stop: StopRequest,
     ) -> None:
-        """Check what the measurements need before training begins. What cannot be measured is said, and left out.
+        """Check before training begins what each evaluation needs; one that lacks it is turned off, with a message.
 
         Args:
-            model: the uncompiled module: shapes that change from call to call would compile anew each time.
+            model: the uncompiled module: shapes differ from call to call, and each would be compiled again.
             tokenizer: the manifest's description.
-            batch_size: sequences at a time.
+            batch_size: sequences in a forward pass.
 
         Raises:
-            UserError: the validation shards hold less than one window, or the HellaSwag file is damaged.
+            UserError: the validation shards hold less than one window.
         """
         self.eval, self.model, self.context, self.batch_size = config.eval, model, context, batch_size
         intervals = {
@@ -122,49 +122,35 @@ class PretrainEvaluator(Evaluator):
             "hellaswag": self.eval.hellaswag_every,
             "sample": self.eval.sample_every,
         }
-        measures = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
-        super().__init__(intervals, measures, config.train.max_steps, world, log, stop)
+        evaluations = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
+        super().__init__(intervals, evaluations, config.train.max_steps, world, log, stop)
         self.seed = config.train.seed
         self.tokenizer = model_tokenizer(tokenizer, config.model.vocab_size)
         if self.eval.every:
             self.windows = Windows(val_paths, config.model.block_size, config.model.vocab_size)
-        for kind in ("hellaswag", "sample"):
-            if self.tokenizer is None and self.intervals[kind]:
-                self._leave_out(kind, "the data has no manifest.json, which would say what its ids mean")
-        if self.intervals["hellaswag"]:
-            self.requests = self._load_requests()
-        if self.intervals["sample"]:
-            self.prompt = self._load_prompt()
+        for kind, prepare in (("hellaswag", self._load_requests), ("sample", self._encode_prompt)):
+            if not self.intervals[kind]:
+                continue
+            try:
+                if self.tokenizer is None:
+                    raise UserError("the data has no manifest.json, which says what its ids mean")
+                prepare()
+            except UserError as reason:  # no file, no manifest, or a character vocabulary
+                self.intervals[kind] = 0
+                world.print(f"no {kind} while training: {reason} (eval.{kind}_every 0 turns it off)")
 
-    def _load_requests(self) -> list[Request]:
-        path = HELLASWAG if HELLASWAG.exists() else ROOT / HELLASWAG
-        if not path.exists():
-            self._leave_out("hellaswag", f"{HELLASWAG} is not there; python prepare/eval_sets.py fetches it")
-            return []
-        tasks = load_hellaswag(path)
-        try:
-            return [hellaswag_request(task, self.tokenizer, "plain") for task in tasks]
-        except UserError as reason:  # a character vocabulary
-            self._leave_out("hellaswag", str(reason))
-            return []
+    def _load_requests(self) -> None:
+        tasks = load_hellaswag(HELLASWAG if HELLASWAG.exists() else ROOT / HELLASWAG)
+        self.requests = [hellaswag_request(task, self.tokenizer, "plain") for task in tasks]
 
-    def _load_prompt(self) -> list[int]:
-        try:
-            prompt = self.tokenizer.encode(self.eval.sample_prompt)
-        except UserError as reason:
-            self._leave_out("sample", f"eval.sample_prompt: {reason}")
-            return []
-        return prompt or [self.tokenizer.eot or 0]
-
-    def _leave_out(self, kind: str, reason: str) -> None:
-        self.intervals[kind] = 0
-        self.world.print(f"no {kind} while training: {reason} (eval.{kind}_every 0 leaves it out)")
+    def _encode_prompt(self) -> None:
+        self.prompt = self.tokenizer.encode(self.eval.sample_prompt) or [self.tokenizer.eot or 0]
 
     def _validate(self) -> dict[str, float]:
         batches: Iterator = validation_batches(
             self.windows, self.eval.val_tokens, self.batch_size, self.world.rank, self.world.size
         )
-        groups = iter(lambda: list(islice(batches, BATCHES)), [])
+        groups = iter(lambda: list(islice(batches, GROUP)), [])
         return self.mean_loss(self.model, groups, self.context)
 
     def _hellaswag(self) -> dict[str, float]:
@@ -175,13 +161,13 @@ class PretrainEvaluator(Evaluator):
             self.context,
             rank=self.world.rank,
             world_size=self.world.size,
-            poll=lambda _done: self.exchange(),
+            after_batch=lambda _done: self.all_reduce(),
         )
-        right, right_norm, tasks = self.exchange(*choice_counts(self.requests, scores))
-        return {"acc": right / tasks, "acc_norm": right_norm / tasks, "tasks": int(tasks)}
+        correct, correct_norm, tasks = self.all_reduce(*count_correct(self.requests, scores))
+        return {"acc": correct / tasks, "acc_norm": correct_norm / tasks, "tasks": int(tasks)}
 
     def _sample(self) -> dict[str, str]:
-        """Rank 0 speaks, from a generator of its own: a sample does not change what is drawn in training."""
+        """Sample on rank 0, with a generator of its own: training's random numbers stay the same."""
         text = ""
         if self.world.is_main:
             columns = generate(
@@ -199,12 +185,12 @@ class PretrainEvaluator(Evaluator):
                     if self.stop.requested():
                         break
                     tokens.append(int(column))
-            except UserError as reason:  # the weights have diverged; the run itself will say so
+            except UserError as reason:  # the model has diverged; the run will report it
                 self.world.print(f"the sample ends early: {reason}")
             text = self.eval.sample_prompt + self.tokenizer.decode(tokens)
-        self.exchange()
+        self.all_reduce()
         return {"text": text}
 
 
-def _words(key: str, value: object) -> str:
+def _format(key: str, value: object) -> str:
     return f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value!r}"

@@ -1,9 +1,9 @@
-"""WikiText as it is read: its file has spaces between words and marks, which GPT-2 never saw in web text.
+"""WikiText, de-tokenized: its file has spaces between words and punctuation, which GPT-2 never saw in web text.
 
-The GPT-2 paper (section 3.1) removes such artifacts with "invertible de-tokenizers", which were never published. Here
+The GPT-2 paper (section 3.1) removes such artifacts with "invertible de-tokenizers", which were never published. These
 are the rules that others use in their place, those of Megatron-LM (tasks/zeroshot_gpt/detokenizer.py) and of the
 lm-evaluation-harness (lm_eval/tasks/wikitext/preprocess_wikitext.py), which are not quite invertible: " N " becomes
-" 1 ", and some spaces around quotes are lost. The paper's figures stand beside ours with that difference.
+" 1 ", and some spaces around quotes are lost. Scores differ from the paper's by that.
 """
 
 import re
@@ -23,7 +23,7 @@ OTHERS = {" ° ": "°", " \n": "\n", "\n ": "\n", " N ": " 1 ", " 's": "'s"}
 class WikiText:
     """A test file of WikiText."""
 
-    words: int  # as its authors count them: what stands between spaces, and an end of each line
+    words: int  # as its authors count them: whitespace-separated, and one for the end of each line
     detokenized: str
 
 
@@ -36,24 +36,24 @@ def load_wikitext(path: Path | str) -> WikiText:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path} is not there: fetch it (python prepare/eval_sets.py), or name another file") from None
-    except (IsADirectoryError, UnicodeDecodeError) as failure:
-        raise UserError(f"{path} is not a text file ({failure}): name another file") from None
+        raise UserError(
+            f"{path} does not exist: fetch it (python prepare/eval_sets.py), or name another file"
+        ) from None
     if not re.match(r"\s*= [^=]+ = \n", text):
         raise UserError(f"{path} does not begin with an article's ' = Title = ': name a wiki.test.tokens of WikiText")
     return WikiText(len(text.split()) + text.count("\n"), detokenize(text))
 
 
 def detokenize(text: str) -> str:
-    """Join what WikiText's tokenizer put apart."""
+    """Undo WikiText's tokenization."""
     text = text.replace("s '", "s'")
-    text = _replace(text, NUMBERS | MARKS)
+    text = _replace_all(text, NUMBERS | MARKS)
     for pair in PAIRS:
         text = re.sub(pair, lambda found: f"{found[0][0]}{found[0][1:-1].strip()}{found[0][-1]}", text)
-    return _replace(text, HEADINGS | OTHERS)
+    return _replace_all(text, HEADINGS | OTHERS)
 
 
-def _replace(text: str, table: dict[str, str]) -> str:
+def _replace_all(text: str, table: dict[str, str]) -> str:
     for old, new in table.items():
         text = text.replace(old, new)
     return text

@@ -1,4 +1,4 @@
-"""HellaSwag and LAMBADA: from the file to the tokens that are scored. What a model makes of them is in scoring.py."""
+"""HellaSwag and LAMBADA: from the file to the token ids of contexts and continuations."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -32,62 +32,50 @@ class Request:
         return len(self.context) + max(map(len, self.continuations))
 
 
+def truncated(requests: Sequence[Request], block_size: int) -> int:
+    """Count the requests that exceed a model's block size (a request's last token is not an input)."""
+    return sum(request.longest() - 1 > block_size for request in requests)
+
+
+# --- HellaSwag --------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class HellaSwagTask:
     """One line of a HellaSwag file."""
 
-    where: str  # file and line, for messages
     ind: int | None
     activity_label: str
     ctx: str
-    ctx_a: str | None  # ctx up to its last, begun sentence; None in copies that leave it out
-    ctx_b: str | None  # that begun sentence: "the man"; empty in WikiHow's tasks
+    ctx_a: str | None  # ctx without its last, unfinished sentence; None in copies that leave it out
+    ctx_b: str | None  # that unfinished sentence: "the man"; empty in WikiHow's tasks
     endings: list[str]
     label: int
 
 
-@dataclass(frozen=True)
-class Passage:
-    """One line of a LAMBADA file; its last word is to be predicted."""
-
-    where: str
-    text: str
-
-
 def load_hellaswag(path: Path | str, limit: int | None = None) -> list[HellaSwagTask]:
-    """The tasks of a HellaSwag file, the original or a cleaned copy; `limit` (None or 0: all) takes the first ones.
+    """Read the first `limit` tasks (None or 0: all) of a HellaSwag file, the original or a cleaned copy.
 
     Raises:
-        UserError: no such file, or a line without a field; it names the line.
+        UserError: no such file, or a line that is not in HellaSwag's format.
     """
     tasks = []
-    for where, row in _json_lines(path, limit):
-        endings, label = _field(row, "endings", list, where), row.get("label")
-        for number, ending in enumerate(endings):
-            if not isinstance(ending, str) or not ending.strip():
-                raise UserError(f"{where}: ending {number} is {ending!r} and has no tokens: mend the line or remove it")
-        if len(endings) != ENDINGS:
-            raise UserError(f"{where}: {len(endings)} endings, not {ENDINGS}: is this a HellaSwag file?")
-        if str(label) not in map(str, range(ENDINGS)):
-            raise UserError(f"{where}: label is {label!r}, not 0 to {ENDINGS - 1}; the test split has none: take val")
-        has_parts = "ctx_a" in row
-        tasks.append(
-            HellaSwagTask(
-                where,
-                row.get("ind"),
-                _field(row, "activity_label", str, where),
-                _field(row, "ctx", str, where),
-                _field(row, "ctx_a", str, where) if has_parts else None,
-                _field(row, "ctx_b", str, where) if has_parts else None,
-                endings,
-                int(label),
-            )
-        )
+    for where, row in _read_examples(path, limit):
+        try:
+            ctx, activity, endings, label = row["ctx"], row["activity_label"], row["endings"], int(row["label"])
+            if len(endings) != ENDINGS or label not in range(ENDINGS):
+                raise ValueError
+        except (KeyError, ValueError):
+            raise UserError(
+                f"{where} is not in HellaSwag's format, which has ctx, activity_label, {ENDINGS} endings and a label "
+                f"from 0 to {ENDINGS - 1} (the test split has none: take the validation split); it has {', '.join(row)}"
+            ) from None
+        tasks.append(HellaSwagTask(row.get("ind"), activity, ctx, row.get("ctx_a"), row.get("ctx_b"), endings, label))
     return tasks
 
 
 def hellaswag_request(task: HellaSwagTask, tokenizer: Tokenizer, style: Format) -> Request:
-    """A task's tokens, and what its accuracies divide by.
+    """Encode a task.
 
     plain (build-nanogpt, llm.c): ctx, then " " + ending, each encoded by itself; acc_norm is the mean per token.
     lm-eval (lm-evaluation-harness): "activity: Ctx" cleaned, then " " + cleaned ending; acc_norm is per character.
@@ -98,9 +86,6 @@ def hellaswag_request(task: HellaSwagTask, tokenizer: Tokenizer, style: Format) 
         return Request(context, continuations, [len(tokens) for tokens in continuations], task.label)
     query, choices = harness_prompt(task)
     pairs = [encode_pair(tokenizer, query, " " + choice) for choice in choices]
-    for number, choice in enumerate(choices):
-        if not choice:
-            raise UserError(f"{task.where}: ending {number}, {task.endings[number]!r}, has no tokens once cleaned")
     return Request(pairs[0][0], [ending for _, ending in pairs], [len(choice) for choice in choices], task.label)
 
 
@@ -108,8 +93,8 @@ def harness_prompt(task: HellaSwagTask) -> tuple[str, list[str]]:
     """The harness's query and choices (lm_eval/tasks/hellaswag/utils.py).
 
     The original's fields are treated exactly as the harness does. A copy without ctx_a and ctx_b has been cleaned
-    before: there ctx is split where its last, unfinished sentence begins (WikiHow's have none), and texts are cleaned
-    by an idempotent `clean`, since the harness's own cleaning alters some of its own results.
+    already: its ctx is split where the last, unfinished sentence begins (WikiHow's have none), and texts are cleaned by
+    an idempotent `clean`, since the harness's own cleaning changes some of its own results.
     """
     if task.ctx_a is not None and task.ctx_b is not None:
         ctx = task.ctx_a + " " + task.ctx_b.capitalize()
@@ -121,7 +106,7 @@ def harness_prompt(task: HellaSwagTask) -> tuple[str, list[str]]:
 
 
 def clean(text: str) -> str:
-    """The harness's cleaning of a text that still has a [tag]; others are clean. Idempotent."""
+    """Apply the harness's cleaning to a text that still has a [tag]; others are clean. Idempotent."""
     return _harness_clean(text) if TAG.search(text) else text
 
 
@@ -129,64 +114,52 @@ def _harness_clean(text: str) -> str:
     return TAG.sub("", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
-def load_lambada(path: Path | str, limit: int | None = None) -> list[Passage]:
-    """The passages of OpenAI's lambada_test.jsonl; `limit` (None or 0: all) takes the first ones.
+# --- LAMBADA ----------------------------------------------------------------------------------------------------------
+
+
+def load_lambada(path: Path | str, limit: int | None = None) -> list[str]:
+    """Read the first `limit` passages (None or 0: all) of OpenAI's lambada_test.jsonl.
 
     Raises:
-        UserError: no such file, or a line without a text that ends in a word.
+        UserError: no such file, or a line that is not in LAMBADA's format.
     """
     passages = []
-    for where, row in _json_lines(path, limit):
-        text = _field(row, "text", str, where)
-        if text != text.rstrip(" ") or not text.strip():
-            raise UserError(f"{where}: the text does not end in a word: {text[-20:]!r}")
-        passages.append(Passage(where, text))
+    for where, row in _read_examples(path, limit):
+        text = row.get("text")
+        if not text or text[-1].isspace():
+            raise UserError(f"{where} is not in LAMBADA's format, a text that ends in a word: text is {text!r}")
+        passages.append(text)
     return passages
 
 
-def lambada_request(passage: Passage, tokenizer: Tokenizer) -> Request:
-    """The last word, with the space before it, as the one continuation of what stands before (lambada_openai's)."""
-    context, _, word = passage.text.rpartition(" ")
+def lambada_request(passage: str, tokenizer: Tokenizer) -> Request:
+    """Encode the last word, with the space before it, as the continuation of the rest (as lambada_openai does)."""
+    context, _, word = passage.rpartition(" ")
     context_tokens, tokens = encode_pair(tokenizer, context, " " + word)
     return Request(context_tokens, [tokens], [len(tokens)], 0)
 
 
+# --- Both -------------------------------------------------------------------------------------------------------------
+
+
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The harness's: spaces that end the context belong to the continuation; both are encoded in one piece."""
-    body = context.rstrip()
-    whole, prefix = tokenizer.encode(context + continuation), tokenizer.encode(body)
-    return prefix or encode_context(tokenizer, ""), whole[len(prefix) :]
+    """Encode context and continuation together, as the harness does: spaces that end the context belong to the
+    continuation."""
+    together, prefix = tokenizer.encode(context + continuation), tokenizer.encode(context.rstrip())
+    return prefix or encode_context(tokenizer, ""), together[len(prefix) :]
 
 
 def encode_context(tokenizer: Tokenizer, context: str) -> list[int]:
-    """A context's tokens; an empty one is the end-of-text token, which begins every document."""
+    """Encode a context; an empty one is the end-of-text token, which begins every document."""
     tokens = tokenizer.encode(context)
     if not tokens and tokenizer.eot is None:
         raise UserError(f"an empty context needs an end-of-text token, and the {tokenizer.name} vocabulary has none")
     return tokens or [tokenizer.eot]
 
 
-def _json_lines(path: Path | str, limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place (file:line) and object."""
-    path, number = Path(path), 0
-    if not path.exists():
-        raise UserError(f"{path} is not there: fetch it (python prepare/eval_sets.py), or name another file")
-    for number, row in islice(read_json_lines(path), limit or None):
+def _read_examples(path: Path | str, limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The file and line, and the object, of the first lines of a dataset."""
+    if not Path(path).exists():
+        raise UserError(f"{path} does not exist: fetch it (python prepare/eval_sets.py), or name another file")
+    for number, row in islice(read_json_lines(Path(path)), limit or None):
         yield f"{path}:{number}", row
-    if not number:
-        raise UserError(f"{path} is empty: fetch it again (python prepare/eval_sets.py)")
-
-
-def _field(row: dict[str, Any], name: str, kind: type, where: str) -> Any:
-    if not isinstance(row.get(name), kind):
-        raise UserError(f"{where}: {name} is {row.get(name)!r}, not a {kind.__name__}; the line has {_names(row)}")
-    return row[name]
-
-
-def _names(row: dict[str, Any]) -> str:
-    return ", ".join(row) or "no fields"
-
-
-def truncated(requests: Sequence[Request], block_size: int) -> int:
-    """How many requests are longer than a model with this block size can see (their last token is not an input)."""
-    return sum(request.longest() - 1 > block_size for request in requests)

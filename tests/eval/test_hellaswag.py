@@ -78,7 +78,7 @@ def test_200_real_tasks_are_as_transformers_scores_them_one_at_a_time(real_data,
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [{"n_layer": 1, "n_embd": 32}, {"n_layer": 3, "n_head": 2, "n_embd": 96}])
 def test_real_tasks_are_as_the_harness_scores_them(real_data, tmp_path, shape):
-    """lm-eval's HFLM on the same weights and prompts; a short block, so that some contexts lose their beginning."""
+    """lm-eval's HFLM on the same weights and prompts; a short block, so that some contexts are truncated."""
     save_random_gpt2(tmp_path / "model", n_positions=64, **shape)
     vocab, merges = gpt2_vocabulary_files()
     lm = HFLM(
@@ -124,7 +124,7 @@ def test_lm_eval_format_divides_by_characters(model, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_report_what_one_does(model, tmp_path):
     data = _tasks(tmp_path / "tasks.jsonl", 30)
-    options = ["eval/hellaswag.py", "--model", model[0], "--data", data, "--batch-tokens", 300, "--device", "cpu"]
+    options = ["eval/hellaswag.py", "--model", model[0], "--data", data, "--device", "cpu"]
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     alone = run_command("python", *options, "--output", one)
     launcher = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -139,11 +139,11 @@ def test_two_processes_report_what_one_does(model, tmp_path):
     assert len(logliks[0]) == 120
 
 
-def test_tasks_longer_than_the_block_size_are_cut_on_the_left_and_counted(tmp_path, capsys):
+def test_tasks_longer_than_the_block_size_are_truncated_on_the_left_and_counted(tmp_path, capsys):
     theirs = save_random_gpt2(tmp_path / "short", n_layer=1, n_positions=12)
     data, output, tokenizer = _tasks(tmp_path / "tasks.jsonl"), tmp_path / "scores.json", GPT2Tokenizer()
     hellaswag.main([f"--model={tmp_path / 'short'}", f"--data={data}", f"--output={output}", "--device=cpu"])
-    assert "6 tasks longer than the block size" in capsys.readouterr().out
+    assert re.search(r"truncated: +6 tasks", capsys.readouterr().out)
     found, rows = json.loads(output.read_text()), [json.loads(line) for line in data.read_text().splitlines()]
     assert found["truncated"] == 6
     for example, row in zip(found["examples"], rows, strict=True):
@@ -153,17 +153,10 @@ def test_tasks_longer_than_the_block_size_are_cut_on_the_left_and_counted(tmp_pa
 
 
 def test_mistakes_are_one_line_each(model, tmp_path):
-    data, output = _tasks(tmp_path / "tasks.jsonl"), tmp_path / "scores.json"
     line = one_line_error(run_command("python", "eval/hellaswag.py", "--model", model[0], "--data", tmp_path / "no"))
-    assert f"{tmp_path / 'no'} is not there" in line
+    assert f"{tmp_path / 'no'} does not exist" in line
     assert "python prepare/eval_sets.py" in line
-    for options, kind, words in (
-        (["--limit=0"], ArgumentError, "--limit"),
-        (["--format=other"], ArgumentError, "--format"),
-        ([f"--output={tmp_path / 'absent' / 'x.json'}"], ArgumentError, "name a file"),
-        ([f"--output={tmp_path}"], ArgumentError, "name a file"),
-        (["--model=./nothing-here"], UserError, "nothing-here"),
-    ):
-        with pytest.raises(kind, match=words):
-            hellaswag.main([f"--data={data}", f"--output={output}", f"--model={model[0]}", "--device=cpu", *options])
-    assert not output.exists()
+    data = _tasks(tmp_path / "tasks.jsonl")
+    for option, kind in (("--limit=0", ArgumentError), ("--model=no/where", UserError)):
+        with pytest.raises(kind, match=option.replace("=", ".*")):
+            hellaswag.main([f"--data={data}", "--device=cpu", option])

@@ -6,6 +6,7 @@ import re
 import statistics
 
 import pytest
+import torch
 
 from eval import lambada
 from prepare.tokens.tokenizer import GPT2Tokenizer
@@ -44,8 +45,6 @@ def test_perplexity_and_accuracy_of_real_passages_are_transformers(real_data, mo
 
 def test_words_that_the_model_says_itself_are_right(model, tmp_path, capsys):
     """Half of the passages end in the model's own first choice, half in another word."""
-    import torch
-
     folder, theirs = model
     tokenizer, rows = GPT2Tokenizer(), []
     starts = iter(f"Number {i} is" for i in range(4000))

@@ -79,7 +79,7 @@ def test_loss_is_transformers_and_entropy_that_of_the_targets(model, tmp_path, c
 
 
 @pytest.mark.slow
-def test_a_run_on_data_that_nobody_described_is_measured_without_bits(tmp_path, capsys):
+def test_a_run_on_data_without_a_manifest_is_evaluated_without_bits(tmp_path, capsys):
     torch.manual_seed(0)
     raw = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=16, block_size=8, vocab_size=97)).eval()
     save_checkpoint(tmp_path / "run", 1, raw)

@@ -83,11 +83,11 @@ def _now() -> tuple[float, float]:
 
 
 def _ours(args: argparse.Namespace) -> tuple[float, float]:
-    from eval.common.options import opened
+    from eval.common.open_model import open_model
     from eval.scoring.evaluate import evaluate_hellaswag
     from eval.scoring.tasks import load_hellaswag
 
-    with opened(str(args.model), "cpu") as (loaded, world):
+    with open_model(str(args.model), "cpu") as (loaded, world):
         tasks = load_hellaswag(args.data, args.tasks)
         began = _now()
         evaluate_hellaswag(loaded, world, tasks, "plain")
@@ -133,10 +133,10 @@ def _hflm(args: argparse.Namespace) -> tuple[float, float]:
 
 
 def _ours_text(args: argparse.Namespace) -> tuple[float, float]:
-    from eval.common.options import opened
+    from eval.common.open_model import open_model
     from eval.generation.sampling import generate
 
-    with opened(str(args.model), "cpu") as (loaded, _):
+    with open_model(str(args.model), "cpu") as (loaded, _):
         prompt, draw = loaded.tokenizer.encode(PROMPT), torch.Generator().manual_seed(0)
         began = _now()
         assert len(list(generate(loaded.model, [prompt], TOKENS, 0.8, 200, generator=draw))) == TOKENS

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from eval import generate
-from eval.generation.answers import greedy_answers
+from eval.generation.sampling import greedy_answer
 from prepare.common.cli import UserError
 from prepare.finetuning.instructions import Template, question
 from prepare.tokens.tokenizer import EOT, CharTokenizer
@@ -113,7 +113,7 @@ def test_generate_uses_the_runs_template(
     assert loaded.template == Template()
     prompt = loaded.tokenizer.encode("### Instruction:\nAdd.\n\n### Input:\n1 + 2\n\n### Response:\n")
     assert loaded.template.prompt(question("Add.", "1 + 2"), loaded.tokenizer) == prompt
-    expected = greedy_answers(loaded.model, loaded.tokenizer, [prompt], 8)[0]
+    expected = greedy_answer(loaded.model, loaded.tokenizer, prompt, 8)
     options = ["--device", "cpu", "--temperature", "0", "--max-new-tokens", "8"]
     ask = ["--model", str(reference), *options]
     generate.main([*ask, "--instruction", "Add.", "--input", "1 + 2"])
@@ -122,7 +122,7 @@ def test_generate_uses_the_runs_template(
     monkeypatch.setattr(generate, "read_line", lambda: next(lines, None))
     generate.main([*ask, "--interactive"])
     prompt = loaded.template.prompt(question("Add."), loaded.tokenizer)
-    assert capsys.readouterr().out == 2 * (greedy_answers(loaded.model, loaded.tokenizer, [prompt], 8)[0] + "\n")
+    assert capsys.readouterr().out == 2 * (greedy_answer(loaded.model, loaded.tokenizer, prompt, 8) + "\n")
     with pytest.raises(UserError, match="follows no instructions"):
         generate.main(["--model", str(init), *options, "--instruction", "Add."])
 
@@ -173,5 +173,5 @@ def test_mistakes_are_one_line_before_anything_is_trained(init: Path, data: Path
     assert "has no end-of-text token" in one_line_error(train(characters, data, tmp_path / "b"))
     broken.write_text('[{"instruction": "a", "output": "b"}]')
     few = one_line_error(train(init, broken, tmp_path / "c", eval__patience=1))
-    assert "data.val_share 0.1 of so few examples is none" in few
+    assert "data.val_share 0.1 holds out no example" in few
     assert not list(tmp_path.glob("*/checkpoints/step_00000004"))

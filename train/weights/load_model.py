@@ -39,7 +39,6 @@ class LoadedModel:
     template: Template | None = None  # of an instruction follower
     multi_turn: bool = False  # fine-tuned on conversations of several turns
     run: Path | None = None  # the run of the checkpoint
-    precision: str = "fp32"  # of the matrix products during an evaluation
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -5,14 +5,14 @@ import random
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from eval.scoring import log_likelihood as scoring
+from eval.scoring import log_likelihood
 from eval.scoring.log_likelihood import (
     Score,
-    choice_counts,
-    choices,
-    evaluating,
-    gather,
+    count_correct,
+    gather_scores,
+    predictions,
     row_width,
     rows_of,
     score_requests,
@@ -21,9 +21,13 @@ from eval.scoring.log_likelihood import (
     token_batches,
 )
 from eval.scoring.tasks import Request
-from tests.helpers.random_gpt2 import log_likelihood, save_random_gpt2
+from tests.helpers.finetuning import random_examples
+from tests.helpers.random_gpt2 import log_likelihood as their_log_likelihood
+from tests.helpers.random_gpt2 import save_random_gpt2
+from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT
+from train.data.examples import length_buckets
+from train.model.gpt import GPT, IGNORE_INDEX
 from train.parallel.device import autocast
 from train.parallel.world import World
 from train.weights.huggingface import load_hf
@@ -40,6 +44,12 @@ def pair(request, tmp_path):
     """transformers' model, and ours with the same weights."""
     theirs = save_random_gpt2(tmp_path, seed=len(request.param), **SHAPES[request.param])
     return theirs, load_hf(tmp_path)
+
+
+@pytest.fixture
+def ours(tmp_path):
+    save_random_gpt2(tmp_path, **SHAPES["small"])
+    return load_hf(tmp_path)
 
 
 def _requests(n: int, vocab_size: int, longest: int, seed: int = 0) -> list[Request]:
@@ -65,22 +75,18 @@ def _values(scores: dict[int, list[Score]], n: int) -> list[float]:
 def test_each_log_likelihood_is_transformers_computed_alone(pair):
     theirs, ours = pair
     requests = _requests(25, theirs.config.vocab_size, theirs.config.n_positions + 10)
-    assert any(request.longest() - 1 > theirs.config.n_positions for request in requests)  # some are cut on the left
-    scores = score_requests(ours, requests, CPU)
-    for index, request in enumerate(requests):
-        for ending, score in zip(request.continuations, scores[index], strict=True):
-            expected, greedy = log_likelihood(theirs, request.context, ending)
-            assert score.loglik == pytest.approx(expected, abs=1e-3)
-            assert score.greedy == greedy
-
-
-def test_greedy_means_every_token_is_the_first_choice(pair):
-    theirs, ours = pair
+    assert any(request.longest() - 1 > theirs.config.n_positions for request in requests)  # some are truncated
     context = [1, 2, 3]
     said = theirs.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False, pad_token_id=0)[0, 3:].tolist()
     wrong_end = [*said[:3], (said[3] + 1) % theirs.config.vocab_size]
-    scores = score_requests(ours, [Request(context, [said, wrong_end, said[:1]], [1, 1, 1], 0)], CPU)
-    assert [score.greedy for score in scores[0]] == [True, False, True]
+    requests.append(Request(context, [said, wrong_end, said[:1]], [1, 1, 1], 0))
+    scores = score_requests(ours, requests, CPU)
+    for index, request in enumerate(requests):
+        for ending, score in zip(request.continuations, scores[index], strict=True):
+            expected, greedy = their_log_likelihood(theirs, request.context, ending)
+            assert score.loglik == pytest.approx(expected, abs=1e-3)
+            assert score.greedy == greedy
+    assert [score.greedy for score in scores[25]] == [True, False, True]
 
 
 def test_of_tokens_that_are_equally_likely_the_first_is_greedy():
@@ -105,79 +111,71 @@ def test_sum_loss_is_transformers_mean_times_tokens(pair):
     assert nll == pytest.approx(expected, rel=1e-6)
 
 
-def test_ignored_targets_do_not_count(pair):
-    _, ours = pair
-    x = torch.randint(90, (2, 40), generator=torch.Generator().manual_seed(2))
-    y = x.clone()
-    y[0, :30], y[1, 5:] = -1, -1
-    parts = [(x[:1], x[:1].clone()), (x[1:, :5], x[1:, :5])]
-    parts[0][1][:, :30] = -1
-    nll, tokens = sum_loss(ours, [(x, y)], CPU)
-    assert tokens == 15
-    assert nll == pytest.approx(sum(sum_loss(ours, [part], CPU)[0] for part in parts), rel=1e-5)
-
-
-def test_slices_of_positions_do_not_show(pair, monkeypatch):
-    _, ours = pair
-    requests = _requests(6, 90, 40)
-    x = torch.randint(90, (3, 40))
-    whole = score_requests(ours, requests, CPU), sum_loss(ours, [(x, x)], CPU)
-    monkeypatch.setattr(scoring, "POSITIONS_AT_A_TIME", 7)
-    assert _values(score_requests(ours, requests, CPU), 6) == pytest.approx(_values(whole[0], 6), abs=1e-4)
-    assert sum_loss(ours, [(x, x)], CPU)[0] == pytest.approx(whole[1][0], rel=1e-6)
+def test_the_loss_of_padded_examples_is_that_of_each_alone_in_float64():
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=32, vocab_size=VOCAB, dropout=0.5)).train()
+    examples = random_examples(23)  # with targets of IGNORE_INDEX
+    nll, tokens = sum_loss(model, [examples.batch(rows) for rows in length_buckets(examples, 4)], "cpu")
+    assert model.training
+    alone, exact = 0.0, model.eval().double()
+    for number in range(len(examples)):
+        row, targets = (torch.from_numpy(part.astype("int64")) for part in examples.row(number))
+        alone += F.cross_entropy(exact(row[None])[0], targets, ignore_index=IGNORE_INDEX, reduction="sum").item()
+    assert tokens == int((examples.targets != IGNORE_INDEX).sum())
+    assert nll == pytest.approx(alone, rel=1e-6)
 
 
 # --- batches and ranks ------------------------------------------------------------------------------------------------
 
 
-def test_batch_size_does_not_change_the_scores(pair):
-    _, ours = pair
-    requests = _requests(20, 90, 60, seed=3)
-    one_by_one = score_requests(ours, requests, CPU, batch_tokens=1)
-    for batch_tokens in (500, 100_000):
-        scores = score_requests(ours, requests, CPU, batch_tokens=batch_tokens)
-        assert _values(scores, 20) == pytest.approx(_values(one_by_one, 20), abs=1e-4)
+def test_neither_batches_nor_slices_of_logits_change_the_scores(ours, monkeypatch):
+    requests, x = _requests(20, 90, 60, seed=3), torch.randint(90, (3, 40))
+    monkeypatch.setattr(log_likelihood, "CPU_BATCH_TOKENS", 1)
+    one_by_one, loss = score_requests(ours, requests, CPU), sum_loss(ours, [(x, x)], CPU)[0]
+    for batch_tokens, logits_slice in ((500, 1024), (100_000, 1024), (500, 7)):
+        monkeypatch.setattr(log_likelihood, "CPU_BATCH_TOKENS", batch_tokens)
+        monkeypatch.setattr(log_likelihood, "LOGITS_SLICE", logits_slice)
+        assert _values(score_requests(ours, requests, CPU), 20) == pytest.approx(_values(one_by_one, 20), abs=1e-4)
+    assert sum_loss(ours, [(x, x)], CPU)[0] == pytest.approx(loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 50])
-def test_ranks_share_all_requests_and_are_polled_equally_often(pair, world_size):
-    _, ours = pair
+def test_ranks_share_all_requests_and_call_back_equally_often(ours, world_size):
     requests = _requests(20, 90, 60, seed=4)
-    alone = score_requests(ours, requests, CPU, batch_tokens=600)
-    together, polled = {}, []
+    alone = score_requests(ours, requests, CPU)
+    together, calls = {}, []
     for rank in range(world_size):
         done: list[int] = []
-        share = score_requests(ours, requests, CPU, None, 600, rank, world_size, done.append)
+        share = score_requests(ours, requests, CPU, None, rank, world_size, done.append)
         assert not share.keys() & together.keys()
         assert sum(done) == len(share)
         together |= share
-        polled.append(len(done))
+        calls.append(len(done))
     assert _values(together, 20) == _values(alone, 20)
-    assert len(set(polled)) == 1
+    assert len(set(calls)) == 1
+    assert gather_scores(together, requests, World(0, 1, CPU)) == [alone[index] for index in range(20)]
 
 
-def test_equal_continuations_have_equal_scores_and_the_first_is_chosen(pair):
-    _, ours = pair
+def test_equal_continuations_have_equal_scores_and_the_first_is_predicted(ours, monkeypatch):
     requests, draw = [], random.Random(0)
-    for room in range(24):  # behind the context: up to 6 too little for one row
+    for room in range(24):  # after the context: up to 6 too little for one row
         context, a, b = ([draw.randrange(90) for _ in range(n)] for n in (ours.config.block_size - room, 5, 7))
         requests.append(Request(context, [a, b, a, a, b], [1] * 5, 0))
     for batch_tokens in (1, 300, 100_000):
-        for index, scores in score_requests(ours, requests, CPU, batch_tokens=batch_tokens).items():
+        monkeypatch.setattr(log_likelihood, "CPU_BATCH_TOKENS", batch_tokens)
+        for index, scores in score_requests(ours, requests, CPU).items():
             assert scores[0] == scores[2] == scores[3]  # to the last bit
             assert scores[1] == scores[4]
-            assert choices(requests[index], scores)[0] in (0, 1)
+            assert predictions(requests[index], scores)[0] in (0, 1)
 
 
-def test_an_exception_in_poll_ends_the_work(pair):
-    _, ours = pair
-    ours.train()
-
+def test_an_exception_after_a_batch_ends_the_work(ours):
     def stop(_done: int) -> None:
         raise InterruptedError
 
+    ours.train()
     with pytest.raises(InterruptedError):
-        score_requests(ours, _requests(5, 90, 40), CPU, poll=stop)
+        score_requests(ours, _requests(5, 90, 40), CPU, after_batch=stop)
     assert ours.training
 
 
@@ -192,19 +190,12 @@ def test_batches_keep_to_the_budget_and_lose_nothing():
     assert len(batches) < 30
 
 
-def test_continuations_share_a_row_unless_the_context_must_be_cut():
+def test_continuations_share_a_row_unless_the_context_must_be_truncated():
     request = Request([1, 2, 3], [[4, 5, 6], [7]], [3, 1], 0)
     assert rows_of(request, 5) == [([1, 2, 3], [[4, 5, 6], [7]])]
     assert rows_of(request, 4) == [([2, 3], [[4, 5, 6]]), ([1, 2, 3], [[7]])]
-    assert rows_of(request, 2) == [([4], [[5, 6]]), ([2, 3], [[7]])]  # a continuation longer than the block is cut too
+    assert rows_of(request, 2) == [([4], [[5, 6]]), ([2, 3], [[7]])]  # a continuation longer than the block, too
     assert [row_width(row) for row in rows_of(request, 5)] == [5]
-
-
-def test_gather_puts_scores_in_order(pair):
-    _, ours = pair
-    requests = _requests(9, 90, 40, seed=6)
-    scores = score_requests(ours, requests, CPU, batch_tokens=300)
-    assert gather(scores, requests, World(0, 1, CPU)) == [scores[index] for index in range(9)]
 
 
 # --- precision and modes ----------------------------------------------------------------------------------------------
@@ -227,25 +218,22 @@ def test_logits_are_float32_under_autocast():
     assert nll == pytest.approx(sum_loss(model, [(x, x)], CPU)[0], rel=1e-3)
 
 
-def test_dropout_is_off_meanwhile_and_the_mode_comes_back():
+def test_dropout_is_off_and_the_mode_is_restored():
     model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=32, vocab_size=90, dropout=0.5)).train()
     requests = _requests(3, 90, 20)
     assert score_requests(model, requests, CPU) == score_requests(model, requests, CPU)
     assert model.training
-    with evaluating(model.eval()):
-        pass
-    assert not model.training
 
 
 # --- accuracies -------------------------------------------------------------------------------------------------------
 
 
-def test_choices_are_by_sum_and_by_length():
+def test_predictions_are_by_sum_and_by_length():
     request = Request([1], [[2], [3, 4], [5], [6]], [1, 10, 1, 2], 1)
     scores = [Score(-5.0, False), Score(-9.0, False), Score(-4.0, False), Score(-7.0, False)]
-    assert choices(request, scores) == (2, 1)
-    assert choice_counts([request, request], {0: scores}) == [0, 1, 1]
-    assert choice_counts([request] * 3, {0: scores, 2: scores[::-1]}) == [1, 2, 2]
+    assert predictions(request, scores) == (2, 1)
+    assert count_correct([request, request], {0: scores}) == [0, 1, 1]
+    assert count_correct([request] * 3, {0: scores, 2: scores[::-1]}) == [1, 2, 2]
 
 
 def test_standard_error_is_the_sample_deviation_over_root_n():
