@@ -1,5 +1,6 @@
 """An instruction follower end to end, on entries of the real file: trained, killed, shared out, asked and exported."""
 
+import io
 import itertools
 import json
 import re
@@ -118,8 +119,7 @@ def test_generate_uses_the_runs_template(
     ask = ["--model", str(reference), *options]
     generate.main([*ask, "--instruction", "Add.", "--input", "1 + 2"])
     assert capsys.readouterr().out == expected + "\n"
-    lines = iter(["Add.", "Add."])
-    monkeypatch.setattr(generate, "read_line", lambda: next(lines, None))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Add.\nAdd.\n"))
     generate.main([*ask, "--interactive"])
     prompt = loaded.template.prompt(question("Add."), loaded.tokenizer)
     assert capsys.readouterr().out == 2 * (greedy_answer(loaded.model, loaded.tokenizer, prompt, 8) + "\n")
