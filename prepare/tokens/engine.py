@@ -4,6 +4,7 @@ It is over twenty times as fast as tiktoken because it caches words, in memory t
 """
 
 import base64
+import ctypes
 import math
 import tempfile
 import threading
@@ -20,6 +21,10 @@ from prepare.common.files import naming
 # Text after which a thread starts an empty cache, which takes 0.1 s. A cache of English takes some 120 MB then, one of
 # words that never repeat 1.2 GB.
 CACHE_TEXT_BYTES = 256 << 20
+MANY_LEAD_BYTES = 1000  # in a batch: then NumPy finds all of them
+
+_memchr = ctypes.CDLL(None).memchr
+_memchr.restype, _memchr.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
 
 # Where the Unicode tables of tiktoken 0.14.0 (version 16) and gigatoken 0.10.0 (17) differ: first and last code points.
 # gigatoken takes them for letters (U+11DE0 to 11DE9: digits). Found by trying every code point (make exhaustive).
@@ -70,11 +75,10 @@ class Gigatoken:
 def documents_for_tiktoken(texts: pa.LargeStringArray) -> np.ndarray:
     """The indices (int64, sorted) of the texts that hold one of DIFFERING_CODE_POINTS.
 
-    In UTF-8 those begin with the bytes E0, EA or F0, which are rare in English, so that this costs 5% of encoding.
+    In UTF-8 those begin with the bytes E0, EA or F0, which are rare in English, so that this costs 2% of encoding.
     """
     offsets, data = arrow_buffers(texts)
-    leads = offsets[0] + np.flatnonzero((data[offsets[0] : offsets[-1]] & 0xE5) == 0xE0)  # E0 E2 E8 EA F0
-    leads = leads[np.isin(data[leads], (0xE0, 0xEA, 0xF0))]
+    leads = offsets[0] + _find_lead_bytes(data[offsets[0] : offsets[-1]])
     if not len(leads):
         return leads
     # decode the code points of three bytes, and of four
@@ -86,6 +90,21 @@ def documents_for_tiktoken(texts: pa.LargeStringArray) -> np.ndarray:
     row = np.searchsorted(DIFFERING_CODE_POINTS[:, 0], code, "right") - 1
     found = leads[(row >= 0) & (code <= DIFFERING_CODE_POINTS[row, 1])]
     return np.unique(np.searchsorted(offsets, found, "right") - 1)
+
+
+def _find_lead_bytes(data: np.ndarray) -> np.ndarray:
+    """Where the bytes E0, EA and F0 are (int64, unsorted). A few are found by C's memchr, much faster than by NumPy."""
+    start, found = data.ctypes.data, []
+    end = start + len(data)
+    for lead in (0xE0, 0xEA, 0xF0):
+        place = _memchr(start, lead, end - start)
+        while place:
+            found.append(place - start)
+            if len(found) == MANY_LEAD_BYTES:
+                places = np.flatnonzero((data & 0xE5) == 0xE0)  # E0 E2 E8 EA F0
+                return places[np.isin(data[places], (0xE0, 0xEA, 0xF0))]
+            place = _memchr(place + 1, lead, end - place - 1)
+    return np.array(found, np.int64)
 
 
 def arrow_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
