@@ -1,9 +1,9 @@
-"""Every Unicode scalar value in every context that tells the classes of GPT-2's pattern apart: gigatoken and tiktoken.
+"""gigatoken against tiktoken: every Unicode scalar value in every context that tells the pattern's classes apart.
 
-make exhaustive    # a few minutes; prints what differs, and fails if prepare/tokens/engine.py says otherwise
+make exhaustive    # a few minutes; prints what differs, and fails if prepare/tokens/engine.py has other code points
 
-The vocabulary here is a made one that joins every mark with every byte beside it, so that each place where a piece of
-text is cut in two shows in the tokens (GPT-2's own hides most of them). What differs here is sent to tiktoken.
+The vocabulary is an artificial one that joins every mark with every byte next to it, so that each place where the
+pattern cuts the text shows in the tokens (GPT-2's own hides most of them). What differs here is sent to tiktoken.
 """
 
 import random
@@ -21,22 +21,22 @@ from prepare.tokens.tokenizer import PATTERN, GPT2Tokenizer
 
 MARKS = "al1! \n'"  # what contexts are made of
 CONTEXTS = ["{}", " {}", "a{}", "1{}", "!{}", "'{}", "\n{}", "a'{}l", "{}'ll", "{}a", "{}1", "{}!", "{} ", "{}  a"]
-# all contexts in one text, for those who have no minutes
+# all contexts in one text, for a quick test
 TOGETHER = "!{0}! 1{0}1 a{0}a {0}'ll a'{0}l  {0}  {0}\n{0}\n {0}!\t'{0} {0}'s{0}"
 
 
 def scalars() -> Iterator[int]:
-    """All 1,112,064 of them: every code point that is no surrogate."""
+    """All 1,112,064 Unicode scalar values: every code point that is not a surrogate."""
     return chain(range(0xD800), range(0xE000, 0x110000))
 
 
 def differing_scalars() -> set[int]:
-    """What prepare/tokens/engine.py says."""
+    """Those that prepare/tokens/engine.py sends to tiktoken."""
     return {code for first, last in DIFFERING_CODE_POINTS for code in range(first, last + 1)}
 
 
 class Cuts:
-    """Both engines with the made vocabulary."""
+    """Both engines with the artificial vocabulary."""
 
     def __init__(self) -> None:
         marks = [ord(mark) for mark in MARKS]
@@ -47,7 +47,7 @@ class Cuts:
         self.gigatoken = Gigatoken(ranks)
 
     def differing(self, texts: list[str]) -> list[int]:
-        """Which of the texts (by number) the engines cut otherwise."""
+        """The indices of the texts that the engines cut differently."""
         theirs, offsets = self.gigatoken.encode(pa.array(texts, pa.large_string()))
         ours = [self.tiktoken.encode_to_numpy(text) for text in texts]
         lengths = np.fromiter(map(len, ours), np.int64, len(ours))

@@ -1,5 +1,5 @@
-"""A folder of as many shards as FineWeb's 15T tokens make, out of sparse files: what start-up takes in time and memory,
-and how fast and in what memory their windows are read, up to 2G tokens of them.
+"""A folder of as many shards as FineWeb's 15T tokens make, of sparse files: time and memory of a trainer's start, and
+of reading up to 2G tokens of their windows.
 
 python -m tests.programs.many_shards [FOLDER] [SHARDS]    # sparse files of 200 MB each; half a minute for 150,000
 """
@@ -30,7 +30,7 @@ def timed(what: str, work: Callable[[], T]) -> T:
 
 
 def make(folder: Path, shards: int) -> list[dict]:
-    """The sparse shards, and their records."""
+    """Write the sparse shards; their records."""
     records = []
     for number in range(shards):
         path = folder / shard_name("fineweb", number // PARTS, number % PARTS)
@@ -59,8 +59,8 @@ def main(folder: Path, shards: int) -> None:
     timed("a first batch of 512 windows, shuffled", lambda: windows.read([order.locate(i) for i in range(512)]))
     memory("before the first batch")
     batches = min(order.per_epoch, 2_000_000) // 512
-    for begun in range(0, batches, batches // 4):
-        numbers = range(begun, min(batches, begun + batches // 4))
+    for first in range(0, batches, batches // 4):
+        numbers = range(first, min(batches, first + batches // 4))
         timed(f"{len(numbers):,} batches of 512 windows", lambda numbers=numbers: read(windows, order, numbers))
         memory(f"after {numbers[-1] + 1:,} batches")
 
@@ -71,7 +71,7 @@ def read(windows: Windows, order: WindowOrder, numbers: range) -> None:
 
 
 def memory(when: str) -> None:
-    """What is resident: the process's own memory, and the pages of files that it has mapped."""
+    """Print resident memory: the process's own, and the mapped pages of files."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     own, mapped = (int(status[key].split()[0]) / 1024 for key in ("RssAnon", "RssFile"))
     print(f"{when:55}own {own:7,.0f} MiB, mapped files {mapped:7,.0f} MiB")

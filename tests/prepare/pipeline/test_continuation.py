@@ -30,7 +30,7 @@ def test_tasks_out_of_plays(tmp_path: Path, level: str) -> None:
         assert all(ending in text for ending in task["endings"])
         follows = [f"{task['ctx']} {ending}" in text for ending in task["endings"]]
         assert follows == [ending == true for ending in task["endings"]]
-        assert f"\n{task['ctx']}" in f"\n{text}", "a context begins with a line"
+        assert f"\n{task['ctx']}" in f"\n{text}", "a context starts with a line"
         assert all(0.5 < len(ending) / len(true) < 2 for ending in task["endings"])
         assert 28 <= len(task["ctx"].split()) <= 60
         assert all(6 <= len(ending.split()) <= 20 and "\n\n" not in ending for ending in task["endings"])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prepare.common.cli import UserError
 from prepare.pipeline.output_folder import OutputFolder, pinned_revision
 from prepare.tokens.shards import write_shard
+from tests.helpers.commands import ROOT
 
 PLAN = {"dataset": "a", "revision": None, "tokenizer": {}, "options": {}, "inputs": [{"name": "x"}]}
 
@@ -67,3 +71,24 @@ def test_a_folder_that_is_removed_while_it_is_claimed_is_made_again(path: Path, 
             first.keep_only_finished()
         assert claimed
         assert {file.name for file in second.progress.iterdir()} == {"lock", "plan.json", "task-1-of-1.lock"}
+
+
+def test_a_second_process_is_refused_with_the_id_of_the_first(path: Path) -> None:
+    code = (
+        "import sys; from tests.prepare.pipeline.test_output_folder import *\n"
+        "with OutputFolder(Path(sys.argv[1]), PLAN).claim(1, 1): print(flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, path]
+    first = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        first.stdout.readline()
+        for task, count in ((1, 1), (1, 2)):
+            with pytest.raises(UserError, match=f"process {first.pid} on "):
+                OutputFolder(path, PLAN).claim(task, count).__enter__()
+    finally:
+        first.kill()
+        first.communicate()
+    with OutputFolder(path, PLAN).claim(1, 2):  # the system has released the lock; the folder is unfinished
+        assert pinned_revision(path, "a") is None
+    with pytest.raises(UserError, match="dataset a, not b"):
+        OutputFolder(path, PLAN | {"dataset": "b"}).claim(1, 1).__enter__()

@@ -26,7 +26,7 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 
 
 def publish(hub: LoopbackHub, name: str = "fineweb10B", train: int = 3) -> Path:
-    """A repository of a validation shard and so many training shards."""
+    """A repository of a validation shard and `train` training shards."""
     repo = hub.folder / f"datasets/kjj0/{name}-gpt2"
     repo.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -61,17 +61,17 @@ def test_what_is_there_and_right_stays(tmp_path: Path, hub: LoopbackHub, monkeyp
         fetch_pretokenized(tmp_path / "none", edu=True, version="350BT", chunks=None)
 
 
-@pytest.mark.parametrize("strange", ["mine.bin", "fineweb_train_000009.bin", "mine.npy"])
+@pytest.mark.parametrize("other", ["fineweb_train_000009.bin", "mine.npy"])
 def test_they_are_not_mixed_with_others(
-    tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, strange: str
+    tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     hub.adopt(monkeypatch, tmp_path)
     publish(hub)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / strange).touch()
-    with pytest.raises(UserError, match=f"{strange} is there, but not in kjj0/fineweb10B-gpt2: choose another --out"):
+    (tmp_path / "out" / other).touch()
+    with pytest.raises(UserError, match=f"{other} is there, but not in kjj0/fineweb10B-gpt2: choose another --out"):
         fetch_pretokenized(tmp_path / "out", edu=False, version="10BT", chunks=None)
-    assert list(contents(tmp_path / "out")) == [strange]
+    assert list(contents(tmp_path / "out")) == [other]
     assert not hub.ranges(".bin")
 
 

@@ -126,16 +126,18 @@ def test_tasks_at_the_same_time(tmp_path):
 
 
 @dataclass
-class Failing(Source):
-    """A source of documents that stops with an error at one of them, as often as it is told."""
+class Documents(Source):
+    """Documents in memory, `together` in a batch. Raises `failure` once, before document `fail_at`; logs the calls."""
 
     name: str
-    count: int
-    failures: int = 0
+    documents: Sequence[str | None]
+    fail_at: int | None = None
+    failure: BaseException = field(default_factory=KeyboardInterrupt)
+    together: int = 1
     log: list[str] = field(default_factory=list)
 
     def identity(self) -> dict:
-        return {"name": self.name}
+        return {"name": self.name, "size": len(self.documents)}
 
     def fetch(self) -> None:
         self.log.append(f"fetch {self.name}")
@@ -144,28 +146,30 @@ class Failing(Source):
         self.log.append(f"release {self.name}")
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        self.log.append(f"read {self.name}")
-        for number in range(start, self.count):
-            if self.failures and number == self.count // 2:
-                self.failures -= 1
-                raise UserError(f"{self.name} broke")
-            yield batch_of([f"{self.name} {number} " * 50], number / self.count)
+        self.log.append(f"read {self.name} from {start}")
+        for number in range(start, len(self.documents), self.together):
+            if self.fail_at in range(number, number + self.together):
+                self.fail_at = None
+                raise self.failure
+            yield batch_of(self.documents[number : number + self.together], number / len(self.documents))
 
 
-def test_a_broken_source_keeps_the_finished_ones_and_its_own_shards(tmp_path):
+WORDS = ["word " * (number % 13) + "x" if number % 3 else None for number in range(60)]
+
+
+def test_a_broken_input_file_keeps_the_finished_ones_and_its_own_shards(tmp_path):
     log: list[str] = []
-    whole = job([Failing(name, 40, 0) for name in "abc"], shard_tokens=500)
-    run_job(whole, tmp_path / "one")
-    broken = job([Failing(name, 40, int(name == "b"), log) for name in "abc"], shard_tokens=500)
+    run_job(job([Documents(name, WORDS) for name in "abc"], shard_tokens=100), tmp_path / "one")
+    inputs = [Documents(name, WORDS, 30 if name == "b" else None, UserError("b broke"), log=log) for name in "abc"]
     with pytest.raises(UserError, match="b broke"):
-        run_job(broken, tmp_path / "out", 2)
+        run_job(job(inputs, shard_tokens=100), tmp_path / "out", 2)
     left = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.bin*")}
     assert {int(path.name[-10:-4]) // 1000 for path in left} == {0, 1}
     assert not (tmp_path / "out" / "manifest.json").exists()
     del log[:]
-    run_job(broken, tmp_path / "out", 2)
-    assert [line for line in log if line.startswith("read")] == ["read b", "read c"]
-    assert log.index("fetch c") < log.index("release b")  # the next one comes while this one is worked on
+    run_job(job(inputs, shard_tokens=100), tmp_path / "out", 2)
+    assert [line.split(" from")[0] for line in log if line.startswith("read")] == ["read b", "read c"]
+    assert log.index("fetch c") < log.index("release b")  # the next one comes while this one is tokenized
     assert log[-1] == "release c"
     assert {path: path.stat().st_mtime_ns for path in left} == left
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
@@ -180,7 +184,7 @@ def test_a_shard_that_cannot_be_brought_to_disk_is_made_again_and_finished_files
 
     def slow_and_full_once(file: int) -> None:
         if str(Path(f"/proc/self/fd/{file}").readlink()).endswith(".bin.tmp"):
-            time.sleep(0.02)  # others are waiting behind it
+            time.sleep(0.02)  # so that others wait for it
             if next(order) == which:
                 raise OSError(errno.ENOSPC, "No space left on device")
         real(file)
@@ -200,7 +204,7 @@ def test_a_shard_that_cannot_be_brought_to_disk_is_made_again_and_finished_files
 
 
 def test_what_waits_for_room_does_not_wait_for_a_disk_that_failed(tmp_path, monkeypatch):
-    several = [Failing(name, 3) for name in "abcd"]
+    several = [Documents(name, WORDS) for name in "abcd"]
     for source in several:
         source.takes_room = True
     target = "prepare.pipeline.output_folder.OutputFolder.save_finished"
@@ -219,74 +223,48 @@ def test_what_waits_for_room_does_not_wait_for_a_disk_that_failed(tmp_path, monk
     assert [failure.strerror for failure in failures] == ["full"]
 
 
-@dataclass
-class Counted(Source):
-    """Batches of so many documents, every third a null, and a note of where reading began; dies once, before a chosen
-    document."""
-
-    name: str
-    documents: list[str]
-    die: int | None = None
-    together: int = 1
-    started: list[int] = field(default_factory=list)
-
-    def identity(self) -> dict:
-        return {"name": self.name, "size": len(self.documents)}
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        self.started.append(start)
-        for number in range(start, len(self.documents), self.together):
-            some = range(number, min(number + self.together, len(self.documents)))
-            if self.die in some:
-                self.die = None
-                raise KeyboardInterrupt
-            yield batch_of([self.documents[i] if i % 3 else None for i in some], number / len(self.documents))
-
-
-@pytest.mark.parametrize("die", [1, 29, 30, 59])
+@pytest.mark.parametrize("fail_at", [1, 29, 30, 59])
 @pytest.mark.parametrize("shard_tokens", [7, 20, 64, 999])
-def test_resumes_after_the_last_finished_shard(tmp_path, die, shard_tokens, monkeypatch):
-    monkeypatch.setattr("prepare.pipeline.tokenize_job.DISK_BACKLOG", 0)  # what is finished does not depend on the disk
-    documents = ["word " * (number % 13) + "x" for number in range(60)]
-    run_job(job([Counted("a", documents)], shard_tokens=shard_tokens), tmp_path / "one")
-    source = Counted("a", documents, die)
-    dying = job([source], shard_tokens=shard_tokens)
+def test_resumes_after_the_last_finished_shard(tmp_path, fail_at, shard_tokens, monkeypatch):
+    monkeypatch.setattr("prepare.pipeline.tokenize_job.DISK_BACKLOG", 0)  # so that what is finished is known
+    out = tmp_path / "out"
+    run_job(job([Documents("a", WORDS)], shard_tokens=shard_tokens), tmp_path / "one")
+    source = Documents("a", WORDS, fail_at)
     with pytest.raises(KeyboardInterrupt):
-        run_job(dying, tmp_path / "out")
-    saved = tmp_path / "out" / ".progress" / "000.part.json"
+        run_job(job([source], shard_tokens=shard_tokens), out)
+    saved = out / ".progress" / "000.part.json"
     record = json.loads(saved.read_bytes()) if saved.is_file() else {"rows": 0, "shards": []}
-    times = [(tmp_path / "out" / shard["file"]).stat().st_mtime_ns for shard in record["shards"]]
-    run_job(dying, tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(tmp_path / "one")
-    assert source.started == [0, record["rows"]]
-    assert [(tmp_path / "out" / shard["file"]).stat().st_mtime_ns for shard in record["shards"]] == times
-    if die == 59 and shard_tokens < 999:
+    times = [(out / shard["file"]).stat().st_mtime_ns for shard in record["shards"]]
+    run_job(job([source], shard_tokens=shard_tokens), out)
+    assert contents(out) == contents(tmp_path / "one")
+    assert f"read a from {record['rows']}" in source.log
+    assert [(out / shard["file"]).stat().st_mtime_ns for shard in record["shards"]] == times
+    if fail_at == 59 and shard_tokens < 999:
         assert record["rows"] > 30
 
 
 def test_a_shard_that_ended_with_a_document_is_resumed_with_the_next(tmp_path, monkeypatch):
-    """Both in one batch, which is read again: documents of 2 tokens, shards of 4, first a batch of 10."""
+    """Both in one batch, which is read again: documents of 2 tokens, shards of 4, batches of 7 and 8 documents."""
     monkeypatch.setattr("prepare.pipeline.tokenize_job.DISK_BACKLOG", 0)
-    documents = ["a"] * 32
-    whole = run_job(job([Counted("a", documents, together=8)], shard_tokens=4), tmp_path / "one")
-    dying = job([Counted("a", documents, die=24, together=8)], shard_tokens=4)
+    documents = [None, *"a" * 31]
+    expected = run_job(job([Documents("a", documents, together=8)], shard_tokens=4), tmp_path / "one")
+    dying = job([Documents("a", documents, 24, together=8)], shard_tokens=4)
     with pytest.raises(KeyboardInterrupt):
         run_job(dying, tmp_path / "out")
     saved = json.loads((tmp_path / "out" / ".progress" / "000.part.json").read_bytes())
-    assert saved["rows"] == 0
+    assert saved["rows"] % 8 == 0
     assert {shard["tokens"] for shard in saved["shards"]} == {4}
-    assert run_job(dying, tmp_path / "out") == whole
-    assert [shard["documents"] for shard in whole["shards"]] == [2] * 10 + [1]
+    assert run_job(dying, tmp_path / "out") == expected
+    assert [shard["documents"] for shard in expected["shards"]] == [2] * 15 + [1]
 
 
 def test_another_file_in_the_place_of_a_half_finished_one_starts_from_scratch(tmp_path):
-    documents = ["word " * (number % 13) + "x" for number in range(60)]
     with pytest.raises(KeyboardInterrupt):
-        run_job(job([Counted("a", documents, 50)], shard_tokens=20), tmp_path / "out")
-    source = Counted("a", documents[1:])
+        run_job(job([Documents("a", WORDS, 50)], shard_tokens=20), tmp_path / "out")
+    source = Documents("a", WORDS[1:])
     run_job(job([source], shard_tokens=20), tmp_path / "out")
-    run_job(job([Counted("a", documents[1:])], shard_tokens=20), tmp_path / "one")
-    assert source.started == [0]
+    run_job(job([Documents("a", WORDS[1:])], shard_tokens=20), tmp_path / "one")
+    assert source.log == ["fetch a", "read a from 0", "release a"]
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
 
 
@@ -304,7 +282,7 @@ def test_the_shards_do_not_depend_on_the_engine(corpus, tmp_path):
         for file in manifest["inputs"]:
             del file["engines"]
     assert fast == reference
-    # a folder that one began the other may finish
+    # the other engine may finish a folder
     for index, engine in enumerate(ENGINES, start=1):
         mixed = run_job(job(corpus, tokenizer=GPT2Tokenizer(engine)), tmp_path / "mixed", 1, (index, 2))
     assert mixed["shards"] == fast["shards"]
@@ -313,12 +291,11 @@ def test_the_shards_do_not_depend_on_the_engine(corpus, tmp_path):
 @pytest.mark.parametrize("engines", [ENGINES, ENGINES[::-1]])
 def test_a_file_that_both_engines_worked_on_counts_the_documents_of_each(tmp_path, monkeypatch, engines):
     monkeypatch.setattr("prepare.pipeline.tokenize_job.DISK_BACKLOG", 0)
-    source = Counted("a", ["word " * (number % 13) + "x" for number in range(60)], die=45)
+    source = Documents("a", WORDS, 45)
     first, second = (job([source], shard_tokens=20, tokenizer=GPT2Tokenizer(engine)) for engine in engines)
     with pytest.raises(KeyboardInterrupt):
         run_job(first, tmp_path / "out")
     (facts,) = run_job(second, tmp_path / "out")["inputs"]
-    assert source.started[1] > 0
     assert facts["engines"].keys() == set(ENGINES)
     assert all(facts["engines"].values())
     assert sum(facts["engines"].values()) == facts["documents"] == 40
@@ -343,20 +320,15 @@ def test_a_difference_between_the_engines_stops_the_run_and_names_the_document(c
 
 def test_nothing_is_left_when_nothing_was_finished(tmp_path):
     with pytest.raises(UserError, match="a broke"):
-        run_job(job([Failing("a", 20, 1)]), tmp_path / "new")
+        run_job(job([Documents("a", WORDS, 30, UserError("a broke"))]), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "notes").touch()
-    with pytest.raises(UserError, match="a broke"):
-        run_job(job([Failing("a", 20, 1)]), tmp_path / "old")
-    assert list(contents(tmp_path / "old")) == ["notes"]
-
-
-def test_a_failed_fetch_is_this_run_s_error(tmp_path):
-    source = Failing("a", 3)
+    source = Documents("a", WORDS)
     source.fetch = lambda: (_ for _ in ()).throw(UserError("no network"))
     with pytest.raises(UserError, match="no network"):
-        run_job(job([source]), tmp_path / "out")
+        run_job(job([source]), tmp_path / "old")
+    assert list(contents(tmp_path / "old")) == ["notes"]
 
 
 def test_no_text_at_all(tmp_path):
@@ -405,17 +377,16 @@ def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
         r"revision None, not abc": job(corpus, revision="abc"),
         r"tokenizer .*gpt2.*char": job(corpus, tokenizer=CharTokenizer("ab")),
         r"number of input files 4, not 3": job(corpus[:3]),
-        r"name of input file 0 0\.jsonl, not 1\.jsonl": job(corpus[::-1][:2] + corpus[2:]),
+        r"name of input file 0 0\.jsonl, not 1\.jsonl": job([corpus[1], corpus[0], *corpus[2:]]),
         r"size of input file 2 ": job([*corpus[:2], changed, corpus[3]]),
     }
-    others[r"name of input file 0 0\.jsonl, not 1\.jsonl"] = job([corpus[1], corpus[0], *corpus[2:]])
     run_job(job(corpus), out, 1, (1, 2))
     for finished in (False, True):
         if finished:
             run_job(job(corpus), out, 1, (2, 2))
         before = contents(out)
-        for said, other in others.items():
-            with pytest.raises(UserError, match=said):
+        for message, other in others.items():
+            with pytest.raises(UserError, match=message):
                 run_job(other, out)
         after = contents(out)
         assert {name: after.get(name) for name in before if "lock" not in name} == {
@@ -424,18 +395,7 @@ def test_another_job_is_refused_and_the_difference_named(corpus, tmp_path):
     assert after.keys() == before.keys()  # no .progress is left in a finished folder
 
 
-def test_an_input_may_be_fixed_before_it_is_finished(corpus, tmp_path):
-    whole = corpus[2].read_text()
-    corpus[2].write_text(whole + "{")
-    with pytest.raises(UserError, match=r"2\.jsonl, line 61: "):
-        run_job(job(corpus), tmp_path / "out")
-    corpus[2].write_text(whole)
-    run_job(job(corpus), tmp_path / "out")
-    run_job(job(corpus), tmp_path / "one")
-    assert contents(tmp_path / "out") == contents(tmp_path / "one")
-
-
-def test_strange_shards_are_left_alone(corpus, tmp_path):
+def test_shards_of_something_else_are_left_alone(corpus, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x_train_000001.bin").write_bytes(b"precious")
     with pytest.raises(UserError, match=r"x_train_000001\.bin is there"):
@@ -465,7 +425,7 @@ def test_array_tasks_are_numbered_from_one():
             array_task(wrong)
 
 
-# --- whole processes --------------------------------------------------------------------------------------------------
+# --- processes --------------------------------------------------------------------------------------------------------
 
 
 def command(paths: list[Path], out: Path, *more: object) -> list[object]:
@@ -501,37 +461,6 @@ def test_killed_at_random_moments_and_run_again(tmp_path):
     assert unfinished > 5  # some were killed within an input file, after its first shard
 
 
-def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
-    fifo, out = tmp_path / "a.jsonl", tmp_path / "out"
-    paths = make_corpus(tmp_path / "corpus", files=1)
-    os.mkfifo(fifo)  # the first process waits here for its text
-    code = (
-        "import sys; from pathlib import Path; from tests.prepare.pipeline.test_tokenize_job import Failing, job; "
-        "from prepare.pipeline.tokenize_job import run_job\n"
-        "class Waiting(Failing):\n"
-        "    def batches(self, start=0):\n"
-        "        open(sys.argv[1]).read()\n"
-        "        yield from super().batches(start)\n"
-        "run_job(job([Waiting('w', 3)]), Path(sys.argv[2]))"
-    )
-    words = [sys.executable, "-c", code, str(fifo), str(out)]
-    first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        writer = fifo.open("w")  # returns once the first process reads
-        for more in ((), ("--task", "1/2")):
-            said = one_line_error(run_command(*command(paths, out, *more)))
-            assert f"process {first.pid} on " in said
-    finally:
-        first.kill()
-        first.wait()
-    writer.close()
-    # the lock of the dead process is stale; its unfinished folder is still another job's
-    assert "not local files" in one_line_error(run_command(*command(paths, out)))
-    with pytest.raises(UserError, match="w broke"):
-        run_job(job([Failing("w", 3, 1)]), out)
-    assert not out.exists()
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_disk_is_one_line_and_the_next_run_resumes(tmp_path):
     paths = make_corpus(tmp_path / "corpus", files=3, documents=600)
@@ -543,8 +472,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_resumes(tmp_path):
     if mount.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.strip()}")
     try:
-        said = one_line_error(run_command(*command(paths, disk / "out")))
-        assert "No space left" in said
+        assert "No space left" in one_line_error(run_command(*command(paths, disk / "out")))
         assert not list((disk / "out").glob("*.tmp"))
         assert list((disk / "out").glob("*.bin"))
         assert run_command("mount", "-o", f"remount,size={needed * 2}", disk).returncode == 0
