@@ -148,12 +148,11 @@ def check(config: FinetuneConfig) -> None:
     Raises:
         ArgumentError: names the key, its value and the values that work.
     """
-    classify = isinstance(config, ClassifyConfig)
     check_common(config)
     check_positive(config, ("data.batch_examples", "data.micro_batch_size"))
     check_not_negative(config, ("eval.every", "eval.patience", "tune.lora_rank"))
     check_probability(config, "tune.dropout", "data.val_share", "data.test_share")
-    if not classify:
+    if isinstance(config, InstructConfig):
         check_positive(config, ("eval.samples", "eval.sample_tokens"))
         check_not_negative(config, ("eval.sample_every",))
         check_template(config.template)
@@ -166,7 +165,7 @@ def check(config: FinetuneConfig) -> None:
         raise ArgumentError(
             f"data.val_share {data.val_share} and data.test_share {data.test_share} leave nothing to train on"
         )
-    if blocks != "all" and blocks < (0 if classify else 1):
+    if blocks != "all" and blocks < (1 if isinstance(config, InstructConfig) else 0):
         raise ArgumentError(f"tune.blocks is {blocks}: give all, or a number of layers")
     if config.tune.lora_rank and not blocks:
         raise ArgumentError(f"tune.lora_rank is {config.tune.lora_rank}, but tune.blocks 0 has no layers: raise it")

@@ -74,9 +74,9 @@ class Watchdog:
         late = {rank for rank in counts if counts[rank] < max(counts.values())} or silent
         if not late:
             return None
-        step = max(steps.values())
+        last = max(steps.values())
         who = ", ".join(f"rank {rank} ({hosts[rank]})" for rank in sorted(late))
-        where = f"step {step}" if any(steps[rank] < step for rank in late) else f"the end of step {step}"
+        where = f"step {last}" if any(steps[rank] < last for rank in late) else f"the end of step {last}"
         state = ", and sends no heartbeat" if late <= silent else ""
         return late, (
             f"{who} did not arrive at {where} within {self.seconds:g} s (train.timeout_seconds){state}: check that "
