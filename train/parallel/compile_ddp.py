@@ -25,7 +25,7 @@ def compile_and_wrap_ddp(model: nn.Module, compiled: bool, world: World) -> nn.M
         UserError: there is no C++ compiler.
     """
     if compiled:
-        prepare_compiler("train.compile", "set train.compile false")
+        prepare_compiler()
         model = torch.compile(model)
     if world.size == 1:
         return model
@@ -33,14 +33,14 @@ def compile_and_wrap_ddp(model: nn.Module, compiled: bool, world: World) -> nn.M
     return DDP(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
-def prepare_compiler(option: str, otherwise: str) -> None:
+def prepare_compiler() -> None:
     """Make torch.compile's C++ compiler write its cache atomically, so that kill -9 leaves no partial file there.
 
     Raises:
-        UserError: there is no C++ compiler, which `option` needs; `otherwise` is what else to do.
+        UserError: there is no C++ compiler.
     """
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
-        raise UserError(f"{option} needs a C++ compiler, and none is installed: install g++, or {otherwise}")
+        raise UserError("train.compile needs a C++ compiler, and none is installed: install g++, or set it false")
     from torch._inductor import config  # takes a moment to import, which a run without torch.compile need not wait for
 
     compiler, has_space = config.cpp.cxx[-1], shlex.quote(str(ATOMIC_COMPILER)) != str(ATOMIC_COMPILER)
@@ -49,8 +49,8 @@ def prepare_compiler(option: str, otherwise: str) -> None:
 
 
 @contextmanager
-def compiler_errors(option: str, otherwise: str) -> Iterator[None]:
-    """Turn a failure of the C++ compiler under torch.compile into one line, with what to do `otherwise`."""
+def compiler_errors() -> Iterator[None]:
+    """Turn a failure of torch.compile's C++ compiler into a one-line UserError."""
     try:
         yield
     except RuntimeError as failure:
@@ -59,8 +59,8 @@ def compiler_errors(option: str, otherwise: str) -> Iterator[None]:
             raise
         reason = next((line for line in lines if " error: " in line), lines[0])
         raise UserError(
-            f"{option} needs a C++ compiler that works, with Python's headers (python3-dev), and here: {reason}: fix "
-            f"that, or {otherwise}"
+            "train.compile needs a C++ compiler that works, with Python's headers (python3-dev), and here: "
+            f"{reason}: fix that, or set train.compile false"
         ) from None
 
 

@@ -199,7 +199,7 @@ def changeable_settings(config: Config | FinetuneConfig) -> dict[str, Any]:
 def one_line_errors(micro_batch_size: int | str) -> Iterator[None]:
     """Turn the machine's failures into one line: out of memory, a rank that is gone, a compiler that does not work."""
     try:
-        with compiler_errors("train.compile", "set train.compile false"):
+        with compiler_errors():
             yield
     except (RuntimeError, MemoryError) as failure:
         if is_out_of_memory(failure):

@@ -53,7 +53,7 @@ def test_its_failures_and_output_are_the_compilers(tmp_path: Path) -> None:
 def test_inductor_takes_it_for_gcc_except_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiler_after(before: str) -> str:
         with config.patch("cpp.cxx", (None, before)):
-            prepare_compiler("--compile", "leave it out")
+            prepare_compiler()
             if config.cpp.cxx[1] == str(ATOMIC_COMPILER):
                 assert cpp_builder.get_cpp_compiler() == str(ATOMIC_COMPILER)
                 assert cpp_builder.is_gcc()
@@ -65,8 +65,8 @@ def test_inductor_takes_it_for_gcc_except_where_it_cannot(monkeypatch: pytest.Mo
     assert compiler_after("g++") == "g++"
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "c++")
-    with pytest.raises(UserError, match=r"^--compile needs a C\+\+ compiler, .* g\+\+, or leave it out$"):
-        prepare_compiler("--compile", "leave it out")
+    with pytest.raises(UserError, match=r"^train\.compile needs a C\+\+ compiler, .* g\+\+, or set it false$"):
+        prepare_compiler()
 
 
 COMPILE = """
@@ -74,8 +74,8 @@ import torch
 from prepare.common.cli import run_script
 from train.parallel.compile_ddp import compiler_errors, prepare_compiler
 def main():
-    with compiler_errors("train.compile", "set train.compile false"):
-        prepare_compiler("train.compile", "set train.compile false")
+    with compiler_errors():
+        prepare_compiler()
         torch.compile(lambda x: torch.relu(x) + 1)(torch.ones(100))
 run_script(main)
 """
