@@ -13,7 +13,6 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 
 import argparse
 import json
-from dataclasses import replace
 
 from prepare.common.cli import DATA, ArgumentError, Parser, nonempty_path, positive, run_script
 from prepare.common.files import atomic_write_text
@@ -40,16 +39,10 @@ def published(arguments: list[str]) -> None:
     )
     parser.add_argument("sets", nargs="*", type=known, metavar="SET", default=[*KNOWN], help=", ".join(KNOWN))
     parser.add_argument("--out", type=nonempty_path, default=DATA, help="folder of the files")
-    parser.add_argument("--hellaswag-url", default=HELLASWAG.url, metavar="URL", help="a mirror of the same file")
-    parser.add_argument("--lambada-url", default=LAMBADA.url, metavar="URL", help="a mirror of the same file")
     options = parser.parse_args(arguments)
-    mirrored = {
-        "hellaswag": replace(HELLASWAG, url=options.hellaswag_url),
-        "lambada": replace(LAMBADA, url=options.lambada_url),
-    }
     for name in options.sets:
         unit = {"hellaswag": "tasks", "lambada": "passages"}.get(name, "lines")
-        path = (KNOWN | mirrored)[name].fetch(options.out)
+        path = KNOWN[name].fetch(options.out)
         print(f"{path}: {len(path.read_bytes().splitlines()):,} {unit}")
 
 

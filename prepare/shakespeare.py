@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         train, held_out = ([read_play(name) for name in names] for names in (PLAYS, HELD_OUT))
     else:
         dataset = options.input.name if options.input else "Tiny Shakespeare"
-        path = options.input or fetch_url(options.url or TINY_URL, out / "tinyshakespeare.txt", sha256=TINY_SHA256)
+        path = options.input or fetch_url(TINY_URL, out / "tinyshakespeare.txt", TINY_SHA256)
         text = read_text(path)
         cut = int(len(text) * 0.9)
         train, held_out = [text[:cut]], [text[cut:]]
@@ -78,15 +78,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", choices=["bpe", "char"], default="bpe", help="GPT-2's tokens, or one per character")
     parser.add_argument("--source", choices=["plays", "tiny"], help="the 37 plays (no network), or Tiny Shakespeare")
     parser.add_argument("--input", type=nonempty_path, metavar="FILE", help="a UTF-8 text, such as Tiny Shakespeare's")
-    parser.add_argument("--url", help="where to get Tiny Shakespeare; its author's repository when not given")
     parser.add_argument("--out", type=nonempty_path, help="folder of the shards; data/shakespeare_LEVEL when not given")
     add_shard_tokens(parser)
     options = parser.parse_args(argv)
-    options.source = options.source or ("tiny" if options.input or options.url else "plays")
-    if options.source == "plays" and (options.input or options.url):
-        raise ArgumentError("the plays need neither --input nor --url: leave them out, or give --source tiny")
-    if options.input and options.url:
-        raise ArgumentError("--input reads a file and --url downloads one: give one of them")
+    options.source = options.source or ("tiny" if options.input else "plays")
+    if options.source == "plays" and options.input:
+        raise ArgumentError("--source plays reads no --input: leave one of them out")
     return options
 
 

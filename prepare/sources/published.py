@@ -1,4 +1,4 @@
-"""The evaluation sets that others published: where they are, where they go, and how they are recognized."""
+"""The published evaluation sets: their addresses, their places here, and their checksums."""
 
 import tempfile
 from dataclasses import dataclass
@@ -13,17 +13,15 @@ from prepare.sources.hub import fetch_hub_file, fetch_url
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A published file, its usual place here, and its sha256 or its id as a git blob."""
+    """A published file, its usual place here, and its sha256."""
 
     path: Path
     url: str
-    sha256: str | None = None
-    git_blob: str | None = None
+    sha256: str
 
     def fetch(self, folder: Path | None = None) -> Path:
-        """Bring it to its place, or into `folder`, unless it is there and right already. UserError if that fails."""
-        path = self.path if folder is None else folder / self.path.name
-        return fetch_url(self.url, path, self.sha256, self.git_blob)
+        """Download it to its place, or into `folder`, unless it is there. UserError if that fails."""
+        return fetch_url(self.url, (folder or self.path.parent) / self.path.name, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class PublishedText:
     revision: str
 
     def fetch(self, folder: Path | None = None) -> Path:
-        """Bring it to its place, or into `folder`, unless it is there. UserError if that fails."""
-        path = self.path if folder is None else folder / self.path.name
+        """Download it to its place, or into `folder`, unless it is there. UserError if that fails."""
+        path = (folder or self.path.parent) / self.path.name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
@@ -52,12 +50,12 @@ class PublishedText:
 HELLASWAG = PublishedFile(
     DATA / "hellaswag_val.jsonl",
     "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
-    git_blob="0f5ee25d72216f12317d5d8a7b92deafa423d81e",
+    "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
 )
 LAMBADA = PublishedFile(
     DATA / "lambada_test.jsonl",
     "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
-    sha256="4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+    "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
 )
 
 # The test sets as Merity et al. (2016) published them, with <unk>; the address they gave is gone.

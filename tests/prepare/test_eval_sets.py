@@ -2,75 +2,91 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from huggingface_hub.utils import close_session
 
+from prepare import eval_sets
+from prepare.common.cli import ArgumentError, UserError
 from prepare.pipeline.continuation import make_tasks
-from prepare.sources import published as known_files
+from prepare.sources import published
 from prepare.sources.plays import HELD_OUT, read_play
 from prepare.tokens.tokenizer import GPT2Tokenizer
 from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.documents import shard_of
-from tests.helpers.loopback_hub import Fault, LoopbackHub
+from tests.helpers.loopback_hub import LoopbackHub
 
 SCRIPT = "prepare/eval_sets.py"
 
 
-def test_lambada_is_downloaded_once_and_checked(tmp_path: Path, real_data: Path) -> None:
-    served = tmp_path / "served"
-    served.mkdir()
-    shutil.copy(real_data / "lambada_test.jsonl", served)
-    with LoopbackHub(served, [Fault("lambada", status=503), Fault("lambada", drop_after=9999)]) as hub:
-        options = ("lambada", "--lambada-url", f"{hub.endpoint}/lambada_test.jsonl", "--out", tmp_path / "out")
-        for _ in range(2):
-            result = run_command("python", SCRIPT, *options, **hub.environment(tmp_path))
-            assert result.returncode == 0, result.stderr
-            assert "lambada_test.jsonl: 5,153 passages" in result.stdout
-        assert hub.ranges("lambada") == [None, None, "bytes=9999-"]
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A server of what is in `served`, used by this process."""
+    (tmp_path / "served").mkdir()
+    with LoopbackHub(tmp_path / "served") as server:
+        server.adopt(monkeypatch, tmp_path)
+        yield server
+    close_session()
+
+
+def test_lambada_is_downloaded_once_and_checked(
+    hub: LoopbackHub, tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lambada = replace(published.LAMBADA, url=f"{hub.endpoint}/lambada_test.jsonl")
+    monkeypatch.setitem(eval_sets.KNOWN, "lambada", lambada)
+    shutil.copy(real_data / "lambada_test.jsonl", hub.folder)
+    for _ in range(2):
+        eval_sets.main(["lambada", "--out", str(tmp_path / "out")])
+        assert "lambada_test.jsonl: 5,153 passages" in capsys.readouterr().out
+    assert len(hub.requests) == 1
     assert (tmp_path / "out/lambada_test.jsonl").read_bytes() == (real_data / "lambada_test.jsonl").read_bytes()
 
 
-def test_hellaswag_is_known_by_its_git_blob(tmp_path: Path) -> None:
-    served = tmp_path / "served"
-    served.mkdir()
-    (served / "h.jsonl").write_text('{"ind": 0}\n')
-    with LoopbackHub(served) as hub:
-        options = ("hellaswag", "--hellaswag-url", f"{hub.endpoint}/h.jsonl", "--out", tmp_path / "out")
-        assert "hash differs" in one_line_error(run_command("python", SCRIPT, *options, **hub.environment(tmp_path)))
+def test_another_file_than_the_published_one_is_refused(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prepare.sources.hub.WAITS", ())
+    monkeypatch.setitem(eval_sets.KNOWN, "hellaswag", replace(published.HELLASWAG, url=f"{hub.endpoint}/h.jsonl"))
+    (hub.folder / "h.jsonl").write_text('{"ind": 0}\n')
+    with pytest.raises(UserError, match=published.HELLASWAG.sha256):
+        eval_sets.main(["hellaswag", "--out", str(tmp_path / "out")])
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_wikitext_is_put_together_from_the_hub_s_rows(tmp_path: Path) -> None:
+def test_wikitext_is_put_together_from_the_hub_s_rows(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     text = " \n = Title = \n \n Some words . \n"
     lines = ["" if line == " \n" else line for line in text.splitlines(keepends=True)]
     for name in ("wikitext-2-v1", "wikitext-103-v1"):
         folder = tmp_path / "served/datasets/Salesforce/wikitext" / name
         folder.mkdir(parents=True)
         pq.write_table(pa.table({"text": lines}), folder / "test-00000-of-00001.parquet")
-    with LoopbackHub(tmp_path / "served") as hub:
-        hub.commit = lambda _repo: known_files.WIKITEXT2.revision
-        for _ in range(2):
-            options = ("wikitext2", "wikitext103", "--out", tmp_path / "out")
-            result = run_command("python", SCRIPT, *options, **hub.environment(tmp_path))
-            assert result.returncode == 0, result.stderr
-            assert result.stdout.count("_test.tokens: 4 lines") == 2
-        assert len(hub.ranges(".parquet")) == 2
+    hub.commit = lambda _repo: published.WIKITEXT2.revision
+    for _ in range(2):
+        eval_sets.main(["wikitext2", "wikitext103", "--out", str(tmp_path / "out")])
+        assert capsys.readouterr().out.count("_test.tokens: 4 lines") == 2
+    assert len(hub.ranges(".parquet")) == 2
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {
         "wikitext2_test.tokens": text,
         "wikitext103_test.tokens": text,
     }
 
 
-def test_without_a_network(tmp_path: Path) -> None:
-    with LoopbackHub(tmp_path) as hub:
-        world = hub.environment(tmp_path)
-    error = one_line_error(run_command("python", SCRIPT, "--out", tmp_path / "out", **world))
-    assert "cannot get https://raw.githubusercontent.com/" in error
-    assert f"copy the file from a machine with a network to {tmp_path}/out/hellaswag_val.jsonl" in error
+def test_without_a_network(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prepare.sources.hub.WAITS", ())
+    hub.stop()
+    remedy = f"copy the file from a machine with a network to {tmp_path}/out/hellaswag_val.jsonl"
+    with pytest.raises(UserError, match=f"cannot get https://raw.githubusercontent.com/.*{remedy}"):
+        eval_sets.main(["--out", str(tmp_path / "out")])
     assert list((tmp_path / "out").iterdir()) == []
-    assert "continuation" in one_line_error(run_command("python", SCRIPT, "wikitext5"), 2)
+    with pytest.raises(ArgumentError, match="wikitext5.*continuation"):
+        eval_sets.main(["wikitext5"])
 
 
 def test_tasks_out_of_held_out_text(tmp_path: Path) -> None:

@@ -56,7 +56,6 @@ def test_from_the_hub_and_from_files(tmp_path: Path, parquet: list[Path]) -> Non
         command = ("python", SCRIPT, "--out", tmp_path / "hub", "--shard-tokens", 20_000, "--workers", 1)
         result = run_command(*command, **hub.environment(tmp_path))
         assert result.returncode == 0, result.stderr
-        assert "bytes=5000-" in hub.ranges("00001-of")
         revision = hub.commit(tmp_path / "served/datasets/Skylion007/openwebtext")
         downloads = len(hub.ranges(".parquet"))
         (tmp_path / "served/datasets/Skylion007/openwebtext/README.md").write_text("A commit that changes no text.")

@@ -1,17 +1,19 @@
 """Shakespeare in shards: the plays as they are read, and Tiny Shakespeare's tokens as nanoGPT makes them."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub.utils import close_session
 
+from prepare import shakespeare
+from prepare.common.cli import UserError
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, load_tokenizer
 from tests.helpers.commands import one_line_error, run_command
-from tests.helpers.loopback_hub import Fault, LoopbackHub
+from tests.helpers.loopback_hub import LoopbackHub
 
 SCRIPT = "prepare/shakespeare.py"
 
@@ -45,7 +47,7 @@ def test_plays_in_characters(tmp_path: Path) -> None:
     assert tokenizer.decode(tokens["train"]) == "".join(read_play(name) for name in PLAYS)
 
 
-def test_tiny_shakespeare_is_nanogpts(tmp_path: Path, real_data: Path) -> None:
+def test_tiny_shakespeare_is_nanogpts(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (real_data / "tinyshakespeare.txt").read_text()
     characters = sorted(set(text))
     number = {character: index for index, character in enumerate(characters)}
@@ -53,11 +55,11 @@ def test_tiny_shakespeare_is_nanogpts(tmp_path: Path, real_data: Path) -> None:
 
     (tmp_path / "served").mkdir()
     (tmp_path / "served/input.txt").write_text(text)
-    with LoopbackHub(tmp_path / "served", [Fault("input.txt", drop_after=500_000)]) as hub:
-        options = ("--level", "char", "--url", f"{hub.endpoint}/input.txt", "--out", tmp_path / "char")
-        result = run_command("python", SCRIPT, *options, **hub.environment(tmp_path))
-        assert result.returncode == 0, result.stderr
-        assert hub.ranges("input.txt") == [None, "bytes=500000-"]
+    with LoopbackHub(tmp_path / "served") as hub:
+        hub.adopt(monkeypatch, tmp_path)
+        monkeypatch.setattr(shakespeare, "TINY_URL", f"{hub.endpoint}/input.txt")
+        shakespeare.main(["--source", "tiny", "--level", "char", "--out", str(tmp_path / "char")])
+    close_session()
     tokens = prepared(tmp_path / "char", "--source", "tiny", "--level", "char")  # again, and now nothing is downloaded
     assert (len(tokens["train"]), len(tokens["val"]), len(characters)) == (1_003_854, 111_540, 65)
     assert tokens["train"].tolist() == [number[character] for character in text[:cut]]
@@ -70,21 +72,15 @@ def test_tiny_shakespeare_is_nanogpts(tmp_path: Path, real_data: Path) -> None:
         assert tokens[split].tolist() == [EOT, *GPT2Tokenizer().encode(part)]
 
 
-def test_a_wrong_or_absent_download(tmp_path: Path) -> None:
-    (tmp_path / "served").mkdir()
-    (tmp_path / "served/input.txt").write_text("First Citizen:\nBefore we proceed any further\n")
+def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prepare.sources.hub.WAITS", ())
+    with LoopbackHub(tmp_path) as hub:
+        hub.adopt(monkeypatch, tmp_path)
     out = tmp_path / "out"
-    with LoopbackHub(tmp_path / "served") as hub:
-        options = ("--source", "tiny", "--url", f"{hub.endpoint}/input.txt", "--out", out)
-        world = hub.environment(tmp_path)
-        assert "hash differs" in one_line_error(run_command("python", SCRIPT, *options, **world))
-        offline = run_command("python", SCRIPT, *options, **world | {"HF_HUB_OFFLINE": "1"})
-        assert "HF_HUB_OFFLINE" in one_line_error(offline)
-        hub.stop()
-        assert f"copy the file from a machine with a network to {out}" in one_line_error(
-            run_command("python", SCRIPT, *options, **world)
-        )
-    assert not list(out.rglob("*"))
+    with pytest.raises(UserError, match=f"copy the file from a machine with a network to {out}/tinyshakespeare.txt"):
+        shakespeare.main(["--source", "tiny", "--out", str(out)])
+    close_session()
+    assert not list(out.iterdir())
 
 
 def test_a_text_of_ones_own(tmp_path: Path) -> None:
@@ -102,8 +98,7 @@ def test_a_text_of_ones_own(tmp_path: Path) -> None:
         (["--input", "absent.txt"], 1, "No such file"),
         (["--input", "latin.txt"], 1, "no UTF-8"),
         (["--input", "empty.txt", "--level", "char"], 1, "too few"),
-        (["--source", "plays", "--input", "latin.txt"], 2, "--source tiny"),
-        (["--input", "latin.txt", "--url", "http://x"], 2, "give one of them"),
+        (["--source", "plays", "--input", "latin.txt"], 2, "--source plays"),
         (["--level", "word"], 2, "--level"),
     ],
 )
@@ -114,9 +109,3 @@ def test_mistakes(tmp_path: Path, options: list[str], status: int, said: str) ->
     result = run_command("python", script, *options, "--out", tmp_path / "out", cwd=tmp_path)
     assert said in one_line_error(result, status)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_checksum_is_the_published_one(real_data: Path) -> None:
-    from prepare.shakespeare import TINY_SHA256
-
-    assert hashlib.sha256((real_data / "tinyshakespeare.txt").read_bytes()).hexdigest() == TINY_SHA256
