@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 from prepare.common.cli import ROOT, Parser, UserError, available_cores, nonempty, positive, run_script
 from prepare.pipeline.options import add_workers
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
+from prepare.sources.inputs import LocalFile, find_inputs
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
-from prepare.sources.readers import LocalFile, find_inputs, read_documents
+from prepare.sources.readers import read_documents
 from prepare.tokens.tokenizer import GPT2Tokenizer
 
 RUNS = 3  # of each measurement

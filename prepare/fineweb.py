@@ -13,8 +13,6 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 
 import argparse
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 from prepare.common.cli import (
     DATA,
@@ -23,44 +21,16 @@ from prepare.common.cli import (
     nonempty,
     nonempty_path,
     positive,
-    replace_surrogates,
     run_script,
 )
 from prepare.pipeline.options import add_job_options, add_task
 from prepare.pipeline.output_folder import pinned_revision
 from prepare.pipeline.pretokenized import fetch_pretokenized
-from prepare.pipeline.tokenize_job import KEEP_FILES, TokenizeJob, run_job
-from prepare.sources.hub import fetch_hub_file, hub_files
-from prepare.sources.readers import Batch, LocalFile, Source, check_documents, find_inputs, read_documents
+from prepare.pipeline.tokenize_job import TokenizeJob, run_job
+from prepare.sources.hub import hub_files
+from prepare.sources.inputs import HubFile, LocalFile, Source, find_inputs
+from prepare.sources.readers import check_documents
 from prepare.tokens.tokenizer import GPT2Tokenizer
-
-
-@dataclass
-class HubFile(Source):
-    """A parquet file of a dataset on the hub; on disk only while it is wanted."""
-
-    repo: str
-    revision: str
-    path: str  # in the repository
-    into: Path
-    column: str
-    takes_room = True
-
-    @property
-    def name(self) -> str:
-        return self.path
-
-    def identity(self) -> dict:
-        return {"name": self.path}  # the revision, a commit, is the folder's
-
-    def fetch(self) -> None:
-        fetch_hub_file(self.repo, self.path, self.revision, self.into)
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        return read_documents(self.into / self.path, self.column, start)
-
-    def release(self) -> None:
-        (self.into / self.path).unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,9 +45,7 @@ def main(argv: list[str] | None = None) -> None:
             paths = find_inputs(options.input)
             for path in paths:
                 check_documents(path, options.column)
-            sources: list[Source] = [
-                LocalFile(path, options.column, options.separator, options.max_bad) for path in paths
-            ]
+            sources: list[Source] = [LocalFile(path, options.column, options.separator) for path in paths]
             dataset, revision = "local files", None
         else:
             dataset = "HuggingFaceFW/fineweb" + ("-edu" if edu else "")
@@ -90,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.separator:
             facts["separator"] = options.separator
         job = TokenizeJob(sources, name, dataset, revision, tokenizer, facts, options.shard_tokens)
-        manifest = run_job(job, out, options.workers, options.task, options.keep_files)
+        manifest = run_job(job, out, options.workers, options.task)
         if manifest is not None:
             shutil.rmtree(out / ".download", ignore_errors=True)
     if manifest is not None:
@@ -128,8 +96,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help=".parquet, .jsonl[.gz|.zst] or .txt, not the hub: names, folders, globs, URLs (s3://, hf://, ...)",
     )
     parser.add_argument("--column", default="text", help="where a .parquet or .jsonl has the text")
-    parser.add_argument("--separator", type=unescaped, help="what stands between documents of a .txt (\\n: a line end)")
-    parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="malformed lines of a .jsonl to skip")
+    parser.add_argument(
+        "--separator", type=unescaped, metavar="TEXT", help=r"between documents of a .txt (\n: line end)"
+    )
     parser.add_argument(
         "--out", type=nonempty_path, help="folder of the shards; when not given, data/fineweb10B and such"
     )
@@ -141,26 +110,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="CHUNKS",
         help="download published GPT-2 shards of this data instead (all, or the first CHUNKS of 100M tokens each)",
     )
-    parser.add_argument(
-        "--keep-files", type=positive, default=KEEP_FILES, metavar="K", help="downloaded files on disk at a time"
-    )
     add_job_options(parser)
     add_task(parser)
     options = parser.parse_args(argv)
     if options.pretokenized is not None and options.input:
         raise ArgumentError("--pretokenized downloads shards and --input reads local files: give one of them")
-    if options.max_bad < 0:
-        raise ArgumentError(f"--max-bad {options.max_bad}: give 0 or more malformed lines to skip")
     return options
 
 
 def unescaped(text: str) -> str:
-    """argparse's type for a separator, in which a shell cannot easily write a line end or a tab."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty: say what stands between documents, or leave it out")
-    if replace_surrogates(text) != text:
-        raise argparse.ArgumentTypeError(f"{text!a} is no UTF-8: give text that is")
-    return text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t").replace("\\0", "\0")
+    """argparse's type for a separator, in which \\n is a line end."""
+    return nonempty(text).replace("\\n", "\n")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python prepare/openwebtext.py                              # from the hub -> data/openwebtext
     python prepare/openwebtext.py --input 'owt/*.parquet'      # its parquet files, when they are here already
 
-The documents, their order and the held-out ones are those of nanoGPT's data/openwebtext/prepare.py: train_test_split of
+The documents, their order and the held-out split are nanoGPT's (data/openwebtext/prepare.py): train_test_split of
 `datasets` with test_size 0.0005 and seed 2357, over the hub's parquet files of what nanoGPT loads by a script, which
 `datasets` no longer runs. One thing differs: as in all our shards, end-of-text begins a document; nanoGPT's ends it.
-On the way it takes some 24 GB for the download and 40 GB for the text as Arrow, both removed at the end; 18 GB stay.
+It needs 24 GB for the download and 40 GB for the text as Arrow, both removed at the end; the shards take 18 GB.
 """
 
 import sys
@@ -17,10 +17,9 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 
 import argparse
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,16 +29,8 @@ from prepare.pipeline.options import add_job_options
 from prepare.pipeline.output_folder import PROGRESS, pinned_revision
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import fetch_hub_file, hub_files
-from prepare.sources.readers import (
-    Batch,
-    LocalFile,
-    Source,
-    arrow_batch,
-    check_documents,
-    find_inputs,
-    read_documents,
-    sized,
-)
+from prepare.sources.inputs import LocalFile, Source, find_inputs
+from prepare.sources.readers import Batch, arrow_batch, check_documents, read_documents, resize
 from prepare.tokens.tokenizer import GPT2Tokenizer
 
 REPO, FOLDER = "Skylion007/openwebtext", "plain_text"
@@ -49,27 +40,24 @@ ROWS = 1000  # documents read together
 
 @dataclass
 class Corpus:
-    """The whole dataset, split; loaded when a part of it is first wanted."""
+    """The dataset, split; loaded when a part of it is first fetched."""
 
-    files: Callable[[], list[Path]]  # brings the parquet files here
+    files: Callable[[], list[Path]]  # downloads the parquet files
     column: str
     cache: Path
-    lock: threading.Lock = field(default_factory=threading.Lock)
     loaded: dict | UserError | None = None
 
     def splits(self) -> dict:
         """The datasets.DatasetDict with `train` and `test`, as train_test_split names them; `column` holds large
         binaries. UserError names a file that cannot be read."""
-        with self.lock:
-            if self.loaded is None:
-                paths = self.files()
-                try:
-                    self.loaded = self._load(paths)
-                except UserError as failure:
-                    self.loaded = failure  # of every part, without trying again
-            if isinstance(self.loaded, UserError):
-                raise self.loaded
-            return self.loaded
+        if self.loaded is None:
+            try:
+                self.loaded = self._load(self.files())
+            except UserError as failure:
+                self.loaded = failure  # for every part, without another try
+        if isinstance(self.loaded, UserError):
+            raise self.loaded
+        return self.loaded
 
     def _load(self, paths: list[Path]) -> dict:
         import datasets  # takes two seconds, which a mistake in the arguments need not wait for
@@ -101,7 +89,7 @@ class Corpus:
 
 @dataclass
 class Part(Source):
-    """A run of consecutive documents of one split."""
+    """Consecutive documents of one split."""
 
     corpus: Corpus
     split: str
@@ -127,7 +115,7 @@ class Part(Source):
                 yield from rows[first : min(end, first + ROWS)][self.corpus.column].chunks
 
         read = start
-        for array in sized(arrays()):
+        for array in resize(arrays()):
             read += len(array)
             yield arrow_batch(array, read / (end - begin))
 
@@ -158,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run_job(job, options.out, options.workers)
     except UserError:
-        if not (options.out / PROGRESS).exists():  # nothing to go on with: the next input may be another
-            shutil.rmtree(corpus.cache, ignore_errors=True)  # but not what the hub sent
+        if not (options.out / PROGRESS).exists():  # nothing to resume: the next input may be another
+            shutil.rmtree(corpus.cache, ignore_errors=True)  # but not the downloads
             with suppress(OSError):  # the folder holds something else
                 options.out.rmdir()
         raise

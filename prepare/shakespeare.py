@@ -22,8 +22,9 @@ from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty_
 from prepare.pipeline.options import add_shard_tokens
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import fetch_url
+from prepare.sources.inputs import Source
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
-from prepare.sources.readers import Batch, Source, batch_of
+from prepare.sources.readers import Batch, batch_of
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

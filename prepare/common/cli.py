@@ -108,7 +108,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         raise SystemExit(1) from None
     except OSError as failure:
         full, closed = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM, errno.EROFS)
-        if failure.errno not in (*full, *closed, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        if failure.errno not in (*full, *closed, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
             raise
         where = f" ({failure.filename})" if failure.filename else ""
         _fail(f"{failure.strerror}{where}: free space or choose another folder, then run the same command again", 1)

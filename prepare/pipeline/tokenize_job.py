@@ -25,7 +25,8 @@ from pathlib import Path
 from prepare.common.cli import UserError
 from prepare.common.progress import Progress
 from prepare.pipeline.output_folder import OutputFolder
-from prepare.sources.readers import Batch, Source
+from prepare.sources.inputs import Source
+from prepare.sources.readers import Batch
 from prepare.tokens.shards import SHARD_TOKENS, ShardWriter
 from prepare.tokens.tokenizer import Encoded, Mismatch, Tokenizer
 
@@ -279,7 +280,7 @@ class _FetchThread:
 
     def _work(self) -> None:
         for position, (source, future) in enumerate(zip(self.inputs, self.futures, strict=True)):
-            if source.takes_room:
+            if source.takes_disk:
                 self.room.acquire()
             try:
                 source.fetch()
@@ -291,5 +292,5 @@ class _FetchThread:
     def release(self, position: int) -> None:
         """Remove a fetched input file, which makes room for another."""
         self.inputs[position].release()
-        if self.inputs[position].takes_room:
+        if self.inputs[position].takes_disk:
             self.room.release()

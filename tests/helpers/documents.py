@@ -1,6 +1,12 @@
-"""Shards of given documents."""
+"""Files and shards of given documents."""
 
+import gzip
+import json
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 
 from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import write_shard
@@ -15,3 +21,17 @@ def shard_of(folder: Path, documents: list[str], tokenizer: GPT2Tokenizer | Char
     record = write_shard(folder / "x_val_000000.bin", tokens, len(documents))
     write_manifest(folder, build_manifest("x", None, [], tokenizer.describe(), {}, [record]))
     return folder / "x_val_000000.bin"
+
+
+def write_documents(path: Path, records: list[dict]) -> Path:
+    """A file of records: .parquet, .jsonl, .jsonl.gz or .jsonl.zst."""
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path, row_group_size=2)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(lines))
+    elif path.suffix == ".zst":
+        path.write_bytes(zstandard.compress(lines))
+    else:
+        path.write_bytes(lines)
+    return path

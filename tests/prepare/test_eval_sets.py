@@ -82,10 +82,10 @@ def test_without_a_network(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("prepare.sources.hub.WAITS", ())
     hub.stop()
     remedy = f"copy the file from a machine with a network to {tmp_path}/out/hellaswag_val.jsonl"
-    with pytest.raises(UserError, match=f"cannot get https://raw.githubusercontent.com/.*{remedy}"):
+    with pytest.raises(UserError, match=rf"cannot get https://raw.githubusercontent.com/.*{remedy}"):
         eval_sets.main(["--out", str(tmp_path / "out")])
     assert list((tmp_path / "out").iterdir()) == []
-    with pytest.raises(ArgumentError, match="wikitext5.*continuation"):
+    with pytest.raises(ArgumentError, match=r"wikitext5.*continuation"):
         eval_sets.main(["wikitext5"])
 
 

@@ -1,21 +1,23 @@
-"""prepare/fineweb.py from end to end against a hub on loopback that misbehaves."""
+"""prepare/fineweb.py end to end, against a hub on loopback with faults."""
 
-import hashlib
 import os
-import subprocess
-import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.utils import close_session
 
+from prepare import fineweb
+from prepare.common.cli import UserError
 from prepare.pipeline.tokenize_job import KEEP_FILES
+from prepare.sources import hub as download
 from prepare.tokens.manifest import read_manifest
-from prepare.tokens.shards import find_shards, open_shard, shard_number, write_shard
+from prepare.tokens.shards import find_shards, open_shard, shard_number
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
-from tests.helpers.commands import ROOT, one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.loopback_hub import Fault, LoopbackHub
 
 SCRIPT = "prepare/fineweb.py"
@@ -46,7 +48,7 @@ def test_downloads_through_every_mishap(tmp_path: Path, dataset: Path) -> None:
     faults = [
         Fault("/api/datasets", status=429, retry_after=0),
         Fault("000_00000", drop_after=3000),
-        Fault("001_00000", status=500, times=2),
+        Fault("001_00000", status=500),
         Fault("002_00000", status=503, method="HEAD"),
         Fault("002_00000", drop_after=1000),
     ]
@@ -58,10 +60,10 @@ def test_downloads_through_every_mishap(tmp_path: Path, dataset: Path) -> None:
         manifest = read_manifest(out)
         assert manifest["dataset"] == "HuggingFaceFW/fineweb-edu"
         assert manifest["revision"] == hub.commit(dataset.parents[1])
-        asked = len(hub.ranges(".parquet"))
+        requests = len(hub.ranges(".parquet"))
         again = run_command(*command, **hub.environment(tmp_path))
         assert "finished already" in again.stdout, again.stderr
-        assert len(hub.ranges(".parquet")) == asked, "finished files are not downloaded again"
+        assert len(hub.ranges(".parquet")) == requests, "finished files are not downloaded again"
     check(out)
     assert find_shards(str(out / "*_val_*.bin")) == [out / "finewebedu_val_000000.bin"]
     assert not list(out.rglob("*.parquet*"))
@@ -94,7 +96,7 @@ def test_a_file_that_is_missing_for_a_while_and_other_commits_meanwhile(tmp_path
         assert not (out / "manifest.json").exists()
         first = len(hub.ranges("000_00000"))
         commit = hub.commit(dataset.parents[1])
-        (dataset.parents[1] / "README.md").write_text("# FineWeb-Edu, described anew\n")
+        (dataset.parents[1] / "README.md").write_text("# FineWeb-Edu, described again\n")
         result = run_command(*command, **hub.environment(tmp_path))
         assert result.returncode == 0, result.stderr
         assert len(hub.ranges("000_00000")) == first, "the file that was finished is not downloaded again"
@@ -105,100 +107,45 @@ def test_a_file_that_is_missing_for_a_while_and_other_commits_meanwhile(tmp_path
     check(out)
 
 
-@pytest.mark.usefixtures("dataset")
-def test_what_is_not_there(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with LoopbackHub(tmp_path / "served") as hub:
-        world = hub.environment(tmp_path)
-        command = ("python", SCRIPT, "--edu", "--out", out)
-        absent = one_line_error(run_command(*command, "--version", "350BT", **world))  # only 10BT is here
-        assert "HuggingFaceFW/fineweb-edu" in absent
-        hub.stop()
-        for more in ((), ("--pretokenized", 1)):
-            refused = one_line_error(run_command(*command, *more, **world))
-            assert "refused" in refused
-            assert "--input" in refused
-    assert not out.exists()
+def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "WAITS", ())
+    with LoopbackHub(tmp_path) as hub:
+        hub.adopt(monkeypatch, tmp_path)
+    for more in ([], ["--pretokenized", "1"]):
+        with pytest.raises(UserError, match=r"refused.*--input"):
+            fineweb.main(["--out", str(tmp_path / "out"), *more])
+    close_session()
+    assert not (tmp_path / "out").exists()
 
 
-def test_published_tokens(tmp_path: Path) -> None:
-    repo = tmp_path / "served/datasets/kjj0/fineweb10B-gpt2"
-    repo.mkdir(parents=True)
-    names = ["fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"]
-    for number, name in enumerate(names):
-        write_shard(repo / name, [EOT, 1, 2, EOT, 3 + number], 2)
-    out = tmp_path / "out"
-    with LoopbackHub(tmp_path / "served", [Fault("train_000001", drop_after=1000)]) as hub:
-        command = ("python", SCRIPT, "--out", out, "--pretokenized")
-        result = run_command(*command, 1, **hub.environment(tmp_path))
-        assert result.returncode == 0, result.stderr
-        assert sorted(path.name for path in out.glob("*.bin")) == sorted(names[:2])
-        result = run_command(*command, **hub.environment(tmp_path))
-        assert result.returncode == 0, result.stderr
-        assert len(hub.ranges("train_000001")) == 2, "dropped once; then kept"
-        assert "at most" in one_line_error(run_command(*command, 3, **hub.environment(tmp_path)), 2)
-    for name in names:
-        assert (out / name).read_bytes() == (repo / name).read_bytes()
-    hashes = {shard["file"]: shard["sha256"] for shard in read_manifest(out)["shards"]}
-    assert hashes == {name: hashlib.sha256((repo / name).read_bytes()).hexdigest() for name in names}
-    assert run_command("python", "prepare/verify.py", out).returncode == 0
-
-
-def test_damaged_published_tokens(tmp_path: Path) -> None:
-    repo = tmp_path / "served/datasets/kjj0/fineweb10B-gpt2"
-    repo.mkdir(parents=True)
-    write_shard(repo / "fineweb_val_000000.bin", [EOT, 1, 2], 1)
-    write_shard(repo / "fineweb_train_000001.bin", [EOT, 1, 60_000], 1)
-    out = tmp_path / "out"
-    with LoopbackHub(tmp_path / "served", [Fault("fineweb_val", corrupt=True, times=4)]) as hub:
-        command = ("python", SCRIPT, "--out", out, "--pretokenized")
-        assert "sha256" in one_line_error(run_command(*command, **hub.environment(tmp_path)))
-        assert not list(out.glob("*.bin*"))
-        error = one_line_error(run_command(*command, **hub.environment(tmp_path)))
-        assert "fineweb_train_000001.bin holds token 60000" in error
-    assert not (out / "manifest.json").exists()
-
-
-def test_twelve_files_few_of_them_on_disk_and_one_of_them_corrupt(tmp_path: Path) -> None:
+def test_twelve_files_few_of_them_on_disk_and_one_of_them_corrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "served/datasets/HuggingFaceFW/fineweb-edu/sample/10BT"
     folder.mkdir(parents=True)
     texts = [[f"file {file}, document {number}: {number * 7}\n" for number in range(3000)] for file in range(12)]
     for file, some in enumerate(texts):
         pq.write_table(pa.table({"text": some}), folder / f"{file:03d}_00000.parquet", use_dictionary=False)
-    faults = [
-        Fault("000_00000", drop_after=3000),
-        Fault("003_00000", status=429, retry_after=0, times=2),
-        Fault("005_00000", drop_after=1000, times=2),
-        Fault("007_00000", corrupt=True, times=99),
-    ]
-    out = tmp_path / "out"
-    with LoopbackHub(tmp_path / "served", faults) as hub:
-        words = [SCRIPT, "--edu", "--out", out, "--shard-tokens", 20_000]
-        process = subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=ROOT,
-            env=os.environ | hub.environment(tmp_path),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        most = 0
-        while process.poll() is None:
-            most = max(most, len({path.name[:3] for path in (out / ".download").rglob("*.parquet")}))
-            time.sleep(0.002)
-        said = process.stderr.read()
-        assert process.returncode == 1, said
-        assert 0 < most <= KEEP_FILES
-        (error,) = (line for line in said.splitlines() if line.startswith("error: "))
-        assert "007_00000.parquet" in error
-        assert "sha256" in error
+    monkeypatch.setattr(download, "WAITS", (0.01, 0.01))
+    faults = [Fault("cdn/", status=500, times=2), Fault("007_00000", corrupt=True, times=99)]
+    out, on_disk = tmp_path / "out", set()
+    with LoopbackHub(tmp_path / "served", faults) as hub, ThreadPoolExecutor() as threads:
+        hub.adopt(monkeypatch, tmp_path)
+        command = ["--edu", "--out", str(out), "--shard-tokens", "20000", "--workers", "1"]
+        running = threads.submit(fineweb.main, command)
+        while not running.done():
+            with suppress(FileNotFoundError):
+                on_disk.add(len({name[:3] for name in os.listdir(out / ".download/sample/10BT")}))  # noqa: PTH208
+        with pytest.raises(UserError, match=r"007_00000\.parquet .*sha256"):
+            running.result()
+        assert 0 < max(on_disk) <= KEEP_FILES
         finished = {shard_number(path.name) // 1000 for path in out.glob("*.bin")}
         assert finished == set(range(12)) - {7}
         hub.faults.clear()
-        asked = len(hub.ranges(".parquet"))
-        again = run_command("python", *words, **hub.environment(tmp_path))
-        assert again.returncode == 0, again.stderr
-        assert len(hub.ranges(".parquet")) == asked + 1
+        requests = len(hub.ranges(".parquet"))
+        fineweb.main(command)
+        assert len(hub.ranges(".parquet")) == requests + 1
+    close_session()
     shards = sorted(out.glob("*.bin"), key=lambda path: path.name[-10:])
     expected = [token for some in texts for text in some for token in [EOT, *GPT2Tokenizer().encode(text)]]
     assert [token for path in shards for token in open_shard(path).tolist()] == expected

@@ -20,7 +20,8 @@ from prepare.common.cli import UserError
 from prepare.pipeline.options import array_task
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources import readers
-from prepare.sources.readers import Batch, LocalFile, Source, batch_of
+from prepare.sources.inputs import LocalFile, Source
+from prepare.sources.readers import Batch, batch_of
 from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest
 from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
@@ -206,7 +207,7 @@ def test_a_shard_that_cannot_be_brought_to_disk_is_made_again_and_finished_files
 def test_what_waits_for_room_does_not_wait_for_a_disk_that_failed(tmp_path, monkeypatch):
     several = [Documents(name, WORDS) for name in "abcd"]
     for source in several:
-        source.takes_room = True
+        source.takes_disk = True
     target = "prepare.pipeline.output_folder.OutputFolder.save_finished"
     monkeypatch.setattr(target, lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     failures: list[BaseException] = []

@@ -1,0 +1,140 @@
+"""Inputs of the pipeline: the files that --input names, and files of the hub."""
+
+import glob
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+from prepare.common.cli import UserError
+from prepare.sources.hub import fetch_hub_file
+from prepare.sources.readers import Batch, RemoteFile, errors_name, read_documents
+
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+FINGERPRINT_BYTES = 1 << 16
+
+
+class Source:
+    """One unit of work for the pipeline, which numbers its shards by it.
+
+    `split` ("train" or "val") overrides the rule that the very first shard of a folder is held out.
+    """
+
+    name: str
+    split: str | None = None
+    takes_disk = False  # fetch downloads a file, which release removes
+
+    def identity(self) -> dict:
+        """JSON-able facts, `name` among them, that tell this source from another; known before fetch."""
+        raise NotImplementedError
+
+    def fetch(self) -> None:
+        """Download it; runs in the background while the source before it is tokenized."""
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Its documents from row `start` on, in order, always the same. UserError names the source and its mistake."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Remove what fetch downloaded: the shards are on disk."""
+
+
+@dataclass
+class LocalFile(Source):
+    """A file of documents on this machine, or one that is read from where it is."""
+
+    path: Path | RemoteFile
+    column: str
+    separator: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def identity(self) -> dict:
+        """Name, size, and a checksum of the size and both ends (the whole file would take long to read twice)."""
+        with errors_name(self.path), self.path.open("rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            digest = hashlib.sha256(b"%d\n" % size + file.read(FINGERPRINT_BYTES))
+            file.seek(max(0, size - FINGERPRINT_BYTES))
+            digest.update(file.read())
+        return {"name": self.name, "size": size, "sha256_of_ends": digest.hexdigest()}
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        return read_documents(self.path, self.column, start, self.separator)
+
+
+@dataclass
+class HubFile(Source):
+    """A parquet file of a dataset on the hub; on disk only while it is tokenized."""
+
+    repo: str
+    revision: str
+    path: str  # in the repository
+    into: Path
+    column: str
+    takes_disk = True
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    def identity(self) -> dict:
+        return {"name": self.path}  # the revision, a commit, is the folder's
+
+    def fetch(self) -> None:
+        fetch_hub_file(self.repo, self.path, self.revision, self.into)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        return read_documents(self.into / self.path, self.column, start)
+
+    def release(self) -> None:
+        (self.into / self.path).unlink(missing_ok=True)
+
+
+def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
+    """Find the files of --input: names, globs, folders (all known files in them) and URLs, in the order given; those of
+    one pattern are sorted. Hidden files are left out. UserError for a pattern without files, or an unknown kind."""
+    paths: list[Path | RemoteFile] = []
+    for pattern in map(str, patterns):
+        matches = _find_remote(pattern) if "://" in pattern else _find_local(pattern)
+        if not matches:
+            raise UserError(f"--input {pattern}: no such file, or none of {', '.join(SUFFIXES)}: check the path")
+        paths += matches
+    for path in paths:
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"--input {path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+    return paths
+
+
+def _find_local(pattern: str) -> list[Path | RemoteFile]:
+    names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+    return list(dict.fromkeys(path for name in names for path in _files(Path(name))))  # ** finds some twice
+
+
+def _files(path: Path) -> list[Path]:
+    """The path itself, or the known files in a folder (a corpus, or out.parquet of Spark and Dask), sorted."""
+    if not path.is_dir():
+        return [path]
+    inside = map(Path, glob.glob(f"{glob.escape(str(path))}/**", recursive=True))  # noqa: PTH207  it follows links
+    return sorted(file for file in inside if file.name.endswith(SUFFIXES) and file.is_file())
+
+
+def _find_remote(pattern: str) -> list[Path | RemoteFile]:
+    with errors_name(pattern):
+        try:
+            system, path = fsspec.core.url_to_fs(pattern)
+        except (ImportError, ValueError) as failure:  # it says what to install
+            raise UserError(f"--input {pattern}: {failure}") from failure
+        found: set[str] = set()
+        for match, facts in system.glob(path, detail=True).items():
+            if facts["type"] == "directory":
+                inside = [name for name in system.find(match) if "/." not in name.removeprefix(match)]
+                found |= {name for name in inside if name.endswith(SUFFIXES)}
+            else:
+                found.add(match)
+        return [RemoteFile(system.unstrip_protocol(name)) for name in sorted(found)]

@@ -1,0 +1,110 @@
+"""What --input names: files, folders, globs, URLs; and how an input is identified."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from prepare.common.cli import UserError
+from prepare.sources.inputs import LocalFile, find_inputs
+from prepare.sources.readers import check_documents, read_documents
+from tests.helpers.documents import write_documents
+
+TEXTS = ["one", "", "naïve 日本 😀"]
+
+
+def test_find_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for name in ("b.jsonl", "a.jsonl", "[x].txt", "c.csv"):
+        Path(name).touch()
+    known = [f"{tmp_path}/{name}" for name in ("[x].txt", "a.jsonl", "b.jsonl")]
+    assert [str(path) for path in find_inputs([tmp_path])] == known
+    assert [str(path) for path in find_inputs(["[x].txt", "*.jsonl", "b.jsonl"])] == [
+        "[x].txt",
+        "a.jsonl",
+        "b.jsonl",
+        "b.jsonl",
+    ]
+    for wrong, said in (
+        ("d.txt", "no such file"),
+        ("*.zst", "no such file"),
+        ("empty", "no such file, or none of .parquet"),
+        ("nosuch://a/b.txt", "nosuch"),
+        ("memory://nothing/*.jsonl", "no such file"),
+        ("http://127.0.0.1:9/a.jsonl", "http://127.0.0.1:9/a.jsonl: no such file"),
+        ("c.csv", "unknown kind"),
+    ):
+        with pytest.raises(UserError, match=said):
+            find_inputs([wrong])
+
+
+def test_folders_named_as_files_and_hidden_files(tmp_path):
+    """As Spark and Dask write them."""
+    folder = tmp_path / "all" / "out.parquet"
+    folder.mkdir(parents=True)
+    (folder / "_SUCCESS").touch()
+    parts = [write_documents(folder / f"part-{number}.snappy.parquet", [{"text": "a"}]) for number in range(2)]
+    for pattern in (tmp_path, tmp_path / "all", folder, tmp_path / "all/*.parquet", tmp_path / "**/*.parquet"):
+        assert find_inputs([pattern]) == parts
+        assert [Path(file.path) for file in find_inputs([f"file://{pattern}"])] == parts
+    for hidden in ("._part-0.parquet", ".ipynb_checkpoints/part-0.parquet"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        write_documents(folder / hidden, [{"text": "a copy"}])
+    assert find_inputs([tmp_path]) == parts
+    assert [Path(file.path) for file in find_inputs([f"file://{tmp_path}"])] == parts
+    (tmp_path / "link").symlink_to(folder)
+    assert find_inputs([tmp_path / "link"]) == [tmp_path / "link" / part.name for part in parts]
+
+
+def test_identity_tells_files_apart(tmp_path):
+    path = tmp_path / "a.txt"
+    seen = set()
+    for content in (b"", b"a", b"b", b"a" * 200_000, b"a" * 199_999 + b"b", b"b" + b"a" * 199_999):
+        path.write_bytes(content)
+        identity = LocalFile(path, "text").identity()
+        assert identity["name"] == "a.txt"
+        assert identity["size"] == len(content)
+        seen.add(json.dumps(identity))
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl.gz"])
+def test_files_at_urls(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    write_documents(path, [{"text": text} for text in TEXTS])
+    system = fsspec.filesystem("memory")
+    system.pipe(f"/bucket/{path.name}", path.read_bytes())
+    try:
+        for pattern in (f"memory://bucket/{path.name}", f"memory://bucket/*.{path.name[2:]}", "memory://bucket"):
+            (found,) = find_inputs([pattern])
+            check_documents(found, "text")
+            assert str(found).startswith("memory://")
+            assert [text for b in read_documents(found, "text") for text in b.texts.to_pylist()] == TEXTS
+            assert LocalFile(found, "text").identity() == LocalFile(path, "text").identity()
+    finally:
+        system.rm("/bucket", recursive=True)
+
+
+class Refusing(fsspec.AbstractFileSystem):
+    """A store whose library raises exceptions of its own, as botocore does."""
+
+    protocol = "refusing"
+
+    def info(self, path: str, **_: object) -> dict:
+        return {"name": path, "size": 1000, "type": "file"}
+
+    def _open(self, *_: object, **__: object) -> None:
+        raise RuntimeError("Unable to locate credentials")
+
+    cat_file = _open
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])
+def test_an_error_of_a_store_s_library_is_one_line(kind):
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    (found,) = find_inputs([f"refusing://bucket/a.{kind}"])
+    for work in (lambda: check_documents(found, "text"), lambda: list(read_documents(found, "text"))):
+        with pytest.raises(UserError, match=f"refusing://bucket/a.{kind}.*Unable to locate credentials"):
+            work()
