@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.common.open_model import open_model
 from eval.scoring.classification import Tally, classify
-from prepare.common.cli import ArgumentError, Parser, UserError, nonempty, nonempty_path, positive, run_script
+from prepare.common.cli import Parser, UserError, nonempty, nonempty_path, run_script
 from prepare.finetuning.labelled import read_texts
 
 
@@ -22,16 +22,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", type=nonempty, metavar="X", required=True, help="run or checkpoint of a classifier")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", metavar="T", help="the text to classify")
+    source.add_argument("--text", type=nonempty, metavar="T", help="the text to classify")
     source.add_argument(
         "--file", type=nonempty_path, help="texts: one a line, label<TAB>text, .csv, .jsonl or .parquet"
     )
     parser.add_argument("--text-column", default="text", help="of the file")
     parser.add_argument("--label-column", default="label", help="of the file; if it has one, scores are printed")
-    parser.add_argument("--batch-size", type=positive, default=32, help="texts in a forward pass")
     args = parser.parse_args(argv)
-    if args.text is not None and not args.text.strip():
-        raise ArgumentError("--text is empty: give the text to classify")
 
     texts, truth = [args.text], None
     if args.file:
@@ -42,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(
                 f"{args.file} has the label {unknown[0]!r}; the labels of {loaded.name}: {', '.join(names)}"
             )
-        probabilities, truncated = classify(loaded.model, loaded.tokenizer, texts, world.device, args.batch_size)
+        probabilities, truncated = classify(loaded.model, loaded.tokenizer, texts, world.device)
     for text, row in zip(texts, probabilities, strict=True):
         print(f"{names[row.argmax()]}\t{row.max():.4f}\t{' '.join(text.split())}")
     if truncated:

@@ -73,7 +73,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     loader = example_loader(config, world, splits["train"], weights[targets(splits["train"])])
     identity = {**run_identity(config, base, splits), "labels": labels}
     trainer = Trainer(config, world, run, stop, model, loader, identity)
-    evaluator = ClassifyEvaluator(config, model, splits["val"], trainer.context, world, trainer.log, stop)
+    evaluator = ClassifyEvaluator(trainer, splits["val"])
     describe(trainer, splits)
     trainer.train(evaluator.run)
     if world.is_main:

@@ -69,9 +69,7 @@ def finetune(config: InstructConfig, world: World) -> None:
     loader = example_loader(config, world, splits["train"], splits["train"].num_targets.astype(float))
     template = {"template": config.template.describe(), "converses": facts["converses"]}
     trainer = Trainer(config, world, run, stop, model, loader, run_identity(config, base, splits) | template)
-    evaluator = InstructEvaluator(
-        config, model, splits["val"], base.tokenizer, trainer.context, world, trainer.log, stop
-    )
+    evaluator = InstructEvaluator(trainer, splits["val"], base.tokenizer)
     describe(trainer, splits)
     trainer.train(evaluator.run)
     if world.is_main:

@@ -70,9 +70,7 @@ def train(config: Config, world: World) -> None:
     batches = {"tokens": config.data.batch_tokens, "seed": config.train.seed, "shuffle": config.data.shuffle}
     identity = {"tokenizer": tokenizer, "data": windows.fingerprint(), "batches": batches}
     trainer = Trainer(config, world, run, stop, model, loader, identity, model.flops_per_token())
-    evaluator = PretrainEvaluator(
-        config, model, tokenizer, val_shards, trainer.context, micro, world, trainer.log, stop
-    )
+    evaluator = PretrainEvaluator(trainer, val_shards, micro)
     describe(trainer)
     trainer.train(evaluator.run)
     if world.is_main:

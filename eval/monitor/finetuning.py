@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eval.generation.sampling import greedy_answer
@@ -11,35 +10,25 @@ from eval.monitor.pretraining import GROUP, Evaluator
 from eval.scoring.classification import Tally, class_probabilities
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
-from train.config.finetune import ClassifyConfig, ClassifyEval, FinetuneConfig, InstructConfig
+from train.config.finetune import ClassifyEval
 from train.data.examples import Examples, length_buckets
-from train.model.classifier import Classifier
-from train.model.gpt import GPT, IGNORE_INDEX
-from train.parallel.world import World
-from train.run.metrics_log import MetricsLog
-from train.run.stop_request import StopRequest
+from train.model.gpt import IGNORE_INDEX
+from train.trainer.trainer import Trainer
 
 
 class FinetuneEvaluator(Evaluator):
     """Validation on held-out examples, and early stopping, which depends only on the validation losses in the log: a
     resumed run stops where an uninterrupted one would have."""
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        val: Examples,
-        world: World,
-        log: MetricsLog,
-        stop: StopRequest,
-        evaluations: dict[str, Callable[[], dict[str, Any]]],
-    ) -> None:
+    def __init__(self, trainer: Trainer, val: Examples, evaluations: dict[str, Callable[[], dict[str, Any]]]) -> None:
+        config = trainer.config
         self.eval: ClassifyEval = config.eval
         if self.eval.patience and not len(val):
             reason = f"data.val_share {config.data.val_share} holds out no example, which eval.patience needs"
             raise UserError(f"{reason}: raise it, or set eval.patience 0")
         intervals = {"val": self.eval.every, "sample": getattr(self.eval, "sample_every", 0)}
         intervals = intervals if len(val) else dict.fromkeys(intervals, 0)
-        super().__init__(intervals, evaluations, config.train.max_steps, world, log, stop)
+        super().__init__(trainer, intervals, evaluations)
         self.val, self.batches = val, length_buckets(val, config.data.micro_batch_size)
 
     def run(self, step: int) -> bool:
@@ -66,18 +55,8 @@ class FinetuneEvaluator(Evaluator):
 class ClassifyEvaluator(FinetuneEvaluator):
     """Loss, accuracy, F1 and calibration of a classifier on held-out texts."""
 
-    def __init__(
-        self,
-        config: ClassifyConfig,
-        model: Classifier,
-        val: Examples,
-        context: torch.autocast,
-        world: World,
-        log: MetricsLog,
-        stop: StopRequest,
-    ) -> None:
-        super().__init__(config, val, world, log, stop, {"val": self._validate})
-        self.model, self.context = model, context
+    def __init__(self, trainer: Trainer, val: Examples) -> None:
+        super().__init__(trainer, val, {"val": self._validate})
 
     def _validate(self) -> dict[str, float]:
         total = Tally(self.model.score.out_features)
@@ -92,22 +71,12 @@ class ClassifyEvaluator(FinetuneEvaluator):
 class InstructEvaluator(FinetuneEvaluator):
     """Loss on held-out answers, and sampled answers."""
 
-    def __init__(
-        self,
-        config: InstructConfig,
-        model: GPT,
-        val: Examples,
-        tokenizer: Tokenizer,
-        context: torch.autocast,
-        world: World,
-        log: MetricsLog,
-        stop: StopRequest,
-    ) -> None:
-        super().__init__(config, val, world, log, stop, {"val": self._validate, "sample": self._sample})
-        self.model, self.tokenizer, self.context = model, tokenizer, context
+    def __init__(self, trainer: Trainer, val: Examples, tokenizer: Tokenizer) -> None:
+        super().__init__(trainer, val, {"val": self._validate, "sample": self._sample})
+        self.tokenizer = tokenizer
 
     def _validate(self) -> dict[str, float]:
-        return self.mean_loss(self.model, self.my_batches(), self.context)
+        return self.mean_loss(self.my_batches())
 
     def _sample(self) -> dict[str, list[dict[str, str]]]:
         """Answer the first held-out instructions greedily, on rank 0."""

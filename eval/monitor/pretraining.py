@@ -16,12 +16,8 @@ from eval.generation.sampling import generate
 from eval.scoring.log_likelihood import count_correct, score_requests, sum_loss
 from eval.scoring.tasks import hellaswag_request, load_hellaswag
 from prepare.common.cli import ROOT, UserError
-from train.config.pretrain import Config
 from train.data.windows import Windows, validation_batches
-from train.model.gpt import GPT
-from train.parallel.world import World
-from train.run.metrics_log import MetricsLog
-from train.run.stop_request import StopRequest
+from train.trainer.trainer import Trainer
 from train.weights.load_model import model_tokenizer
 
 HELLASWAG = Path("data/hellaswag_val.jsonl")  # in the working directory, or in the repository
@@ -36,22 +32,17 @@ class Evaluator:
     """Runs each evaluation at its interval and logs its row. Every rank must call `run` at every step."""
 
     def __init__(
-        self,
-        intervals: dict[str, int],
-        evaluations: dict[str, Callable[[], dict[str, Any]]],
-        last: int,
-        world: World,
-        log: MetricsLog,
-        stop: StopRequest,
+        self, trainer: Trainer, intervals: dict[str, int], evaluations: dict[str, Callable[[], dict[str, Any]]]
     ) -> None:
         """
         Args:
-            intervals: steps, by the kind of row; 0 turns it off.
+            intervals: steps, by the kind of row; 0 turns it off. All run after the last step.
             evaluations: functions that return the row of each kind; called on every rank.
-            last: the run's last step, at which every evaluation runs.
         """
-        self.intervals, self.evaluations, self.last = intervals, evaluations, last
-        self.world, self.log, self.stop = world, log, stop
+        self.intervals, self.evaluations = intervals, evaluations
+        self.last = trainer.config.train.max_steps
+        self.model, self.context = trainer.model, trainer.context  # not compiled: shapes differ from call to call
+        self.world, self.log, self.stop = trainer.world, trainer.log, trainer.stop
 
     def run(self, step: int) -> bool:
         """Run what is due after `step` finished steps; return whether to stop training."""
@@ -79,14 +70,12 @@ class Evaluator:
             raise StopRequested
         return totals
 
-    def mean_loss(
-        self, model: GPT, groups: Iterable[Sequence[tuple[Tensor, Tensor]]], context: torch.autocast
-    ) -> dict[str, float]:
+    def mean_loss(self, groups: Iterable[Sequence[tuple[Tensor, Tensor]]]) -> dict[str, float]:
         """Mean loss over the targets of all ranks' batches, and their number. Every rank must have the same number of
         groups; stop requests are noticed after each."""
         nll, tokens = 0.0, 0.0
         for group in groups:
-            sums = self.all_reduce(*sum_loss(model, group, self.world.device, context))
+            sums = self.all_reduce(*sum_loss(self.model, group, self.world.device, self.context))
             nll, tokens = nll + sums[0], tokens + sums[1]
         return {"loss": nll / tokens, "tokens": int(tokens)}
 
@@ -94,38 +83,25 @@ class Evaluator:
 class PretrainEvaluator(Evaluator):
     """Validation loss, HellaSwag and samples of a pretraining run."""
 
-    def __init__(
-        self,
-        config: Config,
-        model: GPT,
-        tokenizer: dict | None,
-        val_paths: Sequence[Path],
-        context: torch.autocast,
-        batch_size: int,
-        world: World,
-        log: MetricsLog,
-        stop: StopRequest,
-    ) -> None:
+    def __init__(self, trainer: Trainer, val_paths: Sequence[Path], batch_size: int) -> None:
         """Check before training begins what each evaluation needs; one that lacks it is turned off, with a message.
 
         Args:
-            model: the uncompiled module: shapes differ from call to call, and each would be compiled again.
-            tokenizer: the manifest's description.
             batch_size: sequences in a forward pass.
 
         Raises:
             UserError: the validation shards hold less than one window.
         """
-        self.eval, self.model, self.context, self.batch_size = config.eval, model, context, batch_size
+        config = trainer.config
+        self.eval, self.batch_size, self.seed = config.eval, batch_size, config.train.seed
         intervals = {
             "val": self.eval.every,
             "hellaswag": self.eval.hellaswag_every,
             "sample": self.eval.sample_every,
         }
         evaluations = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
-        super().__init__(intervals, evaluations, config.train.max_steps, world, log, stop)
-        self.seed = config.train.seed
-        self.tokenizer = model_tokenizer(tokenizer, config.model.vocab_size)
+        super().__init__(trainer, intervals, evaluations)
+        self.tokenizer = model_tokenizer(trainer.identity["tokenizer"], config.model.vocab_size)
         if self.eval.every:
             self.windows = Windows(val_paths, config.model.block_size, config.model.vocab_size)
         for kind, prepare in (("hellaswag", self._load_requests), ("sample", self._encode_prompt)):
@@ -137,7 +113,7 @@ class PretrainEvaluator(Evaluator):
                 prepare()
             except UserError as reason:  # no file, no manifest, or a character vocabulary
                 self.intervals[kind] = 0
-                world.print(f"no {kind} while training: {reason} (eval.{kind}_every 0 turns it off)")
+                self.world.print(f"no {kind} while training: {reason} (eval.{kind}_every 0 turns it off)")
 
     def _load_requests(self) -> None:
         tasks = load_hellaswag(HELLASWAG if HELLASWAG.exists() else ROOT / HELLASWAG)
@@ -151,7 +127,7 @@ class PretrainEvaluator(Evaluator):
             self.windows, self.eval.val_tokens, self.batch_size, self.world.rank, self.world.size
         )
         groups = iter(lambda: list(islice(batches, GROUP)), [])
-        return self.mean_loss(self.model, groups, self.context)
+        return self.mean_loss(groups)
 
     def _hellaswag(self) -> dict[str, float]:
         scores = score_requests(

@@ -37,9 +37,6 @@ def truncated(requests: Sequence[Request], block_size: int) -> int:
     return sum(request.longest() - 1 > block_size for request in requests)
 
 
-# --- HellaSwag --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class HellaSwagTask:
     """One line of a HellaSwag file."""
@@ -114,9 +111,6 @@ def _harness_clean(text: str) -> str:
     return TAG.sub("", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
-# --- LAMBADA ----------------------------------------------------------------------------------------------------------
-
-
 def load_lambada(path: Path | str, limit: int | None = None) -> list[str]:
     """Read the first `limit` passages (None or 0: all) of OpenAI's lambada_test.jsonl.
 
@@ -137,9 +131,6 @@ def lambada_request(passage: str, tokenizer: Tokenizer) -> Request:
     context, _, word = passage.rpartition(" ")
     context_tokens, tokens = encode_pair(tokenizer, context, " " + word)
     return Request(context_tokens, [tokens], [len(tokens)], 0)
-
-
-# --- Both -------------------------------------------------------------------------------------------------------------
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -162,15 +162,15 @@ def test_mistakes_in_asking_are_named(reference: Path, init: Path, tmp_path: Pat
     odd.write_text("ham\thello\neggs\tbacon\n")
     quoted.write_text('text,label\n"",ham\n')
     for model, source, message in (
-        (reference, ["--file", str(odd)], "'eggs', but reference at step 12 knows ham, spam"),
+        (reference, ["--file", str(odd)], "the label 'eggs'; the labels of reference at step 12: ham, spam"),
         (reference, ["--file", str(quoted)], "odd.csv, row 1: the text is empty"),
-        (init, ["--text", "hello"], "is no classifier"),
-        (reference, ["--text", " "], "--text is empty"),
+        (init, ["--text", "hello"], "is not a classifier"),
+        (reference, ["--text", ""], "argument --text: "),
     ):
         with pytest.raises(UserError) as failure:
             ask.main(["--model", str(model), "--device", "cpu", *source])
         assert message in str(failure.value)
-    with pytest.raises(UserError, match=r"is a classifier \(ham, spam\): eval/classify.py asks it"):
+    with pytest.raises(UserError, match=r"is a classifier \(ham, spam\): eval/classify.py"):
         load_model(str(reference))
 
 

@@ -30,7 +30,8 @@ def evaluator(folder: Path, losses: Sequence[float], patience: int = 2, done: in
     )
     log = MetricsLog(folder, config, done, 0, MAIN, tokens_read=lambda step: step)
     stop, values = SimpleNamespace(requested=lambda: False), iter(losses)
-    return FinetuneEvaluator(config, random_examples(50), MAIN, log, stop, {"val": lambda: {"loss": next(values)}})
+    trainer = SimpleNamespace(config=config, world=MAIN, log=log, stop=stop, model=None, context=None)
+    return FinetuneEvaluator(trainer, random_examples(50), {"val": lambda: {"loss": next(values)}})
 
 
 def last_step(evaluator: FinetuneEvaluator, first: int = 0) -> int | None:
