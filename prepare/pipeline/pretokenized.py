@@ -8,10 +8,10 @@ from prepare.common.cli import ArgumentError, UserError
 from prepare.common.files import file_sha256
 from prepare.common.progress import Progress
 from prepare.pipeline.output_folder import PROGRESS, pinned_revision
-from prepare.sources.hub import HubListing, fetch_hub_file, hub_files
+from prepare.sources.hub import fetch_hub_file, hub_files
 from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest
 from prepare.tokens.shards import SUFFIXES, open_shard
-from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
+from prepare.tokens.tokenizer import EOT, GPT2_VOCAB_SIZE, GPT2Tokenizer
 
 PRETOKENIZED = {  # (edu, version) -> the repository of the GPT-2 shards that modded-nanogpt trains on
     (False, "10BT"): "kjj0/fineweb10B-gpt2",
@@ -21,12 +21,14 @@ PRETOKENIZED = {  # (edu, version) -> the repository of the GPT-2 shards that mo
 
 
 def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict:
-    """Download published shards, check each, and write and return their manifest. A folder keeps its repository and
-    commit.
+    """Download published shards, check each, and write and return their manifest.
+
+    These are the validation shard and the first `chunks` training shards (None: all), about 100M tokens, 200 MB, each.
+    They keep their names (fineweb_val_000000.bin, fineweb_train_000001.bin, ...); a folder keeps its commit.
 
     Raises:
-        ArgumentError: nobody published them, or fewer than `chunks` of them (None: all).
-        UserError: the folder holds other shards.
+        ArgumentError: nobody published them, or fewer than `chunks` of them.
+        UserError: before any download, if the folder holds other shards; if a shard is not GPT-2's.
     """
     repo = PRETOKENIZED.get((edu, version))
     if repo is None:
@@ -36,45 +38,31 @@ def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -
     if (out / PROGRESS).exists() or (manifest is not None and manifest["dataset"] != repo):
         found = "shards that are being made here" if manifest is None else f"dataset {manifest['dataset']}"
         raise UserError(f"{out} holds {found}, not {repo}: choose another --out, or delete it")
-    fetched = _fetch(out, repo, chunks, pinned_revision(out, repo) or "main")
+    # the shards of an earlier run are kept, and downloaded again only if they differ from the commit's
+    listing = hub_files(repo, "", ".bin", pinned_revision(out, repo) or "main")
+    val, train = ([name for name in listing.files if split in name] for split in ("_val_", "_train_"))
+    if chunks is not None and chunks > len(train):
+        raise ArgumentError(f"--pretokenized {chunks}: {repo} has {len(train)} training shards: ask for at most that")
+    present = {path.name for path in out.glob("*") if path.suffix in SUFFIXES}
+    if others := sorted(present - {*val, *train}):
+        raise UserError(f"{out / others[0]} is there, but not in {repo}: choose another --out, or delete it")
+    paths = [out / name for name in sorted({*val, *train[:chunks], *present})]
+    for path in sorted(paths, key=lambda path: "_train_" in path.name):  # the validation shard first
+        fetch_hub_file(repo, path.name, listing.revision, out)
+
     shards = []
-    paths = [out / name for name in fetched.files]
     with Progress("checking", sum(path.stat().st_size for path in paths), "B") as progress:
         for path in paths:
             tokens = open_shard(path)
+            if tokens.max() >= GPT2_VOCAB_SIZE:
+                raise UserError(f"{path} holds token {tokens.max()}, above GPT-2's {GPT2_VOCAB_SIZE - 1}: delete it")
             documents = int(np.count_nonzero(tokens == EOT))
             record = {"file": path.name, "tokens": len(tokens), "documents": documents, "sha256": file_sha256(path)}
             shards.append(record)
             progress.update(path.stat().st_size)
     inputs = [{"name": shard["file"], "documents": shard["documents"], "tokens": shard["tokens"]} for shard in shards]
     tokenizer = GPT2Tokenizer().describe()
-    manifest = build_manifest(repo, fetched.revision, inputs, tokenizer, {"pretokenized": True}, shards)
+    manifest = build_manifest(repo, listing.revision, inputs, tokenizer, {"pretokenized": True}, shards)
     write_manifest(out, manifest)
     print(f"{out}: {len(shards)} shards, {sum(shard['tokens'] for shard in shards):,} tokens from {repo}")
     return manifest
-
-
-def _fetch(into: Path, repo: str, chunks: int | None, revision: str) -> HubListing:
-    """Download the validation shard and the first `chunks` training shards (None: all) to the folder `into`.
-
-    The files keep their names (fineweb_val_000000.bin, fineweb_train_000001.bin, ...); each holds about 100M tokens,
-    200 MB. Shards of an earlier run are kept, or downloaded again if they differ from the commit's.
-
-    Returns:
-        the commit, and the files of it that are in `into` now.
-
-    Raises:
-        UserError: before any download, if `into` holds shards that the repository does not have.
-    """
-    listing = hub_files(repo, "", ".bin", revision)
-    val, train = ([name for name in listing.files if split in name] for split in ("_val_", "_train_"))
-    if chunks is not None and chunks > len(train):
-        raise ArgumentError(f"--pretokenized {chunks}: {repo} has {len(train)} training shards: ask for at most that")
-    present = {path.name for path in into.glob("*") if path.suffix in SUFFIXES}
-    if others := sorted(present - {*val, *train}):
-        raise UserError(f"{into / others[0]} is there, but not in {repo}: choose another --out, or delete it")
-    wanted = present.union(train[:chunks])
-    names = val + [name for name in train if name in wanted]
-    for name in names:
-        fetch_hub_file(repo, name, listing.revision, into)
-    return HubListing(listing.revision, sorted(names))

@@ -102,6 +102,8 @@ def test_the_command(tmp_path: Path, hub: LoopbackHub) -> None:
         verified = run_command("python", "prepare/verify.py", out)
         assert verified.returncode == 0, verified.stdout
     assert "3 training shards" in one_line_error(fineweb("--pretokenized", 9, "--out", out), 2)
+    write_shard(repo / "fineweb_train_000001.bin", np.full(1000, 50257, np.uint16))
+    assert "token 50257" in one_line_error(fineweb("--pretokenized", "--out", tmp_path / "bad"))
     text = tmp_path / "a.txt"
     text.write_text("text")
     assert "was made with dataset kjj0" in one_line_error(fineweb("--input", text, "--out", out))
