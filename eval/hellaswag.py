@@ -24,7 +24,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 
 from eval.common.open_model import open_model
 from eval.common.options import add_dataset_options, report_scores
-from eval.scoring.evaluate import evaluate_hellaswag
+from eval.scoring.evaluation import evaluate_hellaswag
 from eval.scoring.tasks import FORMATS, load_hellaswag
 from prepare.common.cli import Parser, run_script
 from prepare.sources.published import HELLASWAG

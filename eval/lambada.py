@@ -13,7 +13,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 
 from eval.common.open_model import open_model
 from eval.common.options import add_dataset_options, report_scores
-from eval.scoring.evaluate import evaluate_lambada
+from eval.scoring.evaluation import evaluate_lambada
 from eval.scoring.tasks import load_lambada
 from prepare.common.cli import Parser, run_script
 from prepare.sources.published import LAMBADA

@@ -18,7 +18,7 @@ from eval.common.open_model import open_model
 from eval.common.options import add_model_options
 from eval.common.score_table import render_table, table_rows
 from eval.scoring.detokenize import load_wikitext
-from eval.scoring.evaluate import evaluate_hellaswag, evaluate_lambada, evaluate_shards, evaluate_wikitext
+from eval.scoring.evaluation import evaluate_hellaswag, evaluate_lambada, evaluate_shards, evaluate_wikitext
 from eval.scoring.tasks import FORMATS, Format, load_hellaswag, load_lambada
 from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty_path, positive, run_script
 from prepare.common.files import atomic_write_json, atomic_write_text

@@ -12,7 +12,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 
 from eval.common.open_model import open_model
 from eval.common.options import add_model_options, report_scores
-from eval.scoring.evaluate import evaluate_shards
+from eval.scoring.evaluation import evaluate_shards
 from prepare.common.cli import Parser, positive, run_script
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import EvalConfig

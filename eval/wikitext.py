@@ -18,7 +18,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 from eval.common.open_model import open_model
 from eval.common.options import add_model_options, output_file, report_scores
 from eval.scoring.detokenize import load_wikitext
-from eval.scoring.evaluate import evaluate_wikitext
+from eval.scoring.evaluation import evaluate_wikitext
 from prepare.common.cli import Parser, nonempty_path, positive, run_script
 from prepare.sources.published import WIKITEXT103
 

@@ -24,7 +24,7 @@ The paper's own LAMBADA (45.99% and 35.13 at 124M) leaves out stop words; the ha
 METRICS = ("acc", "acc_norm", "accuracy", "loss", "perplexity", "bits_per_byte")
 COUNTS = ("tasks", "passages", "words", "tokens", "window", "stride", "truncated")
 
-Results = dict[str, dict[str, Any]]  # name of a dataset -> scores, as eval/scoring/evaluate.py has them
+Results = dict[str, dict[str, Any]]  # name of a dataset -> scores, as eval/scoring/evaluation.py has them
 
 
 def table_rows(results: Results) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ def _now() -> tuple[float, float]:
 
 def _ours(args: argparse.Namespace) -> tuple[float, float]:
     from eval.common.open_model import open_model
-    from eval.scoring.evaluate import evaluate_hellaswag
+    from eval.scoring.evaluation import evaluate_hellaswag
     from eval.scoring.tasks import load_hellaswag
 
     with open_model(str(args.model), "cpu") as (loaded, world):

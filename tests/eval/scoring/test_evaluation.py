@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eval import hellaswag, lambada, report, val_loss, wikitext
-from eval.scoring.evaluate import sliding_windows
+from eval.scoring.evaluation import sliding_windows
 from prepare.common.cli import UserError
 from prepare.tokens.shards import write_shard
 from prepare.tokens.tokenizer import GPT2Tokenizer
