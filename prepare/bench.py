@@ -41,9 +41,7 @@ TIKTOKEN_BYTES = 50_000_000  # of text for tiktoken: it is slow, and as fast on 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Measure how fast text becomes tokens.", "python prepare/bench.py")
-    parser.add_argument(
-        "--input", nargs="+", type=nonempty, metavar="FILE", help="text to repeat; when not given, plays"
-    )
+    parser.add_argument("--input", nargs="+", type=nonempty, metavar="FILE", help="text to repeat, else plays")
     parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
     add_workers(parser)
     options = parser.parse_args(argv)

@@ -2,7 +2,7 @@
 
 Threads of one process, from a document to a shard on disk:
 
-    fetch      downloads the next input files while this one is tokenized; at most `keep_files` are on disk
+    fetch      downloads the next input files while this one is tokenized; at most KEEP_FILES are on disk
     main       reads batches of documents, in order, and queues them to be encoded
     workers    encode batches: `workers` threads, and up to two batches queued for each
     main       writes the encoded batches to shards, in the order in which they were read
@@ -58,14 +58,11 @@ class TokenizeJob:
         }
 
 
-def run_job(
-    job: TokenizeJob, out: Path, workers: int = 1, task: tuple[int, int] = (1, 1), keep_files: int = KEEP_FILES
-) -> dict | None:
+def run_job(job: TokenizeJob, out: Path, workers: int = 1, task: tuple[int, int] = (1, 1)) -> dict | None:
     """Tokenize one task's input files into the folder `out`, and write the manifest if none is left.
 
     Args:
         task: (I, N), I from 1: take every Nth input file, from the Ith on.
-        keep_files: fetched input files on disk at a time, at most.
 
     Returns:
         the manifest; None when other tasks have input files left.
@@ -85,7 +82,7 @@ def run_job(
         try:
             folder.remove_partial_shards(todo)
             if todo:
-                _Pipeline(job, folder, workers, keep_files).run(todo)
+                _Pipeline(job, folder, workers).run(todo)
             manifest = folder.write_manifest_if_complete()
         except UserError:
             if count == 1:
@@ -111,8 +108,8 @@ def run_job(
 class _Pipeline:
     """The threads of one process, and the batches queued between them."""
 
-    def __init__(self, job: TokenizeJob, folder: OutputFolder, workers: int, keep_files: int) -> None:
-        self.job, self.folder, self.workers, self.keep_files = job, folder, workers, keep_files
+    def __init__(self, job: TokenizeJob, folder: OutputFolder, workers: int) -> None:
+        self.job, self.folder, self.workers = job, folder, workers
         self.encoders = ThreadPoolExecutor(workers)
         self.disk = _DiskThread()
         self.queue: deque[Callable[[], None]] = deque()  # writes, in the order in which their batches were read
@@ -121,7 +118,7 @@ class _Pipeline:
 
     def run(self, todo: list[int]) -> None:
         """Tokenize these input files. UserError at the first mistake in one, or in the end if some were not fetched."""
-        fetches = _FetchThread([self.job.inputs[number] for number in todo], self.keep_files)
+        fetches = _FetchThread([self.job.inputs[number] for number in todo])
         failures: list[UserError] = []
         try:
             with Progress(self.job.name, None, "B") as progress:
@@ -270,10 +267,10 @@ class _DiskThread:
 
 
 class _FetchThread:
-    """Fetches input files in order, ahead of their turn; at most `keep` of those that take room are here at a time."""
+    """Fetches input files in order, ahead of their turn; at most KEEP_FILES downloads are on disk."""
 
-    def __init__(self, inputs: Sequence[Source], keep: int) -> None:
-        self.inputs, self.room = inputs, threading.Semaphore(keep)
+    def __init__(self, inputs: Sequence[Source]) -> None:
+        self.inputs, self.room = inputs, threading.Semaphore(KEEP_FILES)
         self.futures: list[Future[None]] = [Future() for _ in inputs]
         # a daemon, so that an error elsewhere does not wait for the end of a download
         threading.Thread(target=self._work, daemon=True).start()

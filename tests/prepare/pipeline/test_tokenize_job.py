@@ -214,7 +214,7 @@ def test_what_waits_for_room_does_not_wait_for_a_disk_that_failed(tmp_path, monk
 
     def work() -> None:
         try:
-            run_job(job(several), tmp_path / "out", keep_files=1)
+            run_job(job(several), tmp_path / "out")
         except OSError as failure:
             failures.append(failure)
 
