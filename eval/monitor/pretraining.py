@@ -84,7 +84,7 @@ class PretrainEvaluator(Evaluator):
     """Validation loss, HellaSwag and samples of a pretraining run."""
 
     def __init__(self, trainer: Trainer, val_paths: Sequence[Path], batch_size: int) -> None:
-        """Check before training begins what each evaluation needs; one that lacks it is turned off, with a message.
+        """Check before training begins what each evaluation needs; turn off those that lack it, with a message.
 
         Args:
             batch_size: sequences in a forward pass.
@@ -94,11 +94,7 @@ class PretrainEvaluator(Evaluator):
         """
         config = trainer.config
         self.eval, self.batch_size, self.seed = config.eval, batch_size, config.train.seed
-        intervals = {
-            "val": self.eval.every,
-            "hellaswag": self.eval.hellaswag_every,
-            "sample": self.eval.sample_every,
-        }
+        intervals = {"val": self.eval.every, "hellaswag": self.eval.hellaswag_every, "sample": self.eval.sample_every}
         evaluations = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
         super().__init__(trainer, intervals, evaluations)
         self.tokenizer = model_tokenizer(trainer.identity["tokenizer"], config.model.vocab_size)
@@ -130,14 +126,9 @@ class PretrainEvaluator(Evaluator):
         return self.mean_loss(groups)
 
     def _hellaswag(self) -> dict[str, float]:
+        world, after_batch = self.world, lambda _done: self.all_reduce()
         scores = score_requests(
-            self.model,
-            self.requests,
-            self.world.device,
-            self.context,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            after_batch=lambda _done: self.all_reduce(),
+            self.model, self.requests, world.device, self.context, world.rank, world.size, after_batch
         )
         correct, correct_norm, tasks = self.all_reduce(*count_correct(self.requests, scores))
         return {"acc": correct / tasks, "acc_norm": correct_norm / tasks, "tasks": int(tasks)}

@@ -1,4 +1,4 @@
-"""wikitext.py against transformers, window by window; two processes; its messages."""
+"""wikitext.py against transformers, window by window; its messages."""
 
 import json
 import math
@@ -60,16 +60,6 @@ def test_perplexity_is_transformers(model, data, tmp_path, stride, capsys):
     assert (found["stride"], found["window"]) == (stride or SIZE // 2, SIZE)
     printed = dict(re.findall(r"^(\w+): +(.*)$", capsys.readouterr().out, re.MULTILINE))
     assert printed["perplexity"] == f"{found['perplexity']:,.2f} per word"
-
-
-@pytest.mark.slow
-def test_two_processes_report_what_one_does(model, data):
-    options = ["eval/wikitext.py", "--model", model[0], "--data", data, "--stride", 3, "--device", "cpu"]
-    launcher = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    alone = run_command("python", *options)
-    both = run_command(*launcher, *options, OMP_NUM_THREADS="1")
-    assert alone.returncode == both.returncode == 0, alone.stderr + both.stderr
-    assert alone.stdout == both.stdout
 
 
 def test_mistakes_are_one_line(model, data, tmp_path):
