@@ -90,7 +90,7 @@ class PretrainEvaluator(Evaluator):
             batch_size: sequences in a forward pass.
 
         Raises:
-            UserError: the validation shards hold less than one window.
+            UserError: the validation shards hold less than one window, or the ranks see different HellaSwag files.
         """
         config = trainer.config
         self.eval, self.batch_size, self.seed = config.eval, batch_size, config.train.seed
@@ -110,6 +110,8 @@ class PretrainEvaluator(Evaluator):
             except UserError as reason:  # no file, no manifest, or a character vocabulary
                 self.intervals[kind] = 0
                 self.world.print(f"no {kind} while training: {reason} (eval.{kind}_every 0 turns it off)")
+        if not self.world.all_equal(self.intervals["hellaswag"]):
+            raise UserError(f"only some processes see {HELLASWAG}: put it on a file system that all of them share")
 
     def _load_requests(self) -> None:
         tasks = load_hellaswag(HELLASWAG if HELLASWAG.exists() else ROOT / HELLASWAG)
