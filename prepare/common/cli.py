@@ -16,12 +16,12 @@ RUNS = ROOT / "runs"
 
 
 def available_cores() -> int:
-    """The CPU cores that this process may use, not all that the machine has."""
+    """The number of CPU cores that this process may use, perhaps fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class UserError(Exception):
-    """A mistake the user can mend: the message says what is wrong, which value, and what to do, in one line."""
+    """A mistake that the user can fix: the message says what is wrong, which value, and what to do, in one line."""
 
 
 class ArgumentError(UserError):
@@ -35,13 +35,12 @@ def write_line(line: str) -> None:
 
 
 def first_line(failure: BaseException) -> str:
-    """What an exception says, in one line; libraries say more, or nothing at all."""
+    """The first line of an exception's message; its type where it has none."""
     return (str(failure).splitlines() or [type(failure).__name__])[0]
 
 
 def replace_surrogates(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate (JSON's escapes and strange file names have them), which no UTF-8
-    can hold; as tiktoken has it."""
+    """Replace lone surrogates (from JSON's escapes) by U+FFFD, as tiktoken does: UTF-8 cannot encode them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -67,16 +66,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """argparse's type for a whole number above zero that an int64 holds."""
+    """argparse's type for a whole number above zero."""
     if not text.replace("_", "").isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    if int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is too large: at most 2^63 - 1")
     return int(text)
 
 
 def nonempty(text: str) -> str:
-    """argparse's type for a name, which an unset variable of the shell leaves empty."""
+    """argparse's type for a name; an unset shell variable leaves it empty."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: give a name, or leave the option out")
     return text
@@ -88,10 +85,7 @@ def nonempty_path(text: str) -> Path:
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments), no traceback."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # whoever began us closed it
-            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115  stays open
+    """Run a command's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments)."""
     try:
         main()
         sys.stdout.flush()
@@ -101,9 +95,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         _fail(str(mistake), 2 if isinstance(mistake, ArgumentError) else 1)
     except KeyboardInterrupt:
         if sys.stderr.isatty():
-            sys.stderr.write("\n")  # the line has ^C in it, and perhaps what was printed last
+            sys.stderr.write("\n")  # after ^C, and perhaps a progress bar
         _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output (head, less) has left
+    except BrokenPipeError:  # the reader of the output (head, less) is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as failure:
@@ -116,8 +110,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def _leave() -> NoReturn:
-    """End one of torchrun's processes, with status 0, without Python's finalization: a thread of the process group that
-    wants the GIL then, to free a tensor, is ended inside C++, which aborts the whole process after all its work."""
+    """Exit one of torchrun's processes with status 0, without Python's finalization: a thread of the process group that
+    asks for the GIL then, to free a tensor, is ended inside C++, which aborts the process after all its work."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -125,9 +119,9 @@ def _leave() -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    with suppress(OSError):  # it may be what has failed
+    with suppress(OSError):  # a full disk, perhaps
         sys.stdout.flush()
-    rank = os.environ.get("RANK", "0")  # under torchrun every process may say it; rank 0's is the line to read
+    rank = os.environ.get("RANK", "0")  # under torchrun every process may fail; rank 0's is the line to read
     who = "error" if rank == "0" else f"rank {rank}"
     write_line(f"{who}: {' '.join(message.split())}")
     raise SystemExit(status)

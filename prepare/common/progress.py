@@ -1,7 +1,6 @@
 """Progress: a bar on a terminal, plain lines elsewhere."""
 
 import io
-import os
 import sys
 import time
 
@@ -10,33 +9,19 @@ from tqdm import tqdm
 from prepare.common.cli import write_line
 
 
-def _is_terminal() -> bool:
-    """Whether stderr is a terminal wide enough for a bar; some do not say how wide they are."""
-    try:
-        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except OSError:
-        return False
-
-
 class Progress:
     """A bar with throughput and ETA on a terminal; elsewhere a plain line every `every` seconds.
 
-    Use as a context manager; `unit` is scaled (k, M, G). `total` may be None when it is unknown.
+    A context manager; `unit` is scaled (k, M, G), `total` may be None (unknown).
     """
 
     LINE = "{desc}: {percentage:3.0f}%, {n_fmt} of {total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
     def __init__(self, what: str, total: float | None, unit: str, every: float = 10.0) -> None:
         self.every, self.last, self.shown = every, time.monotonic(), -1.0
-        self.terminal = _is_terminal()
-        self.bar = tqdm(
-            total=total,
-            desc=what,
-            unit=unit,
-            unit_scale=True,
-            dynamic_ncols=True,
-            file=sys.stderr if self.terminal else io.StringIO(),
-        )
+        self.terminal = sys.stderr.isatty()
+        out = sys.stderr if self.terminal else io.StringIO()
+        self.bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, dynamic_ncols=True, file=out)
 
     def update(self, amount: float) -> None:
         self.bar.update(amount)

@@ -26,15 +26,14 @@ def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture) -
     assert "\r" not in "".join(lines)
 
 
-@pytest.mark.parametrize(("size", "said"), [((24, 80), "\rreading: 100%|"), ((0, 0), "reading: 100%, 100 of 100 [")])
-def test_progress_on_a_terminal_is_a_bar_where_there_is_room(tmp_path: Path, size: tuple[int, int], said: str) -> None:
+def test_progress_on_a_terminal_is_a_bar(tmp_path: Path) -> None:
     script = tmp_path / "bar.py"
     script.write_text(
         "from prepare.common.progress import Progress\nwith Progress('reading', 100, 'B') as p:\n    p.update(100)\n"
     )
     read_end, write_end = pty.openpty()
-    termios.tcsetwinsize(write_end, size)
+    termios.tcsetwinsize(write_end, (24, 80))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, script], stderr=write_end, check=True, env=environment)
     os.close(write_end)
-    assert said in os.read(read_end, 10_000).decode()
+    assert "\rreading: 100%|" in os.read(read_end, 10_000).decode()
