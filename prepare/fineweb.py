@@ -2,7 +2,7 @@
 
 python prepare/fineweb.py                              # FineWeb sample-10BT from the hub -> data/fineweb10B
 python prepare/fineweb.py --input 'corpus/*.parquet'   # your own documents
-python prepare/fineweb.py --pretokenized 10            # a billion tokens that somebody else has tokenized
+python prepare/fineweb.py --pretokenized 10            # a billion published tokens
 """
 
 import sys
@@ -35,53 +35,42 @@ from prepare.tokens.tokenizer import GPT2Tokenizer
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
-    edu = "edu" if options.edu else ""
-    name = f"fineweb{edu}"
+    name = "finewebedu" if options.edu else "fineweb"
     out = options.out or DATA / (name + options.version.replace("BT", "B"))
     if options.pretokenized is not None:
-        manifest = fetch_pretokenized(out, options.edu, options.version, options.pretokenized or None)
-    else:
-        if options.input:
-            paths = find_inputs(options.input)
-            for path in paths:
-                check_documents(path, options.column)
-            sources: list[Source] = [LocalFile(path, options.column, options.separator) for path in paths]
-            dataset, revision = "local files", None
-        else:
-            dataset = "HuggingFaceFW/fineweb" + ("-edu" if edu else "")
-            # a folder keeps its commit, whatever is committed to the dataset while it is made
-            revision = pinned_revision(out, dataset) or "main"
-            listing = hub_files(dataset, f"sample/{options.version}", ".parquet", revision)
-            revision, into = listing.revision, out / ".download"
-            sources = [HubFile(dataset, revision, path, into, options.column) for path in listing.files]
-        tokenizer, facts = GPT2Tokenizer(options.engine), {"column": options.column}
-        if options.separator:
-            facts["separator"] = options.separator
-        job = TokenizeJob(sources, name, dataset, revision, tokenizer, facts, options.shard_tokens)
-        manifest = run_job(job, out, options.workers, options.task)
-        if manifest is not None:
-            shutil.rmtree(out / ".download", ignore_errors=True)
-    if manifest is not None:
-        warn_of_an_empty_split(manifest, out)
-
-
-def warn_of_an_empty_split(manifest: dict, out: Path) -> None:
-    """Say so when there is nothing to validate with, or nothing to train on."""
-    held_out = ["_val_" in shard["file"] for shard in manifest["shards"]]
-    if not any(held_out):
-        warning = (
-            f"nothing is held out for validation, since the first input, {manifest['inputs'][0]['name']}, holds no "
-            f"documents: delete {out} and put another first"
-        )
-    elif all(held_out):
-        tokens = sum(shard["tokens"] for shard in manifest["shards"])
-        warning = (
-            f"all {tokens:,} tokens are in the validation shard, and none are left to train on: delete {out} and give "
-            f"a smaller shard, such as --shard-tokens {max(1, tokens // 10)}"
-        )
-    else:
+        fetch_pretokenized(out, options.edu, options.version, options.pretokenized or None)
         return
-    print(f"warning: {warning}", file=sys.stderr)
+
+    # the input files
+    if options.input:
+        paths = find_inputs(options.input)
+        for path in paths:
+            check_documents(path, options.column)
+        sources: list[Source] = [LocalFile(path, options.column, options.separator) for path in paths]
+        dataset, revision = "local files", None
+    else:
+        dataset = "HuggingFaceFW/fineweb-edu" if options.edu else "HuggingFaceFW/fineweb"
+        # a folder keeps the commit that it was started with, whatever is committed to the dataset meanwhile
+        pinned = pinned_revision(out, dataset) or "main"
+        listing = hub_files(dataset, f"sample/{options.version}", ".parquet", pinned)
+        revision = listing.revision
+        sources = [HubFile(dataset, revision, path, out / ".download", options.column) for path in listing.files]
+
+    # tokenize them
+    facts = {"column": options.column} | ({"separator": options.separator} if options.separator else {})
+    tokenizer = GPT2Tokenizer(options.engine)
+    job = TokenizeJob(sources, name, dataset, revision, tokenizer, facts, options.shard_tokens)
+    manifest = run_job(job, out, options.workers, options.task)
+    if manifest is None:
+        return
+    shutil.rmtree(out / ".download", ignore_errors=True)
+    tokens = sum(shard["tokens"] for shard in manifest["shards"])
+    if all("_val_" in shard["file"] for shard in manifest["shards"]):
+        print(
+            f"warning: all {tokens:,} tokens are in the validation shard, and none are left to train on: delete {out} "
+            f"and give a smaller shard, such as --shard-tokens {max(1, tokens // 10)}",
+            file=sys.stderr,
+        )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

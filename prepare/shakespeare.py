@@ -3,8 +3,8 @@
     python prepare/shakespeare.py                              # the 37 plays, BPE -> data/shakespeare_bpe
     python prepare/shakespeare.py --level char --source tiny   # nanoGPT's shakespeare_char -> data/shakespeare_char
 
-Of the plays, each is one document, and four whole ones (9.5% of the text) are held out. Tiny Shakespeare or --input
-makes one document to train on (the first 90% of the characters, as nanoGPT splits) and one to validate with (the rest).
+Each play is one document; four complete plays (9.5% of the text) are held out. Tiny Shakespeare or --input makes one
+document to train on (the first 90% of the characters, as nanoGPT splits) and one to validate with (the rest).
 """
 
 import sys
@@ -45,9 +45,6 @@ class Texts(Source):
     def identity(self) -> dict:
         return {"name": self.split, "sha256": hashlib.sha256("".join(self.texts).encode()).hexdigest()}
 
-    def fetch(self) -> None:
-        pass
-
     def batches(self, start: int = 0) -> Iterator[Batch]:
         if start < len(self.texts):
             yield batch_of(self.texts[start:], 1.0)
@@ -67,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         train, held_out = [text[:cut]], [text[cut:]]
         if not train[0]:
             raise UserError(f"{path} holds {len(text)} characters, too few to split in two: give a longer text")
-    # a character vocabulary is that of the whole text, as nanoGPT's
+    # a character vocabulary covers both splits, as nanoGPT's does
     tokenizer = GPT2Tokenizer() if options.level == "bpe" else CharTokenizer("".join(train + held_out))
     sources = [Texts(held_out, "val"), Texts(train, "train")]
     job = TokenizeJob(sources, "shakespeare", dataset, None, tokenizer, {"level": options.level}, options.shard_tokens)
@@ -89,14 +86,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_text(path: Path) -> str:
-    """A whole UTF-8 file, its line ends as they are."""
+    """Read a UTF-8 file, its line ends as they are."""
     try:
         return path.read_bytes().decode("utf-8")
-    except OSError as failure:
-        raise UserError(f"--input {path}: {failure.strerror}: check the path") from failure
-    except UnicodeDecodeError as failure:
-        where = f"{failure.reason} at byte {failure.start:,}"
-        raise UserError(f"--input {path} is no UTF-8 text ({where}): convert it") from failure
+    except (OSError, UnicodeDecodeError) as failure:
+        raise UserError(f"--input {path} cannot be read as UTF-8 text ({failure}): check or convert it") from failure
 
 
 if __name__ == "__main__":

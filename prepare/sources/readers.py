@@ -176,7 +176,7 @@ def arrow_batch(array: pa.Array, done: float) -> Batch:
 def resize(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
     """Cast arrays of text to large strings or binaries of at most twice BATCH_BYTES each, or of one longer value.
 
-    Small arrays are concatenated; large ones are cut into copies of their parts, so that the whole can be freed.
+    Small arrays are concatenated; large ones are cut into copies of their parts, so that the original can be freed.
     """
     batch: list[pa.Array] = []
     size = 0
@@ -231,11 +231,11 @@ def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[
     skip = start - (int(ends[first - 1]) if first else 0)
     batches = file.iter_batches(rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False)
     for array in resize(batch.column(column) for batch in batches):
-        wanted = array.slice(skip)
+        kept = array.slice(skip)
         skip = max(0, skip - len(array))
-        start += len(wanted)
-        if len(wanted):
-            yield arrow_batch(wanted, start / file.metadata.num_rows)
+        start += len(kept)
+        if len(kept):
+            yield arrow_batch(kept, start / file.metadata.num_rows)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback: a real HTTP server over a folder, with faults at will.
+"""A Hugging Face hub on loopback: a real HTTP server over a folder, with faults on demand.
 
     with LoopbackHub(folder, [Fault("a.parquet", drop_after=1000), Fault("a.parquet", status=500)]) as hub:
         run_command("python", "prepare/fineweb.py", **hub.environment(tmp_path))
@@ -34,16 +34,13 @@ CLOSED = "http://127.0.0.1:9"  # nobody listens there
 class Fault:
     """What goes wrong with the next `times` requests of `method` whose path contains `where`.
 
-    status: answered instead, with `answer` (and Retry-After in seconds, or the hub's RateLimit). drop_after: the
-    connection breaks after so many bytes of a file's body. corrupt: the body's first byte is wrong. delay: seconds
-    before each kB of it.
+    status: the answer instead (with Retry-After in seconds). drop_after: the connection breaks after N bytes of a file's
+    body. corrupt: the body's first byte is wrong. delay: seconds before each kB of it.
     """
 
     where: str
     status: int | None = None
-    answer: bytes = b"as the test wants it"
     retry_after: int | None = None
-    rate_limit: str | None = None
     drop_after: int | None = None
     corrupt: bool = False
     delay: float = 0.0
@@ -68,7 +65,7 @@ class LoopbackHub:
     def __init__(self, folder: Path, faults: Sequence[Fault] = (), page: int = 1000) -> None:
         self.folder, self.faults, self.page = folder, list(faults), page
         self.requests: list[Seen] = []
-        self.commits: set[str] = set()  # those that were asked for; all of them have the newest one's files
+        self.commits: set[str] = set()  # those that were requested; all have the newest one's files
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self.server.daemon_threads = True
@@ -160,8 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             hub.requests.append(seen)
         if fault := hub.take_fault(self.command, path, in_body=False):
             extra = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-            extra |= {} if fault.rate_limit is None else {"RateLimit": fault.rate_limit}
-            return self.answer(fault.status, fault.answer, extra)
+            return self.answer(fault.status, b"as the test wants it", extra)
         if match := re.fullmatch(r"/api/(datasets|models)/(.+?)(?:/(revision|tree)/([^/]+)(?:/(.*))?)?", path):
             return self.api(*match.groups(), query=parse_qs(url.query))
         if match := re.fullmatch(r"/(datasets/)?(.+?)/resolve/([^/]+)/(.+)", path):
@@ -254,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
         })  # fmt: skip
 
     def send(self, file: Path, extra: dict[str, str] | None = None) -> None:
-        """A file, or the range of it that is asked for."""
+        """A file, or the range of it that is requested."""
         body = file.read_bytes()
         size, start, status = len(body), 0, 200
         extra = {"Accept-Ranges": "bytes"} | (extra or {})

@@ -120,18 +120,6 @@ def test_all_in_the_validation_shard_is_a_warning_with_a_way_out(tmp_path):
     assert len(find_shards(str(tmp_path / "again" / "*_train_*.bin"))) == 9
 
 
-def test_a_first_input_without_documents_is_a_warning_that_nothing_is_held_out(tmp_path):
-    path = parquet(tmp_path / "a.parquet", ["some words to train on"] * 50)
-    empty = [parquet(tmp_path / "empty.parquet", []), tmp_path / "empty.jsonl"]
-    empty[1].touch()
-    result = fineweb("--input", *empty, path, "--out", tmp_path / "out")
-    assert result.returncode == 0, result.stderr
-    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
-    assert "nothing is held out for validation, since the first input, empty.parquet, holds no documents" in warning
-    assert f"delete {tmp_path / 'out'} and put another first" in warning
-    assert [shard.name for shard in find_shards(str(tmp_path / "out/*.bin"))] == ["fineweb_train_002000.bin"]
-
-
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
     good = parquet(tmp_path / "good.parquet", ["text"])
     empty = parquet(tmp_path / "empty.parquet", [])

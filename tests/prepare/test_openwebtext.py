@@ -129,7 +129,7 @@ def test_every_kind_of_column_that_fineweb_takes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--column", "body"], "no column 'body'; it has text, n"),
         (["--input", "one.parquet"], "1 documents, too few"),
@@ -139,12 +139,12 @@ def test_every_kind_of_column_that_fineweb_takes(tmp_path: Path) -> None:
         (["--input", "absent.parquet"], "no such file"),
     ],
 )
-def test_mistakes(tmp_path: Path, parquet: list[Path], options: list[str], said: str) -> None:
+def test_mistakes(tmp_path: Path, parquet: list[Path], options: list[str], message: str) -> None:
     pq.write_table(pa.table({"text": ["alone"]}), tmp_path / "one.parquet")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "zero.parquet")
     pq.write_table(pa.table({"text": pa.nulls(5, pa.string())}), tmp_path / "null.parquet")
     (tmp_path / "text.txt").write_text("text")
     script = Path(__file__).resolve().parents[2] / SCRIPT
     result = run_command("python", script, "--input", parquet[0], "--out", "out", *options, cwd=tmp_path)
-    assert said in one_line_error(result)
+    assert message in one_line_error(result)
     assert not (tmp_path / "out").exists()  # nor the text as Arrow

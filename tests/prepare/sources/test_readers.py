@@ -60,8 +60,8 @@ def test_a_missing_column_is_named_before_and_while_reading(path):
 def test_truncated_or_corrupt_files_are_named(path):
     write_documents(path, [{"text": f"some text {i * i}"} for i in range(20_000)])
     whole = path.read_bytes()
-    for damaged in (whole[: len(whole) // 2], whole[:-3], b"not this kind of file, surely"):
-        path.write_bytes(damaged)
+    for corrupt in (whole[: len(whole) // 2], whole[:-3], b"not this kind of file, surely"):
+        path.write_bytes(corrupt)
         with pytest.raises(UserError, match=str(path)):
             read(path)
 
