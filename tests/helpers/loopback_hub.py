@@ -34,8 +34,8 @@ CLOSED = "http://127.0.0.1:9"  # nobody listens there
 class Fault:
     """What goes wrong with the next `times` requests of `method` whose path contains `where`.
 
-    status: the answer instead (with Retry-After in seconds). drop_after: the connection breaks after N bytes of a file's
-    body. corrupt: the body's first byte is wrong. delay: seconds before each kB of it.
+    status: the answer instead (and Retry-After in seconds). drop_after: the connection breaks after N bytes of a
+    file's body. corrupt: the first byte of it is wrong. delay: seconds before each kB of it.
     """
 
     where: str
