@@ -82,6 +82,8 @@ reproduce-gpt2-scores: $(ready)
 lint: $(ready)
 	@echo "== Lint"
 	@$(python) -m ruff check .
+	@$(python) -m ruff format --check .
+	@$(python) -m ty check --python $(VENV)
 
 # On a machine that has PyTorch and little else. GPU_PYTHON: its Python; PEER: a checkout of build-nanogpt, or nothing.
 GPU_PYTHON := python3

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(
                 f"{args.file} has the label {unknown[0]!r}; the labels of {loaded.name}: {', '.join(names)}"
             )
-        probabilities, truncated = classify(loaded.model, loaded.tokenizer, texts, world.device)
+        probabilities, truncated = classify(loaded.model, loaded.tokenizer, texts, world.device)  # ty: ignore[invalid-argument-type]
     for text, row in zip(texts, probabilities, strict=True):
         print(f"{names[row.argmax()]}\t{row.max():.4f}\t{' '.join(text.split())}")
     if truncated:

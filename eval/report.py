@@ -10,7 +10,7 @@ from pathlib import Path
 if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from eval.scoring.evaluation import evaluate_hellaswag, evaluate_lambada, evalua
 from eval.scoring.tasks import FORMATS, Format, load_hellaswag, load_lambada
 from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty_path, positive, run_script
 from prepare.common.files import atomic_write_json, atomic_write_text
-from prepare.sources.published import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
+from prepare.sources.published import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103, PublishedFile, PublishedText
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import EvalConfig
 from train.parallel.world import World
@@ -79,6 +79,7 @@ def evaluate_all(
     def wikitext(path: Path) -> dict[str, Any]:
         return evaluate_wikitext(loaded, world, load_wikitext(path))
 
+    datasets: list[tuple[str, PublishedFile | PublishedText, Callable[[Path], dict[str, Any]]]]
     datasets = [(f"hellaswag {style}", HELLASWAG, partial(hellaswag, style=style)) for style in FORMATS]
     datasets += [("lambada", LAMBADA, lambada)]
     datasets += [("wikitext2", WIKITEXT2, wikitext), ("wikitext103", WIKITEXT103, wikitext)]

@@ -67,7 +67,7 @@ def measure(texts: list[pa.LargeStringArray], least: int, workers: int, folder: 
     del texts, once
     speeds: dict[str, list[float]] = {}
 
-    def timed(what: str, work: Callable[[], None], amount: int = total) -> None:
+    def timed(what: str, work: Callable[[], object], amount: int = total) -> None:
         start = time.perf_counter()
         work()
         speeds.setdefault(what, []).append(amount / 1e6 / (time.perf_counter() - start))

@@ -61,6 +61,7 @@ class Corpus:
 
     def _load(self, paths: list[Path]) -> dict:
         import datasets  # takes two seconds, which a mistake in the arguments need not wait for
+        from datasets.exceptions import DatasetsError
 
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
@@ -79,7 +80,7 @@ class Corpus:
                 batch_size=ROWS,  # else the rows of a file's first group, which may be none
             )
             return rows.train_test_split(test_size=TEST_SIZE, seed=SEED, shuffle=True)
-        except datasets.exceptions.DatasetsError as failure:
+        except DatasetsError as failure:
             for path in paths:  # it does not say which
                 for _ in read_documents(path, self.column):
                     pass
@@ -125,21 +126,26 @@ def main(argv: list[str] | None = None) -> None:
     scratch = options.out / ".download"
     facts = {"column": options.column, "split": f"train_test_split(test_size={TEST_SIZE}, seed={SEED})"}
     if options.input:
-        paths = find_inputs(options.input)
-        for path in paths:
-            if path.suffix != ".parquet":
-                raise UserError(f"--input {path}: OpenWebText is read from .parquet; prepare/fineweb.py takes others")
+        paths = []
+        for path in find_inputs(options.input):
+            if not isinstance(path, Path) or path.suffix != ".parquet":
+                raise UserError(
+                    f"--input {path}: OpenWebText is read from local .parquet files; prepare/fineweb.py takes others"
+                )
             check_documents(path, options.column)
-        dataset, revision = "local files", None
+            paths.append(path)
+        dataset, revision, count = "local files", None, len(paths)
         facts["files"] = [LocalFile(path, options.column).identity() for path in paths]
         corpus = Corpus(lambda: paths, options.column, scratch)
     else:
         listing = hub_files(REPO, FOLDER, ".parquet", pinned_revision(options.out, REPO) or "main")
-        dataset, revision, paths = REPO, listing.revision, listing.files
-        corpus = Corpus(
-            lambda: [fetch_hub_file(REPO, path, revision, scratch) for path in paths], options.column, scratch / "arrow"
-        )
-    count = max(1, 5 * len(paths) // 4)  # of the hub's 80 files this makes 100 parts of 90M tokens, one shard each
+        dataset, revision, count = REPO, listing.revision, len(listing.files)
+
+        def download() -> list[Path]:
+            return [fetch_hub_file(REPO, name, listing.revision, scratch) for name in listing.files]
+
+        corpus = Corpus(download, options.column, scratch / "arrow")
+    count = max(1, 5 * count // 4)  # of the hub's 80 files this makes 100 parts of 90M tokens, one shard each
     sources = [Part(corpus, "val"), *(Part(corpus, "train", index, count) for index in range(count))]
     tokenizer = GPT2Tokenizer(options.engine)
     job = TokenizeJob(sources, "openwebtext", dataset, revision, tokenizer, facts, options.shard_tokens)

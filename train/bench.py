@@ -8,6 +8,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -44,7 +45,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
-        self.marks: list[tuple[str, torch.cuda.Event | float]] = []
+        self.marks: list[tuple[str, Any]] = []
 
     def __call__(self, phase: str) -> None:
         moment = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
@@ -112,7 +113,7 @@ class StepBench:
             samples.append({"seconds": seconds, "loss": loss, "data": waited, **self.watch.split()})
         return samples
 
-    def facts(self) -> dict[str, int | str]:
+    def facts(self) -> dict[str, Any]:
         """The model, the batch, and the most memory so far, in bytes."""
         cuda = self.world.device.type == "cuda"
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -209,7 +210,7 @@ def all_reduce(bench: StepBench, samples: list[Sample]) -> str:
         dist.all_reduce(gradients)
         gradients[0].item()
         seconds.append(time.perf_counter() - start)
-    with bench.train_model.no_sync():
+    with bench.train_model.no_sync():  # ty: ignore[not-callable]
         without = median_ms(bench.run(len(samples)), "backward")
     return (
         f"{gradients.nbytes / 1e6:,.1f} MB of gradients in {1000 * statistics.median(seconds):,.1f} ms alone; "

@@ -83,8 +83,8 @@ def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "
     """
     runs = [read_metrics(run) for run in run_dirs]
     names = [str(run) for run in run_dirs] if len(runs) > 1 else [Path(run).resolve().name for run in run_dirs]
-    scales = [tokens_per_step(rows) for rows in runs]
-    if over == "steps" or None in scales:
+    scales = [scale for rows in runs if (scale := tokens_per_step(rows))]
+    if over == "steps" or len(scales) < len(runs):
         over, scales = "steps", [1.0] * len(runs)
     score = next((each for each in (HELLASWAG, ACCURACY) if any(len(series(rows, *each)[0]) for rows in runs)), None)
     grid, size = ((2, 2), (11, 7)) if score else ((1, 3), (14, 4))

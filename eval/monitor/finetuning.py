@@ -1,7 +1,6 @@
 """Evaluation while a model is fine-tuned: validation with early stopping, and sampled answers."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -10,8 +9,8 @@ from eval.monitor.pretraining import GROUP, Evaluator
 from eval.scoring.classification import Tally, class_probabilities
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
-from train.config.finetune import ClassifyEval
 from train.data.examples import Examples, length_buckets
+from train.model.classifier import Classifier
 from train.model.gpt import IGNORE_INDEX
 from train.trainer.trainer import Trainer
 
@@ -20,16 +19,16 @@ class FinetuneEvaluator(Evaluator):
     """Validation on held-out examples, and early stopping, which depends only on the validation losses in the log: a
     resumed run stops where an uninterrupted one would have."""
 
-    def __init__(self, trainer: Trainer, val: Examples, evaluations: dict[str, Callable[[], dict[str, Any]]]) -> None:
+    def __init__(self, trainer: Trainer, val: Examples, evaluations: Mapping[str, Callable[[], Mapping]]) -> None:
         config = trainer.config
-        self.eval: ClassifyEval = config.eval
+        self.eval = config.eval
         if self.eval.patience and not len(val):
             reason = f"data.val_share {config.data.val_share} holds out no example, which eval.patience needs"
             raise UserError(f"{reason}: raise it, or set eval.patience 0")
         intervals = {"val": self.eval.every, "sample": getattr(self.eval, "sample_every", 0)}
         intervals = intervals if len(val) else dict.fromkeys(intervals, 0)
         super().__init__(trainer, intervals, evaluations)
-        self.val, self.batches = val, length_buckets(val, config.data.micro_batch_size)
+        self.val, self.batches = val, length_buckets(val, trainer.loader.micro_batch_size)
 
     def run(self, step: int) -> bool:
         """Run what is due after `step` finished steps; return whether to stop training."""
@@ -54,6 +53,8 @@ class FinetuneEvaluator(Evaluator):
 
 class ClassifyEvaluator(FinetuneEvaluator):
     """Loss, accuracy, F1 and calibration of a classifier on held-out texts."""
+
+    model: Classifier
 
     def __init__(self, trainer: Trainer, val: Examples) -> None:
         super().__init__(trainer, val, {"val": self._validate})

@@ -4,10 +4,9 @@ Between two parts of an evaluation the ranks all-reduce their sums, and with the
 the evaluation is abandoned, so that the run can be saved at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class Evaluator:
     """Runs each evaluation at its interval and logs its row. Every rank must call `run` at every step."""
 
     def __init__(
-        self, trainer: Trainer, intervals: dict[str, int], evaluations: dict[str, Callable[[], dict[str, Any]]]
+        self, trainer: Trainer, intervals: dict[str, int], evaluations: Mapping[str, Callable[[], Mapping]]
     ) -> None:
         """
         Args:
@@ -115,7 +114,7 @@ class PretrainEvaluator(Evaluator):
 
     def _load_requests(self) -> None:
         tasks = load_hellaswag(HELLASWAG if HELLASWAG.exists() else ROOT / HELLASWAG)
-        self.requests = [hellaswag_request(task, self.tokenizer, "plain") for task in tasks]
+        self.requests = [hellaswag_request(task, self.tokenizer, "plain") for task in tasks]  # ty: ignore[invalid-argument-type]
 
     def _encode_prompt(self) -> None:
         self.prompt = self.tokenizer.encode(self.eval.sample_prompt) or [self.tokenizer.eot or 0]

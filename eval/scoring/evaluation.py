@@ -132,7 +132,7 @@ def evaluate_wikitext(loaded: LoadedModel, world: World, text: WikiText, stride:
     }
 
 
-def sliding_windows(tokens: Sequence[int], size: int, stride: int) -> list[Request]:
+def sliding_windows(tokens: list[int], size: int, stride: int) -> list[Request]:
     """Windows of at most `size` inputs that together predict each of tokens[1:] once."""
     windows, predicted, last = [], 0, len(tokens) - 1  # predicted: the last token predicted so far
     for start in range(0, last, stride):

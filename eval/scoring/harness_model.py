@@ -78,7 +78,7 @@ class GPT2Run(LM):
         texts, size = [], self.loaded.model.config.block_size
         for request in requests:
             context, task_settings = request.args
-            settings = dict(normalize_gen_kwargs(task_settings, MAX_NEW_TOKENS))
+            settings: dict[str, Any] = dict(normalize_gen_kwargs(task_settings, MAX_NEW_TOKENS))
             stops, max_new_tokens = settings.pop("until"), settings.pop("max_gen_toks")
             temperature = settings.pop("temperature", 1.0)
             if not settings.pop("do_sample"):

@@ -241,6 +241,6 @@ def count_correct(requests: Sequence[Request], scores: Mapping[int, Sequence[Sco
     return [*correct, len(scores)]
 
 
-def standard_error(accuracy: float, n: int) -> float:
+def standard_error(accuracy: float, n: float) -> float:
     """Standard error of a proportion: sqrt(p (1 - p) / (n - 1)), as in the harness."""
     return math.sqrt(accuracy * (1 - accuracy) / max(1, n - 1))

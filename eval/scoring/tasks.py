@@ -143,9 +143,11 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 def encode_context(tokenizer: Tokenizer, context: str) -> list[int]:
     """Encode a context; an empty one is the end-of-text token, which begins every document."""
     tokens = tokenizer.encode(context)
-    if not tokens and tokenizer.eot is None:
+    if tokens:
+        return tokens
+    if tokenizer.eot is None:
         raise UserError(f"an empty context needs an end-of-text token, and the {tokenizer.name} vocabulary has none")
-    return tokens or [tokenizer.eot]
+    return [tokenizer.eot]
 
 
 def _read_examples(path: Path | str, limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:

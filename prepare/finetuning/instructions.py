@@ -140,7 +140,7 @@ def _tokens_and_loss_mask(
         before += template.write(role, content)
         if role == "assistant":
             prompt, answer = tokenizer.encode(before), [*tokenizer.encode(content), tokenizer.eot]
-            tokens += prompt + answer
+            tokens += prompt + answer  # ty: ignore[unsupported-operator]
             loss_mask += [False] * len(prompt) + [True] * len(answer)
             before = ""
     return tokens, loss_mask

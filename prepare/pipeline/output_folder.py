@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from prepare.common.cli import UserError
 from prepare.common.files import FileLock, atomic_write_json, read_json_object
@@ -27,7 +28,7 @@ def pinned_revision(path: Path, dataset: str) -> str | None:
 class OutputFolder:
     """The folder `path`, and the plan of the job that makes it. Input files are known by their number in the plan."""
 
-    def __init__(self, path: Path, plan: dict) -> None:
+    def __init__(self, path: Path, plan: dict[str, Any]) -> None:
         self.path, self.plan = path, plan
         self.progress = path / PROGRESS
         self._plan_path, self._lock_path = self.progress / PLAN, self.progress / "lock"
@@ -101,7 +102,7 @@ class OutputFolder:
         else:
             records = {number: {"input": facts, "shards": []} for number, facts in enumerate(manifest["inputs"])}
             for shard in manifest["shards"]:
-                records[shard_number(shard["file"]) // MAX_PARTS]["shards"].append(shard)
+                records[shard_number(shard["file"]) // MAX_PARTS]["shards"].append(shard)  # ty: ignore[unsupported-operator]
         return {number: record for number, record in records.items() if self._all_there(record["shards"])}
 
     def _all_there(self, shards: list[dict]) -> bool:
@@ -160,7 +161,8 @@ class OutputFolder:
                     for number in records:
                         self._record_path(number).unlink()
                     raise UserError(f"the input holds no text ({len(records)} files): nothing to make {self.path} of")
-                manifest = build_manifest(**(self.plan | {"inputs": inputs}), shards=shards)
+                facts: dict[str, Any] = {**self.plan, "inputs": inputs, "shards": shards}
+                manifest = build_manifest(**facts)
                 write_manifest(self.path, manifest)
             if manifest is not None:
                 self._remove_progress()

@@ -1,6 +1,7 @@
 """FineWeb as GPT-2 shards that others have published: downloaded, checked, and given a manifest."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -
     for path in sorted(paths, key=lambda path: "_train_" in path.name):  # the validation shard first
         fetch_hub_file(repo, path.name, listing.revision, out)
 
-    shards = []
+    shards: list[dict[str, Any]] = []
     with Progress("checking", sum(path.stat().st_size for path in paths), "B") as progress:
         for path in paths:
             tokens = open_shard(path)

@@ -46,7 +46,7 @@ def hub_files(repo: str, folder: str, suffix: str, revision: str = "main") -> Hu
         api = HfApi()
         commit = api.dataset_info(repo, revision=revision, timeout=TIMEOUT).sha
         entries = api.list_repo_tree(repo, folder or None, revision=commit, repo_type="dataset")
-        return HubListing(commit, sorted(entry.path for entry in entries if entry.path.endswith(suffix)))
+        return HubListing(commit, sorted(entry.path for entry in entries if entry.path.endswith(suffix)))  # ty: ignore[invalid-argument-type]
 
     found = _retry(listing, f"{repo} on {constants.ENDPOINT}", "fetch its files elsewhere and pass them with --input")
     if not found.files:

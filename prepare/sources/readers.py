@@ -148,7 +148,7 @@ def group(values: Iterable[object], done: Callable[[], float], start: int = 0) -
 def batch_of(values: Sequence[object], done: float) -> Batch:
     """Make a batch of values: those that are not text are skipped, lone surrogates become U+FFFD, as in tiktoken."""
     rows = [row for row, value in enumerate(values) if isinstance(value, str)]
-    texts = [values[row] for row in rows]
+    texts = [value for value in values if isinstance(value, str)]
     try:
         array = pa.array(texts, pa.large_string())
     except UnicodeEncodeError:

@@ -204,7 +204,9 @@ def load_tokenizer(description: Mapping[str, Any] | None) -> Tokenizer:
     Raises:
         UserError: an unknown name, or another vocabulary than this program's under that name.
     """
-    name = GPT2Tokenizer.name if description is None else description["name"]
+    if description is None:
+        return GPT2Tokenizer()
+    name = description["name"]
     if name == GPT2Tokenizer.name:
         tokenizer: Tokenizer = GPT2Tokenizer()
     elif name == CharTokenizer.name:
@@ -212,7 +214,7 @@ def load_tokenizer(description: Mapping[str, Any] | None) -> Tokenizer:
     else:
         raise UserError(f"unknown tokenizer {name!r}: this program has gpt2 and char")
     ours = tokenizer.describe()["sha256"]
-    if description is not None and ours != (theirs := description["sha256"]):
+    if ours != (theirs := description["sha256"]):
         raise UserError(f"the {name} vocabulary has sha256 {ours}, the data was made with {theirs}: prepare it again")
     return tokenizer
 

@@ -135,7 +135,8 @@ def test_every_kind_of_column_that_fineweb_takes(tmp_path: Path) -> None:
         (["--input", "one.parquet"], "1 documents, too few"),
         (["--input", "zero.parquet"], "0 documents, too few"),
         (["--input", "null.parquet"], "no text"),
-        (["--input", "text.txt"], ".parquet"),
+        (["--input", "text.txt"], "local .parquet"),
+        (["--input", "file://PARQUET"], "local .parquet"),
         (["--input", "absent.parquet"], "no such file"),
     ],
 )
@@ -145,6 +146,7 @@ def test_mistakes(tmp_path: Path, parquet: list[Path], options: list[str], messa
     pq.write_table(pa.table({"text": pa.nulls(5, pa.string())}), tmp_path / "null.parquet")
     (tmp_path / "text.txt").write_text("text")
     script = Path(__file__).resolve().parents[2] / SCRIPT
+    options = [option.replace("PARQUET", str(parquet[0])) for option in options]
     result = run_command("python", script, "--input", parquet[0], "--out", "out", *options, cwd=tmp_path)
     assert message in one_line_error(result)
     assert not (tmp_path / "out").exists()  # nor the text as Arrow

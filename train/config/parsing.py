@@ -13,7 +13,7 @@ from prepare.common.cli import ROOT, RUNS, ArgumentError
 from prepare.common.files import atomic_write_text
 
 CONFIGS = ROOT / "configs"
-AnyConfig = TypeVar("AnyConfig")
+AnyConfig = TypeVar("AnyConfig", bound=Any)
 
 
 class ConfigParser(jsonargparse.ArgumentParser):

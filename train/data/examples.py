@@ -79,7 +79,7 @@ class Examples:
         part = slice(self.offsets[number], self.offsets[number + 1])
         return self.tokens[part], self.targets[part]
 
-    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, numbers: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Rows as inputs and targets, int64 (b, longest) each, padded on the right: with token 0, which no position
         before it attends to, and IGNORE_INDEX."""
         longest = max((int(self.lengths[number]) for number in numbers), default=0)
@@ -217,6 +217,6 @@ def fingerprint(splits: dict[str, Examples]) -> dict[str, int | str]:
     digest = hashlib.sha256()
     for name in SPLITS:
         for array in (splits[name].tokens, splits[name].targets, splits[name].offsets):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     train = splits["train"]
     return {"examples": len(train), "tokens": len(train.tokens), "sha256": digest.hexdigest()}

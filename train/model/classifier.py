@@ -17,6 +17,8 @@ from train.model.gpt import GPT, IGNORE_INDEX
 class Classifier(GPT):
     """A GPT with a head of L labels: the parameters of a GPT, and `score.weight`."""
 
+    label_weights: Tensor  # (L,), a buffer
+
     def __init__(
         self,
         config: ModelConfig,

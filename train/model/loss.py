@@ -8,9 +8,11 @@ Sources: Hsu et al. 2024, "Liger Kernel" (gradients in the forward pass); torch.
 the same from torch 2.13 on, but torch.compile cannot see into it.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK_BYTES = 2**30  # of logits at a time; each chunk reads and writes the weight's float32 gradient once more
@@ -38,16 +40,14 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype) -> Tensor:
         loss, d_hidden, d_weight = _chunked(hidden, weight, targets, ignored, dtype, gradients=True)
         ctx.save_for_backward(d_hidden, d_weight)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         return d_hidden * d_loss, d_weight * d_loss, None, None, None
 

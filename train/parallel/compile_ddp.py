@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ def compile_and_wrap_ddp(model: nn.Module, compiled: bool, world: World) -> nn.M
     """
     if compiled:
         prepare_compiler()
-        model = torch.compile(model)
+        model = cast(nn.Module, torch.compile(model))
     if world.size == 1:
         return model
     device_ids = [world.device.index] if world.device.type == "cuda" else None

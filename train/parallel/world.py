@@ -85,7 +85,7 @@ class World:
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return f"{self.size} process{'es' if self.size > 1 else ''} on {kind}"
 
-    def _all_reduce(self, values: Sequence[float], operation: dist.ReduceOp) -> list[float]:
+    def _all_reduce(self, values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return [float(value) for value in values]
         self.watchdog.arrived()
@@ -126,7 +126,7 @@ def init_distributed(device: str = "auto", timeout_seconds: int = 600) -> World:
     if size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         store = _open_store(timeout)
     if size > 1:
-        group_store = rendezvous(store, rank, size, timeout)
+        group_store = rendezvous(store, rank, size, timeout)  # ty: ignore[invalid-argument-type]
         backend = "nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=timeout)
         # Whoever releases the group last waits for gloo's threads, which may want the GIL to free a tensor. Python
@@ -170,7 +170,7 @@ def rendezvous(store: dist.Store, rank: int, size: int, timeout: timedelta) -> d
     store.set(names[rank], name)
     while time.monotonic() < end:
         if rank == 0 and store.check(names):  # names of dead ranks too, until the new ones have replaced them
-            store.set("names", b" ".join(store.multi_get(names)))
+            store.set("names", b" ".join(store.multi_get(names)).decode())
         listed = store.get("names").decode().split() if store.check(["names"]) else []
         if name in listed:
             ours = dist.PrefixStore(listed[0], store)

@@ -76,7 +76,7 @@ def write(
 def prune(run_dir: Path, keep: int, val_losses: Mapping[int, float]) -> None:
     """Remove all checkpoints but the latest `keep` and the one with the lowest known validation loss (by step)."""
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
-    kept = set(list(checkpoints)[-keep:])
+    kept: set[int | None] = set(list(checkpoints)[-keep:])
     kept.add(_best(checkpoints, val_losses))
     for step in checkpoints.keys() - kept:
         _remove(checkpoints[step])
@@ -247,7 +247,7 @@ def resume(run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, identity
     checkpoint, meta, corrupt = latest_valid_checkpoint(run_dir)
     if checkpoint is None:
         return ResumeState()
-    meta = {"init": identity.get("init"), **meta}  # older checkpoints do not have it
+    meta.setdefault("init", identity.get("init"))  # older checkpoints do not have it
     if missing := identity.keys() - meta.keys():
         raise UserError(f"{checkpoint} lacks {', '.join(sorted(missing))}: not of such a run; choose another --run.dir")
     if different := differences("init", meta["init"], identity.get("init")):
@@ -314,7 +314,7 @@ def _corrupt(path: Path, failure: Exception) -> UserError:
 # --- the optimizer's moments ------------------------------------------------------------------------------------------
 
 
-def gather_moments(optimizer: torch.optim.Optimizer) -> None:
+def gather_moments(optimizer: Any) -> None:
     """Gather a sharded optimizer's moments on rank 0, whose state_dict() is then complete. A collective."""
     if hasattr(optimizer, "consolidate_state_dict"):
         optimizer.consolidate_state_dict(to=0)
@@ -322,7 +322,7 @@ def gather_moments(optimizer: torch.optim.Optimizer) -> None:
             torch.cuda.current_stream().synchronize()  # the last of its copies may still be on the way
 
 
-def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
+def load_moments(optimizer: Any, moments: dict[int, dict[str, Tensor]]) -> None:
     """Load the moments of a state_dict()["state"]; the saved optimizer and this one may each be sharded or not."""
     groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
     optimizer.load_state_dict({"param_groups": groups, "state": moments})

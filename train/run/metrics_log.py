@@ -14,6 +14,7 @@ from typing import Any
 
 from prepare.common.cli import UserError, first_line
 from prepare.common.files import atomic_write_text
+from train.config.finetune import FinetuneConfig
 from train.config.pretrain import Config
 from train.parallel.device import peak_flops
 from train.parallel.world import World
@@ -29,7 +30,7 @@ class MetricsLog:
     def __init__(
         self,
         run_dir: Path,
-        config: Config,
+        config: Config | FinetuneConfig,
         step: int,
         flops_per_token: int,
         world: World,
@@ -194,7 +195,7 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row else None
 
 
-def start_wandb(run_dir: Path, config: Config) -> Any | None:
+def start_wandb(run_dir: Path, config: Config | FinetuneConfig) -> Any | None:
     """The run at Weights & Biases, or None; a resumed run keeps its id.
 
     `auto` is online where an API key is known (the environment, or `wandb login`), and disabled elsewhere, unless
@@ -210,10 +211,10 @@ def start_wandb(run_dir: Path, config: Config) -> Any | None:
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
         atomic_write_text(id_file, secrets.token_hex(4))
-    settings = {"project": config.log.wandb_project, "name": run_dir.name, "id": id_file.read_text(), "resume": "allow"}
-    settings |= {"dir": run_dir, "config": asdict(config)}
+    settings: dict[str, Any] = {"project": config.log.wandb_project, "name": run_dir.name, "id": id_file.read_text()}
+    settings |= {"dir": run_dir, "config": asdict(config), "resume": "allow", "mode": mode}
     try:
-        return wandb.init(**settings, mode=mode, settings=wandb.Settings(init_timeout=WANDB_SECONDS))
+        return wandb.init(**settings, settings=wandb.Settings(init_timeout=WANDB_SECONDS))
     except Exception as failure:  # wandb raises many kinds when the service cannot be reached
         reason = first_line(failure)
         if config.log.wandb != "auto":
@@ -222,7 +223,8 @@ def start_wandb(run_dir: Path, config: Config) -> Any | None:
             f"wandb cannot be reached ({reason}); this run is logged offline, `wandb sync` uploads it later", flush=True
         )
         wandb.teardown()  # its service still holds the run's id
-        return wandb.init(**settings, mode="offline")
+        settings["mode"] = "offline"
+        return wandb.init(**settings)
 
 
 def _logged_in_to_wandb() -> bool:

@@ -44,7 +44,7 @@ class RunDir:
     """
 
     def __init__(self, config: Config | FinetuneConfig, world: World) -> None:
-        self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps
+        self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps  # ty: ignore[invalid-argument-type]
         metrics, started = self.path / METRICS, f"started {self.path}"
         used = latest(self.path) or (metrics.exists() and metrics.stat().st_size > 0)
         if config.run.fresh and used and not world.has_flag(started):  # torchrun may restart the run that it started

@@ -52,7 +52,7 @@ def weights_sha256(model: GPT) -> str:
     """A sha256 over a model's weights, the same wherever it was loaded from."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
-        digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     return digest.hexdigest()
 
 

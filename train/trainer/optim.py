@@ -1,6 +1,7 @@
 """AdamW as GPT-2's successors use it, and the learning rate as a pure function of the step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, sharded: bool = False)
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    settings = {"lr": optim.max_lr, "betas": optim.betas, "eps": optim.eps, "fused": True}
+    settings: dict[str, Any] = {"lr": optim.max_lr, "betas": optim.betas, "eps": optim.eps, "fused": True}
     if not sharded:
         return torch.optim.AdamW(groups, **settings)
     from torch.distributed.optim import ZeroRedundancyOptimizer  # a second to import, for its TorchScript

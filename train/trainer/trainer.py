@@ -61,7 +61,8 @@ class Trainer:
         Raises:
             UserError: every checkpoint is corrupt, the run does not match them, or the ranks see different files.
         """
-        self.config, self.world, self.run, self.stop = config, world, run, stop
+        self.config: Any = config  # with the keys of pretraining or of one kind of fine-tuning
+        self.world, self.run, self.stop = world, run, stop
         self.model, self.loader = model, loader
         self.identity = {**identity, "settings": changeable_settings(config)}
         self.context = autocast(world.device, config.train.precision)
