@@ -1,11 +1,12 @@
 """gigatoken, a fast engine with tiktoken's tokens: Arrow's text buffers to GPT-2's ids, and the texts where it differs.
 
-It is over twenty times as fast as tiktoken because it caches words, in memory that grows with the text.
+It is over twenty times as fast as tiktoken because it caches words. The cache grows with the text, so it is emptied
+when the process has grown by CACHE_BYTES for each encoding thread.
 """
 
 import base64
 import ctypes
-import math
+import os
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -18,9 +19,9 @@ from gigatoken.gigatoken_rs import BPETokenizer
 
 from prepare.common.files import naming
 
-# Text after which a thread starts an empty cache, which takes 0.1 s. A cache of English takes some 120 MB then, one of
-# words that never repeat 1.2 GB.
-CACHE_TEXT_BYTES = 256 << 20
+# Emptying each cache after 256 MB of text instead took three times the memory on words that never repeat (docs/log.md).
+CACHE_BYTES = 400 << 20  # of memory, for each thread
+CACHE_TEXT_BYTES = 32 << 20  # of text that a cache serves at least, for when something else takes the memory
 MANY_LEAD_BYTES = 1000  # in a batch: then NumPy finds all of them
 
 _memchr = ctypes.CDLL(None).memchr
@@ -43,6 +44,11 @@ class Gigatoken:
     def __init__(self, ranks: Mapping[bytes, int]) -> None:
         self._ranks = "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
         self._thread = threading.local()
+        self._lock = threading.Lock()
+        self._cache_generation = 0
+        self._threads = 0  # that have a tokenizer of this generation
+        self._base_memory = 0  # bytes, before the first of them
+        self._text_bytes = 0  # that they have encoded
 
     def encode(self, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
         """The ids (uint32) of all texts, concatenated, and len(texts) + 1 offsets (int64) into them.
@@ -59,17 +65,26 @@ class Gigatoken:
         return np.asarray(encoded.content.data), np.asarray(encoded.offsets.data)
 
     def _tokenizer(self, text_bytes: int) -> BPETokenizer:
-        """This thread's tokenizer; a new one, with an empty cache, after every CACHE_TEXT_BYTES of text."""
-        thread = self._thread
-        thread.text_bytes = getattr(thread, "text_bytes", math.inf) + text_bytes
-        if thread.text_bytes > CACHE_TEXT_BYTES:
-            thread.text_bytes, thread.tokenizer = text_bytes, None  # frees the old cache first
-            with tempfile.NamedTemporaryFile("w", suffix=".tiktoken") as file:  # it reads ranks from files only
-                with naming(Path(file.name)):
-                    file.write(self._ranks)
-                    file.flush()
-                thread.tokenizer = BPETokenizer.from_tiktoken(file.name, "gpt2", {})
-        return thread.tokenizer
+        """This thread's tokenizer; a new one, with an empty cache, when the caches have grown too large."""
+        with self._lock:
+            self._text_bytes += text_bytes
+            grown = _resident_bytes() - self._base_memory
+            if self._text_bytes > CACHE_TEXT_BYTES * self._threads and grown > CACHE_BYTES * self._threads > 0:
+                self._cache_generation += 1
+                self._threads = self._text_bytes = 0
+            if getattr(self._thread, "generation", None) == self._cache_generation:
+                return self._thread.tokenizer
+            self._thread.tokenizer = None  # frees its memory first
+            if self._threads == 0 and self._cache_generation == 0:
+                self._base_memory = _resident_bytes()
+            self._threads += 1
+            self._thread.generation = self._cache_generation
+        with tempfile.NamedTemporaryFile("w", suffix=".tiktoken") as file:  # the engine reads ranks from files only
+            with naming(Path(file.name)):
+                file.write(self._ranks)
+                file.flush()
+            self._thread.tokenizer = BPETokenizer.from_tiktoken(file.name, "gpt2", {})
+        return self._thread.tokenizer
 
 
 def documents_for_tiktoken(texts: pa.LargeStringArray) -> np.ndarray:
@@ -112,3 +127,12 @@ def arrow_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     _, offsets, data = texts.buffers()
     offsets = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     return offsets, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+
+
+def _resident_bytes() -> int:
+    """This process's resident memory; 0 where there is no /proc."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (called often)
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
