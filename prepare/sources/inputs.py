@@ -11,7 +11,7 @@ import fsspec
 
 from prepare.common.cli import UserError
 from prepare.sources.hub import fetch_hub_file
-from prepare.sources.readers import Batch, RemoteFile, errors_name, read_documents
+from prepare.sources.readers import Batch, RemoteFile, read_errors, read_documents
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 FINGERPRINT_BYTES = 1 << 16
@@ -56,7 +56,7 @@ class LocalFile(Source):
 
     def identity(self) -> dict:
         """Name, size, and a checksum of the size and both ends (the whole file would take long to read twice)."""
-        with errors_name(self.path), self.path.open("rb") as file:
+        with read_errors(self.path), self.path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
             digest = hashlib.sha256(b"%d\n" % size + file.read(FINGERPRINT_BYTES))
@@ -125,7 +125,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _find_remote(pattern: str) -> list[Path | RemoteFile]:
-    with errors_name(pattern):
+    with read_errors(pattern):
         try:
             system, path = fsspec.core.url_to_fs(pattern)
         except (ImportError, ValueError) as failure:  # it says what to install

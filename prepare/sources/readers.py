@@ -75,7 +75,7 @@ class RemoteFile:
 
 def check_documents(path: Path | RemoteFile, column: str) -> None:
     """Look at a file's start (a parquet file's schema). UserError if it has no documents in `column`."""
-    with errors_name(path):
+    with read_errors(path):
         if path.name.endswith(".parquet"):
             with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
@@ -92,7 +92,7 @@ def read_documents(
     path: Path | RemoteFile, column: str, start: int = 0, separator: str | None = None
 ) -> Iterator[Batch]:
     """Read a file's documents, the texts of `column`, from row `start` on. UserError names the file (and a line)."""
-    with errors_name(path):
+    with read_errors(path):
         if path.name.endswith(".parquet"):
             with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
@@ -112,7 +112,7 @@ def read_documents(
 
 
 @contextmanager
-def errors_name(path: Path | RemoteFile | str) -> Iterator[None]:
+def read_errors(path: Path | RemoteFile | str) -> Iterator[None]:
     """Turn an error of reading a file into a UserError that names the file."""
     try:
         yield
