@@ -22,7 +22,7 @@ def report_classifier(trainer: Trainer, best: LoadedModel, test: Examples) -> No
     if not len(test):
         return
     tally, path = Tally(len(best.labels)), trainer.run.path
-    batches = [test.batch(numbers) for numbers in length_buckets(test, trainer.loader.micro_batch_size)]
+    batches = [test.batch(numbers) for numbers in length_buckets(test, trainer.config.data.micro_batch_size)]
     for probabilities, truth in class_probabilities(best.model, batches, trainer.world.device, trainer.context):  # ty: ignore[invalid-argument-type]
         tally.add(probabilities, truth)
     metrics = tally.metrics()
@@ -41,7 +41,7 @@ def report_instructions(trainer: Trainer, base: LoadedModel, best: LoadedModel, 
     report.json, a row of metrics.jsonl and a line."""
     if not len(test):
         return
-    size, device, decode = trainer.loader.micro_batch_size, trainer.world.device, best.tokenizer.decode
+    size, device, decode = trainer.config.data.micro_batch_size, trainer.world.device, best.tokenizer.decode
     losses = {}
     for name, model in (("before", base.model.to(device)), ("after", best.model)):
         batches = (test.batch(numbers) for numbers in length_buckets(test, size))

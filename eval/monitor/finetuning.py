@@ -28,7 +28,7 @@ class FinetuneEvaluator(Evaluator):
         intervals = {"val": self.eval.every, "sample": getattr(self.eval, "sample_every", 0)}
         intervals = intervals if len(val) else dict.fromkeys(intervals, 0)
         super().__init__(trainer, intervals, evaluations)
-        self.val, self.batches = val, length_buckets(val, trainer.loader.micro_batch_size)
+        self.val, self.batches = val, length_buckets(val, config.data.micro_batch_size)
 
     def run(self, step: int) -> bool:
         """Run what is due after `step` finished steps; return whether to stop training."""
