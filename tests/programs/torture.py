@@ -1,11 +1,10 @@
-"""Kill -9 at random moments, again and again, and compare what the run ends with to a run that was left alone.
+"""Kill -9 at random moments, again and again, and compare the result with an uninterrupted run.
 
 python -m tests.programs.torture [KILLS] [--seed S]    # 200 kills; on Linux, for its /proc
 
-In every set-up one run is left alone. Others are killed, started again with the same command, and killed again, until
-DONE is there. Then metrics.jsonl must have the same rows (each step once, losses to the last bit), the final weights
-must be the same bits, every checkpoint must load, and nothing unfinished may lie about. Kills stop when they are used
-up: the last run of each set-up is let go to its end.
+In every set-up one run is left alone: the reference. Others are killed, restarted with the same command, and killed
+again, until DONE exists. Then metrics.jsonl must have the same rows (each step once, losses to the last bit), the final
+weights must be the same bits, every checkpoint must load, and no temporary file may be left.
 """
 
 import argparse
@@ -39,15 +38,15 @@ from tests.helpers.tiny import VOCAB, settings, write_shards
 from train.run.metrics_log import read_rows
 
 STEPS, SAVE_EVERY, EVAL_EVERY, SAMPLE_EVERY = 100, 3, 5, 10
-REACH = 20  # a targeted kill comes within so many steps of the checkpoint that its start goes on from
-LONGEST = 400  # seconds that one start may take; a cold compile is 20, and 90 on a machine with other work
-TIMES_IT_VARIES = ("tokens_per_s", "mfu")
+REACH = 20  # a targeted kill comes within 20 steps of the checkpoint that its start resumes from
+LONGEST = 400  # seconds that one start may take; a cold compile is 20, and 90 on a busy machine
+TIMINGS = ("tokens_per_s", "mfu")
 KINDS = ("train", "val", "sample")
 MOMENTS = ("first step", "write", "step", "evaluation", "end", "any time", "start-up")
 
 
 class Difference(Exception):
-    """The killed run is not what the one that was left alone is."""
+    """The killed run is not the same as the reference."""
 
 
 @dataclass(frozen=True)
@@ -99,58 +98,55 @@ SETUPS = (
 
 def write_data(folder: Path) -> Path:
     """Shards whose manifest has a tokenizer of VOCAB characters, so that samples can be drawn."""
-    paths = sorted(write_shards(folder).glob("*.bin"))
-    sizes = [{"file": path.name, "tokens": len(open_shard(path)), "documents": 1} for path in paths]
-    shards = [{**size, "sha256": file_sha256(path)} for size, path in zip(sizes, paths, strict=True)]
+    shards = [
+        {"file": path.name, "tokens": len(open_shard(path)), "documents": 1, "sha256": file_sha256(path)}
+        for path in sorted(write_shards(folder).glob("*.bin"))
+    ]
     write_manifest(folder, build_manifest("tiny", None, [], CharTokenizer(CHARACTERS).describe(), {}, shards))
     return folder
 
 
 class Start:
-    """One start of a command, in a session of its own, and every process that comes of it.
+    """One start of a command, in a session of its own, with all of its processes.
 
-    They are known by a word in their environment, which a child inherits and an orphan keeps.
+    They are found by a word in their environment, which a child inherits and an orphan keeps.
     """
 
     def __init__(self, command: list[str], console: Path, cache: Path) -> None:
         self.word, self.console = f"TORTURE_START={secrets.token_hex(8)}", console
         name, value = self.word.split("=")
-        environment = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache), name: value}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache), name: value}
         with console.open("w") as output:
             self.process = subprocess.Popen(
-                command,
-                env={**os.environ, **environment},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-        self.began = time.monotonic()
+        self.started = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self.began
+        """Since it was started."""
+        return time.monotonic() - self.started
 
-    def said(self) -> str:
+    def output(self) -> str:
         """What its processes have printed."""
         return self.console.read_text(errors="replace")
 
     def step(self) -> int:
-        """The last step that this start has printed; 0 before its first."""
-        steps = re.findall(r"^step +(\d+)/", self.said(), re.MULTILINE)
+        """The last step that it has printed; 0 before its first."""
+        steps = re.findall(r"^step +(\d+)/", self.output(), re.MULTILINE)
         return int(steps[-1]) if steps else 0
 
     def ended(self) -> bool:
-        """Whether the process that was started is gone."""
+        """Whether the process that was started has ended; others may be alive."""
         return self.process.poll() is not None
 
     def wait(self, reached: Callable[[], bool]) -> bool:
-        """Wait until something is so; False if the start has ended before. Difference if it takes for ever."""
+        """Wait for a condition; False if the process ends before. Raise Difference if it hangs."""
         while not reached():
             if self.ended():
                 return False
             if self.seconds > LONGEST:
-                raise Difference(f"it hangs: nothing for {LONGEST} s; it has said\n{self.said()[-3000:]}")
+                raise Difference(f"it hangs: nothing for {LONGEST} s; its output ends with\n{self.output()[-3000:]}")
             time.sleep(0.002)
         return True
 
@@ -159,13 +155,13 @@ class Start:
         self.wait(self.ended)
         return self.process.returncode
 
-    def alive(self) -> list[int]:
-        """Its processes, whoever their parent now is."""
+    def processes(self) -> list[int]:
+        """All that are alive, whoever their parent now is."""
         pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
         return [pid for pid in pids if self.word.encode() in _environment(pid)]
 
     def children(self) -> list[int]:
-        """Of the process that was started."""
+        """The children of the process that was started."""
         agent = self.process.pid
         try:
             return [int(pid) for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
@@ -186,18 +182,18 @@ class Start:
                 return False
             pid = self.worker(rank)
             return pid is not None and _kill(pid)
-        if target == "everything":  # the workers at once; the search for others takes longer than writing a checkpoint
+        if target == "everything":  # the workers at once: to search for others takes longer than to write a checkpoint
             for pid in self.children():
                 _kill(pid)
         self.process.kill()
         self.process.wait()
         if target == "everything":
-            self.sweep()
+            self.kill_all()
         return True
 
-    def sweep(self) -> None:
-        """Kill all that is left of it."""
-        while left := self.alive():
+    def kill_all(self) -> None:
+        """Kill every process that is left of it."""
+        while left := self.processes():
             for pid in left:
                 _kill(pid)
         self.process.wait()
@@ -213,81 +209,82 @@ def _environment(pid: int) -> list[bytes]:
 def _kill(pid: int) -> bool:
     try:
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:  # just now
+    except ProcessLookupError:  # it has just ended
         return False
     return True
 
 
-# --- what a run has left ----------------------------------------------------------------------------------------------
+# What a run has left.
 
 
-def rows(run: Path) -> dict[str, list[dict]]:
-    """The rows of each kind, in their order, without what a clock decides."""
-    path = run / "metrics.jsonl"
-    found = read_rows(path) if path.exists() else []
-    kept = [{key: value for key, value in row.items() if key not in TIMES_IT_VARIES} for row in found]
+def rows_by_kind(run: Path) -> dict[str, list[dict]]:
+    """The rows of each kind, in their order, without timings."""
+    found = read_rows(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    kept = [{key: value for key, value in row.items() if key not in TIMINGS} for row in found]
     return {kind: [row for row in kept if row["kind"] == kind] for kind in KINDS}
 
 
-def stands_at(run: Path) -> int:
+def last_step(run: Path) -> int:
     """The last step in metrics.jsonl."""
-    return max((row["step"] for row in rows(run)["train"]), default=0)
+    return max((row["step"] for row in rows_by_kind(run)["train"]), default=0)
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Those that are whole, oldest first."""
+    """The complete ones, oldest first."""
     return sorted((run / "checkpoints").glob("step_*"))
 
 
-def saved(run: Path) -> int:
-    """The step of the last one; 0 when there is none."""
+def last_saved(run: Path) -> int:
+    """The step of the last checkpoint; 0 without one."""
     return max((int(path.name.removeprefix("step_")) for path in checkpoints(run)), default=0)
 
 
-def unfinished(run: Path) -> list[Path]:
+def partial_checkpoints(run: Path) -> list[Path]:
     """Checkpoints that are being written, or removed."""
     return list((run / "checkpoints").glob(".step_*.tmp"))
 
 
 def check_reference(run: Path) -> None:
-    """The run that was left alone has what is due, and all of it once."""
+    """The uninterrupted run has each row that is due, once."""
     due = {
         "train": list(range(1, STEPS + 1)),
         "val": list(range(0, STEPS + 1, EVAL_EVERY)),
         "sample": list(range(SAMPLE_EVERY, STEPS + 1, SAMPLE_EVERY)),
     }
-    for kind, found in rows(run).items():
+    for kind, found in rows_by_kind(run).items():
         if [row["step"] for row in found] != due[kind]:
-            raise Difference(f"{kind} rows of the run that was left alone: {[row['step'] for row in found]}")
+            raise Difference(f"{kind} rows of the reference: {[row['step'] for row in found]}")
 
 
 def compare(run: Path, reference: Path) -> None:
-    """Difference, unless both runs have ended with the same."""
-    theirs = rows(reference)
-    for kind, ours in rows(run).items():
-        if [row["step"] for row in ours] != [row["step"] for row in theirs[kind]]:
+    """Raise Difference, unless both runs have ended with the same."""
+    expected_rows = rows_by_kind(reference)
+    for kind, ours in rows_by_kind(run).items():
+        if [row["step"] for row in ours] != [row["step"] for row in expected_rows[kind]]:
             raise Difference(f"{kind} rows at steps {[row['step'] for row in ours]}")
-        for row, expected in zip(ours, theirs[kind], strict=True):
+        for row, expected in zip(ours, expected_rows[kind], strict=True):
             if row != expected:
-                raise Difference(f"{row} where the run that was left alone has {expected}")
+                raise Difference(f"{row} where the reference has {expected}")
     for checkpoint in checkpoints(run):
         load_file(checkpoint / "model.safetensors")
         torch.load(checkpoint / "train_state.pt", weights_only=True)
         json.loads((checkpoint / "meta.json").read_text())
-    if saved(run) != saved(reference):
-        raise Difference(f"the last checkpoint is of step {saved(run)}")
-    weights, expected = (load_file(checkpoints(path)[-1] / "model.safetensors") for path in (run, reference))
-    if weights.keys() != expected.keys():
+    if last_saved(run) != last_saved(reference):
+        raise Difference(f"the last checkpoint is of step {last_saved(run)}")
+    weights, expected_weights = (load_file(checkpoints(path)[-1] / "model.safetensors") for path in (run, reference))
+    if weights.keys() != expected_weights.keys():
         raise Difference(f"the final weights are {list(weights)}")
     for name, tensor in weights.items():
-        if not torch.equal(tensor, expected[name]):
-            raise Difference(f"{name} differs by {(tensor - expected[name]).abs().max():.3g} in the final weights")
+        if not torch.equal(tensor, expected_weights[name]):
+            distance = (tensor - expected_weights[name]).abs().max()
+            raise Difference(f"{name} differs by {distance:.3g} in the final weights")
     files, expected_files = ({path.name for path in folder.iterdir()} for folder in (run, reference))
-    if files != expected_files or unfinished(run):
-        raise Difference(f"in the run's directory: {sorted(files)} and {[path.name for path in unfinished(run)]}")
+    if files != expected_files or partial_checkpoints(run):
+        partial = [path.name for path in partial_checkpoints(run)]
+        raise Difference(f"in the run's directory: {sorted(files)} and {partial}")
 
 
-# --- the kills --------------------------------------------------------------------------------------------------------
+# The kills.
 
 
 @dataclass(frozen=True)
@@ -307,30 +304,16 @@ def deal(kills: int) -> dict[SetUp, deque[Kill]]:
     return dealt
 
 
-class Console:
-    """Prints and numbers the kills of all set-ups, which share it."""
-
-    def __init__(self, kills: int) -> None:
-        self.kills, self.of, self.lock = 0, kills, threading.Lock()
-        self.give_up = threading.Event()  # somebody has found a difference
-
-    def killed(self, setup: SetUp, kill: Kill, where: str) -> None:
-        with self.lock:
-            self.kills += 1
-            number = f"{self.kills:>{len(str(self.of))}}/{self.of}"
-            self.say(f"kill {number} | {setup.name:42} | {kill.target:11} | {kill.moment:10} | {where}")
-
-    def say(self, text: str) -> None:
-        print(text, flush=True)
-
-
 class Lane:
-    """The runs of one set-up: the one that is left alone, and those that are killed."""
+    """The runs of one set-up: the reference, and those that are killed."""
 
-    def __init__(self, setup: SetUp, kills: deque[Kill], folder: Path, data: Path, seed: int, console: Console) -> None:
-        self.setup, self.kills, self.folder, self.data, self.console = setup, kills, folder, data, console
+    failed = threading.Event()  # in any lane: all end early
+
+    def __init__(self, setup: SetUp, kills: deque[Kill], folder: Path, data: Path, seed: int) -> None:
+        self.setup, self.kills, self.folder, self.data = setup, kills, folder, data
         self.random = random.Random(f"{seed} {setup.name}")
         self.cache = folder / "compiled"
+        self.reference = folder / "reference"
         self.starts: list[Start] = []  # of which processes may be left
         self.counts: Counter[str] = Counter()
         self.patience = 1.0  # halved each time that a run ends before it is killed
@@ -343,80 +326,75 @@ class Lane:
         self.starts.append(start)
         return start
 
-    def sweep(self) -> None:
+    def kill_all(self) -> None:
         for start in self.starts:
-            start.sweep()
+            start.kill_all()
 
-    def go(self) -> None:
-        """All of it.
+    def run_all(self) -> None:
+        """Train the reference, then runs until all kills are used up; the last one reaches its end.
 
         Raises:
-            Difference: where a run has lost something, hangs, or does not start again.
+            Difference: where a run has lost something, hangs, or does not restart.
         """
-        if self.console.give_up.is_set():
+        if self.failed.is_set():
             return
         try:
-            self.leave_alone()
-            number = 0
-            while self.kills and not self.console.give_up.is_set():
-                number += 1
-                self.torture(self.folder / f"run_{number}")
+            self.train_reference()
+            while self.kills and not self.failed.is_set():
+                self.train_and_kill(self.folder / f"run_{self.counts['runs'] + 1}")
         except Exception:
-            self.console.give_up.set()
+            self.failed.set()
             raise
         finally:
-            self.sweep()
+            self.kill_all()
 
-    def leave_alone(self) -> None:
-        """The reference; it also says how long a run, its first step and its end take."""
-        self.reference = self.folder / "left_alone"
+    def train_reference(self) -> None:
+        """The uninterrupted run; it also measures how long a run, its first step and its end take."""
         start = self.start(self.reference)
-        start.wait(lambda: "model: " in start.said())
-        begun = start.seconds
+        start.wait(lambda: "model: " in start.output())
+        built = start.seconds
         start.wait(lambda: start.step() > 0)
-        self.first_step = start.seconds - begun
+        self.first_step = start.seconds - built
         start.wait(lambda: start.step() >= STEPS)
         trained = start.seconds
         if start.exit_status():
-            raise Difference(f"{self.setup.name}: the run that is left alone has failed\n{start.said()[-3000:]}")
+            raise Difference(f"{self.setup.name}: the reference failed\n{start.output()[-3000:]}")
         self.ending = start.seconds - trained
         self.lifetime = start.seconds - (self.first_step if self.setup.compiled else 0)  # later starts find it compiled
         check_reference(self.reference)
-        self.console.say(
-            f"{self.setup.name}: left alone, it takes {start.seconds:.1f} s, the first step {self.first_step:.1f} s"
-        )
+        print(f"{self.setup.name}: reference {start.seconds:.1f} s, first step {self.first_step:.1f} s", flush=True)
 
-    def torture(self, run: Path) -> None:
-        """Kill and start again, until DONE is there."""
+    def train_and_kill(self, run: Path) -> None:
+        """Kill and restart until DONE exists, then compare."""
         kills = 0
         while not (run / "DONE").exists():
             kill = self.kills[0] if self.kills else None
             if kill and kill.moment == "first step" and self.setup.compiled:
-                self.sweep()  # helpers of killed starts may still be writing there
-                shutil.rmtree(self.cache)  # this start compiles anew, and the next finds what it left
+                self.kill_all()  # helpers of killed starts may still be writing there
+                shutil.rmtree(self.cache)  # this start compiles from scratch, and the next finds what it left
             start = self.start(run)
             if kill and self.wait_for(kill.moment, start, run) and start.kill(kill.target):
                 self.kills.popleft()
                 kills, self.patience = kills + 1, 1.0
                 self.after(kill, start, run)
             elif status := start.exit_status():
-                raise Difference(f"{run}: exit status {status} after {kills} kills\n{start.said()[-3000:]}")
+                raise Difference(f"{run}: exit status {status} after {kills} kills\n{start.output()[-3000:]}")
             elif not (run / "DONE").exists():
                 raise Difference(f"{run}: exit status 0 without DONE")
             else:
                 self.patience /= 2
-            if self.console.give_up.is_set():
+            if self.failed.is_set():
                 return
-        self.sweep()
+        self.kill_all()
         try:
             compare(run, self.reference)
         except Difference as difference:
             raise Difference(f"{run} after {kills} kills: {difference}") from None
         self.counts["runs"] += 1
-        self.console.say(f"{self.setup.name}: {run.name} has ended after {kills} kills, as the one that was left alone")
+        print(f"{self.setup.name}: {run.name} ended after {kills} kills, identical to the reference", flush=True)
 
     def wait_for(self, moment: str, start: Start, run: Path) -> bool:
-        """Wait for a moment, and then some more; whether the start still lives."""
+        """Wait for a moment, and a random part of it; whether the start is still alive."""
         reached, longest = self.moment(moment, start, run)
         delay = self.random.uniform(0, longest * self.patience)
         if not start.wait(reached):
@@ -425,54 +403,54 @@ class Lane:
         return not start.ended()
 
     def moment(self, name: str, start: Start, run: Path) -> tuple[Callable[[], bool], float]:
-        """What tells that it has begun, and the seconds that it lasts."""
-        target = min(saved(run) + self.random.randint(1, REACH), STEPS)
+        """The condition that a moment begins with, and how many seconds it lasts."""
+        target = min(last_saved(run) + self.random.randint(1, REACH), STEPS)
         due = min(-(-target // EVAL_EVERY) * EVAL_EVERY, STEPS)
         log = run / "metrics.jsonl"
         before = _inode(log)
         return {
             "any time": (lambda: True, self.lifetime),
-            # the rows of lost steps are dropped: the log is written anew, and put in the old one's place
+            # the rows after the checkpoint are dropped: the log is written again, and renamed over the old one
             "start-up": (lambda: _inode(log) != before, 0.05),
-            "first step": (lambda: "model: " in start.said(), self.first_step),
+            "first step": (lambda: "model: " in start.output(), self.first_step),
             "step": (lambda: start.step() >= target, 0.02),
             "evaluation": (lambda: start.step() >= due, 0.2),
-            "write": (lambda: bool(unfinished(run)) and start.step() >= target, 0.02),
+            "write": (lambda: bool(partial_checkpoints(run)) and start.step() >= target, 0.02),
             "end": (lambda: start.step() >= STEPS, self.ending),
         }[name]
 
     def after(self, kill: Kill, start: Start, run: Path) -> None:
-        """Say where the kill has met the run, and see to those who outlive it."""
-        where = f"after {start.seconds:4.1f} s, at step {stands_at(run):>3}, saved {saved(run):>3}"
-        if unfinished(run):
-            where += ", a checkpoint unfinished"
-            self.counts["unfinished"] += 1
+        """Report where the kill hit the run, and end the processes that survive it."""
+        where = f"after {start.seconds:4.1f} s, at step {last_step(run):>3}, saved {last_saved(run):>3}"
+        if partial_checkpoints(run):
+            where += ", a partial checkpoint"
+            self.counts["partial"] += 1
         if kill.target.startswith("rank "):
-            struck = start.seconds
+            killed = start.seconds
             start.exit_status()
-            where += f"; torchrun ended the other in {start.seconds - struck:.1f} s"
+            where += f"; torchrun ended the other in {start.seconds - killed:.1f} s"
         elif kill.target == "torchrun":
-            where += f"; {self.outlive(start, run)}"
+            where += f"; {self.end_orphans(start, run)}"
         self.counts.update(["kills", kill.moment, kill.target])
-        self.console.killed(self.setup, kill, where)
+        print(f"kill | {self.setup.name:42} | {kill.target:11} | {kill.moment:10} | {where}", flush=True)
 
-    def outlive(self, orphans: Start, run: Path) -> str:
-        """torchrun is dead, and its workers train on. A start beside them is refused, or finds them gone."""
+    def end_orphans(self, orphans: Start, run: Path) -> str:
+        """torchrun is dead, and its workers train on. A second start is refused, or finds that they have ended."""
         words = ""
         if self.random.random() < 0.5:
-            beside = self.start(run)
-            if beside.exit_status() == 0:
-                words = "a start beside its workers was let in, "
-            elif "is in use by process" in beside.said():
-                words = "a start beside its workers was refused, "
+            second = self.start(run)
+            if second.exit_status() == 0:
+                words = "a second start found the run free, "
+            elif "is in use by process" in second.output():
+                words = "a second start was refused, "
                 self.counts["refused"] += 1
             else:
-                raise Difference(f"{run}: a start beside workers without torchrun\n{beside.said()[-3000:]}")
+                raise Difference(f"{run}: a second start while workers live\n{second.output()[-3000:]}")
         else:
             time.sleep(self.random.uniform(0, 2))
-        left = len(orphans.alive())
-        orphans.sweep()
-        return words + (f"{left} workers killed at step {stands_at(run)}" if left else "they ended by themselves")
+        left = len(orphans.processes())
+        orphans.kill_all()
+        return words + (f"{left} workers killed at step {last_step(run)}" if left else "its workers had ended")
 
 
 def _inode(path: Path) -> int | None:
@@ -485,37 +463,36 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and delays (default: 0)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    began, console = time.monotonic(), Console(arguments.kills)
-    folder = Path(tempfile.mkdtemp(prefix="torture_"))
+    started, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="torture_"))
     data = write_data(folder / "data")
     lanes = [
-        Lane(setup, kills, folder / f"setup_{number}", data, arguments.seed, console)
+        Lane(setup, kills, folder / f"setup_{number}", data, arguments.seed)
         for number, (setup, kills) in enumerate(deal(arguments.kills).items(), 1)
     ]
     with ThreadPoolExecutor(2) as pool:  # more at once would only wait for each other
-        futures = [pool.submit(lane.go) for lane in lanes]
+        futures = [pool.submit(lane.run_all) for lane in lanes]
         try:
             failures = [failure for future in futures if (failure := future.exception())]
-        except KeyboardInterrupt:  # Ctrl-C, or SIGTERM: nothing stays behind
-            console.give_up.set()
+        except KeyboardInterrupt:  # Ctrl-C, or SIGTERM: no process is left
+            Lane.failed.set()
             for lane in lanes:
-                lane.sweep()
-            sys.exit(f"interrupted after {console.kills} kills; the runs are kept in {folder}")
+                lane.kill_all()
+            sys.exit(f"interrupted; the runs are kept in {folder}")
+    counts = sum((lane.counts for lane in lanes), Counter())
     if failures:
         for failure in failures:
             print(f"error: {failure if isinstance(failure, Difference) else repr(failure)}")
-        print(f"after {console.kills} kills (seed {arguments.seed}); the runs are kept in {folder}")
+        print(f"after {counts['kills']} kills (seed {arguments.seed}); the runs are kept in {folder}")
         return 1
     shutil.rmtree(folder)
-    counts = sum((lane.counts for lane in lanes), Counter())
     targets = dict.fromkeys(target for setup in SETUPS for target in setup.targets)
     for what, names in (("when", MOMENTS), ("what", targets)):
         print(f"{what}: " + ", ".join(f"{name} {counts[name]}" for name in names))
     print(
-        f"{counts['kills']} kills, {counts['unfinished']} of which left a checkpoint unfinished; {len(lanes)} set-ups, "
-        f"{counts['runs']} runs, {counts['starts']} starts, {counts['refused']} of them refused beside workers without "
-        f"torchrun; {(time.monotonic() - began) / 60:.1f} minutes, seed {arguments.seed}: all runs identical to those "
-        "that were left alone"
+        f"{counts['kills']} kills, {counts['partial']} of which left a partial checkpoint; {len(lanes)} set-ups, "
+        f"{counts['runs']} runs, {counts['starts']} starts, {counts['refused']} of them refused while workers without "
+        f"torchrun were alive; {(time.monotonic() - started) / 60:.1f} minutes, seed {arguments.seed}: all runs "
+        "identical to their references"
     )
     return 0
 
