@@ -1,4 +1,4 @@
-"""The house's rules, checked on the files themselves: import layers, names, and what every script promises."""
+"""The house's rules, checked on the files themselves: commands and libraries, the order of imports, names, --help."""
 
 import ast
 import importlib.metadata
@@ -6,34 +6,37 @@ import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.commands import ROOT, run_command
 
-LAYERS = ("prepare", "train", "eval")  # each may import itself and those before it
-MODULES = sorted(path for room in LAYERS for path in (ROOT / room).rglob("*.py"))
+STAGES = {  # each stage, and each of its folders, may import those before it
+    "prepare": [{"common"}, {"sources", "tokens"}, {"pipeline", "finetuning"}],
+    "train": [{"config"}, {"model"}, {"parallel"}, {"data"}, {"run"}, {"weights"}, {"trainer"}],
+    "eval": [{"common"}, {"generation"}, {"scoring"}, {"monitor"}],
+}
+ORDER = list(STAGES)
 GUARD = "    sys.path[0] = str(Path(__file__).resolve().parents[1])"
 ENDING = """\
 if __name__ == "__main__":
     run_script(main)
 """
+FILES = [path for stage in STAGES for path in sorted((ROOT / stage).rglob("*.py")) if path.name != "__init__.py"]
+COMMANDS = [path for path in FILES if path.parent.parent == ROOT]
+LIBRARIES = [path for path in FILES if path.parent.parent != ROOT]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
-def _is_root(path: Path) -> bool:
-    return "__main__" in path.read_text()
-
-
-ROOTS = [path for path in MODULES if _is_root(path)]
-LIBRARIES = [path for path in MODULES if not _is_root(path)]
-
-
-def _name(path: Path) -> str:
+def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def _imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> set[str]:
     """Every module that a file may be importing, wherever in the file: for `from a.b import c` both a.b and a.b.c."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -45,74 +48,98 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def _installed_names() -> set[str]:
-    """The top-level module names of everything that is installed."""
-    return set(importlib.metadata.packages_distributions()) | {"torch", "numpy", "datasets", "transformers"}
+def floor(name: str) -> int:
+    """The place of a library's folder in its stage's order."""
+    stage, folder, _ = name.split(".")
+    return next(i for i, folders in enumerate(STAGES[stage]) if folder in folders)
 
 
-def test_the_house_has_roots_and_libraries():
-    assert {"prepare.fineweb", "train.train_gpt2", "eval.hellaswag"} <= {_name(path) for path in ROOTS}
-    libraries = {_name(path) for path in LIBRARIES}
-    assert {"prepare.tokens.shards", "train.model.gpt", "eval.scoring.log_likelihood"} <= libraries
+def test_a_file_in_a_stage_is_a_command_and_one_in_a_folder_a_library() -> None:
+    assert {"prepare.fineweb", "train.train_gpt2", "eval.hellaswag"} <= {name_of(path) for path in COMMANDS}
+    for path in COMMANDS:
+        lines = path.read_text().splitlines()
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+        assert path.read_text().endswith("\n\n" + ENDING), f"{path} does not end as a command"
+        assert lines.count(GUARD) == 1, f"{path}: no line that puts the repository's root on sys.path"
+        first = next(i for i, line in enumerate(lines) if re.match(rf"from ({'|'.join(STAGES)})\b", line))
+        assert first > lines.index(GUARD), f"{path} imports one of our modules before the guarded line"
+    for path in LIBRARIES:
+        assert "__main__" not in path.read_text(), f"{path} is a library that can be run"
 
 
-@pytest.mark.parametrize("path", LIBRARIES, ids=_name)
-def test_library_imports_go_one_way_and_never_to_a_root(path):
-    room = path.relative_to(ROOT).parts[0]
-    above = LAYERS[LAYERS.index(room) + 1 :]
-    forbidden = {_name(root) for root in ROOTS} | {"tests"}
-    for module in _imports(path):
-        assert module.split(".")[0] not in (*above, "tests"), f"{_name(path)} imports {module}, which stands after it"
-        assert module not in forbidden, f"{_name(path)} imports the script {module}"
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_one_way(path: Path) -> None:
+    """Along the stages, in a stage along its folders; nothing imports a command or a test."""
+    libraries = {name_of(library) for library in LIBRARIES}
+    assert not imports(path) & {name_of(command) for command in COMMANDS}
+    stage = path.relative_to(ROOT).parts[0]
+    for module in imports(path):
+        top = module.split(".")[0]
+        assert top != "tests"
+        if not (path in COMMANDS and stage == "train" and top == "eval"):  # training evaluates
+            assert top not in ORDER[ORDER.index(stage) + 1 :], f"{module} stands after {stage}"
+        if path in LIBRARIES and top == stage and module in libraries:
+            folder, other = name_of(path).rpartition(".")[0], module.rpartition(".")[0]
+            assert folder == other or floor(module) < floor(name_of(path)), f"{module} stands after {folder}"
 
 
-@pytest.mark.parametrize("path", ROOTS, ids=_name)
-def test_script_imports_no_other_script(path):
-    assert not _imports(path) & {_name(root) for root in ROOTS}
-    assert not {module for module in _imports(path) if module.split(".")[0] == "tests"}
+def test_no_folder_has_an_import_cycle() -> None:
+    libraries = {name_of(path): path for path in LIBRARIES}
+    TopologicalSorter({name: imports(path) & set(libraries) for name, path in libraries.items()}).prepare()
 
 
-@pytest.mark.parametrize("path", ROOTS, ids=_name)
-def test_script_begins_with_the_guard_and_ends_with_run_script(path):
-    text = path.read_text()
-    tree = ast.parse(text)
-    assert ast.get_docstring(tree), "no docstring"
-    assert text.splitlines().count(GUARD) == 1, "no guarded line, or another wording"
-    ours = [
-        node.lineno
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in LAYERS
-    ]
-    assert min(ours) > text.splitlines().index(GUARD), "imports of the house before the guarded line"
-    assert text.endswith("\n\n" + ENDING)
+def test_no_test_is_imported() -> None:
+    for path in TESTS:
+        tests = {module for module in imports(path) if re.search(r"^tests\..*\b(test_\w+|conftest)$", module)}
+        assert not tests, f"{path}: what tests share stands in tests/helpers"
 
 
-def test_no_module_takes_the_name_of_the_standard_library_or_of_a_dependency():
-    taken = sys.stdlib_module_names | _installed_names()
+IMPORT_ALL = """
+import importlib, os, signal, sys, threading, warnings
+import torch, lm_eval.models.huggingface, datasets  # which have side effects of their own
+def state():
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    precision = torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision()
+    hooks = sys.excepthook, sys.displayhook, threading.excepthook, sys.path[:], os.getcwd()
+    return handlers, precision, hooks, dict(os.environ), torch.random.initial_seed(), threading.active_count()
+before = state()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    assert state() == before, name
+"""
+
+
+def test_importing_a_library_has_no_side_effect(tmp_path: Path) -> None:
+    names = [name_of(path) for path in LIBRARIES]
+    result = run_command("python", "-c", IMPORT_ALL, *names, cwd=tmp_path, fresh=True, PYTHONPATH=str(ROOT))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_module_takes_the_name_of_the_standard_library_or_of_a_dependency() -> None:
+    taken = sys.stdlib_module_names | set(importlib.metadata.packages_distributions())
     assert {"token", "datasets", "torch", "tiktoken"} <= taken
-    own = {part for path in MODULES for part in path.relative_to(ROOT).with_suffix("").parts} - {"__init__"}
-    # The rooms themselves are packages of ours, found first because the repository's root is first on sys.path.
+    own = {part for path in FILES for part in path.relative_to(ROOT).with_suffix("").parts}
     assert not own & taken
 
 
-def test_every_package_that_is_imported_is_listed_in_the_requirements():
+def test_every_package_that_is_imported_is_listed_in_the_requirements() -> None:
     def plain(name: str) -> str:
         return re.sub(r"[-_.]+", "-", name).lower()
 
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     listed = {plain(match[0]) for line in lines if (match := re.match(r"[\w.-]+", line))}
-    files = [*MODULES, *(ROOT / "tests").rglob("*.py")]
-    tops = {module.split(".")[0] for path in files for module in _imports(path)}
+    tops = {module.split(".")[0] for path in [*FILES, *TESTS] for module in imports(path)}
     owners = importlib.metadata.packages_distributions()
-    missing = {top for top in tops & set(owners) - {*LAYERS, "tests"} if listed.isdisjoint(map(plain, owners[top]))}
+    missing = {top for top in tops & set(owners) - {*STAGES, "tests"} if listed.isdisjoint(map(plain, owners[top]))}
     assert {"yaml", "torch"} <= tops & set(owners)
     assert not missing
 
 
 @pytest.mark.timeout(300)
-def test_help_of_every_script_opens_with_a_sentence_and_a_command_from_any_folder(tmp_path):
-    def ask(path: Path) -> list[str]:
-        result = run_command("python", path, "--help", fresh=True, cwd=tmp_path, OMP_NUM_THREADS="1")
+def test_help_of_every_command_opens_with_a_sentence_and_a_command_from_any_folder(tmp_path: Path) -> None:
+    def find_problems(path: Path) -> list[str]:
+        result = run_command("python", path, "--help", cwd=tmp_path, OMP_NUM_THREADS="1")
         if result.returncode or result.stderr:
             return [f"exit {result.returncode}, stderr: {result.stderr[-500:]}"]
         sentence, blank, command, *_ = [*result.stdout.splitlines(), "", "", ""]
@@ -128,23 +155,19 @@ def test_help_of_every_script_opens_with_a_sentence_and_a_command_from_any_folde
         return problems
 
     with ThreadPoolExecutor(2) as pool:
-        problems = {_name(path): found for path, found in zip(ROOTS, pool.map(ask, ROOTS), strict=True) if found}
-    assert not problems
+        results = zip(COMMANDS, pool.map(find_problems, COMMANDS), strict=True)
+        assert not {name_of(path): found for path, found in results if found}
     assert not list(tmp_path.iterdir()), "--help leaves files behind"
 
 
-def test_scripts_of_another_clone_import_their_own_modules(tmp_path):
+def test_commands_of_another_clone_import_their_own_modules(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
-    for room in LAYERS:
-        shutil.copytree(ROOT / room, clone / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for stage in STAGES:
+        shutil.copytree(ROOT / stage, clone / stage, ignore=shutil.ignore_patterns("__pycache__"))
     module = clone / "prepare" / "common" / "cli.py"
-    text = module.read_text()
-    assert text.count("return self.opening + super().format_help()") == 1
-    module.write_text(text.replace("return self.opening +", "return 'from the other clone' +"))
+    module.write_text("print('the other clone')\n" + module.read_text())
     for python_path in ("", str(ROOT)):
-        result = run_command(
-            "python", clone / "prepare" / "verify.py", "--help", fresh=True, cwd=ROOT, PYTHONPATH=python_path
-        )
-        assert result.stdout.startswith("from the other clone"), result.stderr
+        result = run_command("python", clone / "prepare" / "verify.py", "--help", fresh=True, PYTHONPATH=python_path)
+        assert result.stdout.startswith("the other clone"), result.stderr
     theirs = run_command("python", ROOT / "prepare" / "verify.py", "--help", fresh=True, cwd=clone)
-    assert not theirs.stdout.startswith("from the other clone")
+    assert not theirs.stdout.startswith("the other clone")
