@@ -11,7 +11,7 @@ import fsspec
 
 from prepare.common.cli import UserError
 from prepare.sources.hub import fetch_hub_file
-from prepare.sources.readers import Batch, RemoteFile, read_errors, read_documents
+from prepare.sources.readers import Batch, RemoteFile, read_documents, read_errors
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 FINGERPRINT_BYTES = 1 << 16
