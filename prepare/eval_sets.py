@@ -34,10 +34,12 @@ def main(argv: list[str] | None = None) -> None:
 def published(arguments: list[str]) -> None:
     """Download the published sets, or some of them."""
     parser = Parser(
-        "Download HellaSwag, LAMBADA and WikiText, checked (or make tasks: eval_sets.py continuation --help).",
+        "Download HellaSwag, LAMBADA and WikiText (or make tasks of your own text: eval_sets.py continuation --help).",
         "python prepare/eval_sets.py",
     )
-    parser.add_argument("sets", nargs="*", type=known, metavar="SET", default=[*KNOWN], help=", ".join(KNOWN))
+    parser.add_argument(
+        "sets", nargs="*", type=known, metavar="SET", default=[*KNOWN], help=f"all when not given: {', '.join(KNOWN)}"
+    )
     parser.add_argument("--out", type=nonempty_path, default=DATA, help="folder of the files")
     options = parser.parse_args(arguments)
     for name in options.sets:

@@ -82,14 +82,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         type=nonempty,
         metavar="FILE",
-        help=".parquet, .jsonl[.gz|.zst] or .txt, not the hub: names, folders, globs, URLs (s3://, hf://, ...)",
+        help="your own .parquet, .jsonl[.gz|.zst] or .txt: names, folders, globs, URLs (s3://, hf://, ...)",
     )
     parser.add_argument("--column", default="text", help="where a .parquet or .jsonl has the text")
     parser.add_argument(
         "--separator", type=unescaped, metavar="TEXT", help=r"between documents of a .txt (\n: line end)"
     )
     parser.add_argument(
-        "--out", type=nonempty_path, help="folder of the shards; when not given, data/fineweb10B and such"
+        "--out", type=nonempty_path, help="folder of the shards (default: data/fineweb10B or as the sample is named)"
     )
     parser.add_argument(
         "--pretokenized",

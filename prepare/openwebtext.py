@@ -162,7 +162,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Turn OpenWebText into GPT-2 token shards, split as nanoGPT does.", "python prepare/openwebtext.py")
-    parser.add_argument("--input", nargs="+", type=nonempty, metavar="FILE", help="local .parquet files, not the hub")
+    parser.add_argument(
+        "--input", nargs="+", type=nonempty, metavar="FILE", help="its .parquet files, when they are here already"
+    )
     parser.add_argument("--column", default="text", help="where the files have the text")
     parser.add_argument("--out", type=nonempty_path, default=DATA / "openwebtext", help="folder of the shards")
     add_job_options(parser)

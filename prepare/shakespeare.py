@@ -76,7 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", choices=["bpe", "char"], default="bpe", help="GPT-2's tokens, or one per character")
     parser.add_argument("--source", choices=["plays", "tiny"], help="the 37 plays (no network), or Tiny Shakespeare")
     parser.add_argument("--input", type=nonempty_path, metavar="FILE", help="a UTF-8 text, such as Tiny Shakespeare's")
-    parser.add_argument("--out", type=nonempty_path, help="folder of the shards; data/shakespeare_LEVEL when not given")
+    parser.add_argument("--out", type=nonempty_path, help="folder of the shards (default: data/shakespeare_LEVEL)")
     add_shard_tokens(parser)
     options = parser.parse_args(argv)
     options.source = options.source or ("tiny" if options.input else "plays")
