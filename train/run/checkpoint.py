@@ -15,9 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -27,7 +25,6 @@ from torch import Tensor
 
 from prepare.common.cli import UserError, first_line
 from prepare.common.files import file_sha256, fsync_path
-from train.model.gpt import GPT
 
 WEIGHTS, TRAIN_STATE, META = "model.safetensors", "train_state.pt", "meta.json"
 
@@ -189,13 +186,13 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
         if meta["sha256"].get(META) != _meta_sha256(meta):
             raise ValueError("checksum mismatch")
     except (OSError, ValueError, AttributeError, TypeError) as failure:
-        raise _corrupt(checkpoint / META, failure) from None
+        raise corruption_error(checkpoint / META, failure) from None
     for name in files:
         try:
             if file_sha256(inside(name)) != meta["sha256"].get(name):
                 raise ValueError(f"checksum mismatch with {META}")
         except (OSError, ValueError) as failure:
-            raise _corrupt(checkpoint / name, failure) from None
+            raise corruption_error(checkpoint / name, failure) from None
     return meta
 
 
@@ -223,110 +220,15 @@ def latest_valid_checkpoint(
     return None, {}, []
 
 
-@dataclass(frozen=True)
-class ResumeState:
-    """Where a run resumes, beside the model's and the optimizer's state, which are loaded in place."""
-
-    step: int = 0  # finished steps
-    changes: tuple[str, ...] = ()  # settings that differ from the checkpoint's, and may
-    corrupt: tuple[Path, ...] = ()  # checkpoints that were passed over
-
-
-def resume(run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> ResumeState:
-    """Load the run's latest valid checkpoint, if it has one, into a model and its optimizer, in place.
-
-    Args:
-        identity: of the run as it is now: `data`, `batches`, `tokenizer`, and in fine-tuning `init` (the checksum of
-            the pretrained model) must be those of the checkpoint; `settings` (by their keys in the configuration) may
-            differ.
-
-    Raises:
-        UserError: every checkpoint is corrupt, or the latest is of a model of another shape, or of other data, or
-            of a run that started from another model.
-    """
-    checkpoint, meta, corrupt = latest_valid_checkpoint(run_dir)
-    if checkpoint is None:
-        return ResumeState()
-    meta.setdefault("init", identity.get("init"))  # older checkpoints do not have it
-    if missing := identity.keys() - meta.keys():
-        raise UserError(f"{checkpoint} lacks {', '.join(sorted(missing))}: not of such a run; choose another --run.dir")
-    if different := differences("init", meta["init"], identity.get("init")):
-        raise UserError(
-            f"{checkpoint} started from another model: {different[0]}; set --init back, or start another run "
-            "with --run.dir"
-        )
-    if different := differences("model", meta["model"], shape_of(model)):
-        raise UserError(
-            f"{checkpoint} holds a model of another shape: {', '.join(different)}; "
-            "set these keys back, or start another run with --run.dir"
-        )
-    keys = ("data", "batches", "tokenizer")
-    if different := [line for key in keys for line in differences(key, meta[key], identity[key])]:
-        raise UserError(
-            f"{checkpoint} was trained on other data or batches: {', '.join(different)}; set them back, or start "
-            "another run with --run.dir (pretraining: from these weights with --train.init_from)"
-        )
-    model.load_state_dict(read_weights(checkpoint / WEIGHTS))
-    try:
-        state = torch.load(checkpoint / TRAIN_STATE, map_location="cpu", weights_only=True)
-        load_moments(optimizer, state["optimizer"])
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as failure:
-        raise _corrupt(checkpoint / TRAIN_STATE, failure) from None
-    changes = differences("", meta["settings"], identity["settings"])
-    return ResumeState(meta["step"], tuple(changes), tuple(corrupt))
-
-
-def shape_of(model: GPT) -> dict[str, Any]:
-    """The shape that two models must share for one to load the other's weights."""
-    return {key: value for key, value in asdict(model.config).items() if key != "dropout"}
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as failure:
-        raise _corrupt(path, failure) from None
+        raise corruption_error(path, failure) from None
 
 
-def differences(name: str, saved: Any, now: Any) -> list[str]:
-    """One line for each value that differs from the saved one: "key saved (now value)"."""
-    if saved == now:
-        return []
-    if isinstance(saved, dict) and isinstance(now, dict) and "name" not in now:
-        return [line for key in now for line in differences(f"{name}.{key}".lstrip("."), saved.get(key), now[key])]
-    return [f"{name} {_brief(saved)} (now {_brief(now)})"]
-
-
-def _brief(value: object) -> str:
-    """The first digits of a checksum, the name of a tokenizer, other values as they are."""
-    if isinstance(value, dict) and "name" in value:
-        return str(value["name"])
-    return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def _corrupt(path: Path, failure: Exception) -> UserError:
+def corruption_error(path: Path, failure: Exception) -> UserError:
     reason = first_line(failure)
     if isinstance(failure, OSError) and failure.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
         return UserError(f"{path} cannot be read ({reason}): check the file's permissions and its disk")
     return CorruptCheckpoint(f"{path} is corrupt ({reason})")
-
-
-# --- the optimizer's moments ------------------------------------------------------------------------------------------
-
-
-def gather_moments(optimizer: Any) -> None:
-    """Gather a sharded optimizer's moments on rank 0, whose state_dict() is then complete. A collective."""
-    if hasattr(optimizer, "consolidate_state_dict"):
-        optimizer.consolidate_state_dict(to=0)
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()  # the last of its copies may still be on the way
-
-
-def load_moments(optimizer: Any, moments: dict[int, dict[str, Tensor]]) -> None:
-    """Load the moments of a state_dict()["state"]; the saved optimizer and this one may each be sharded or not."""
-    groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
-    optimizer.load_state_dict({"param_groups": groups, "state": moments})
-    if hasattr(optimizer, "consolidate_state_dict"):
-        optimizer.state.clear()  # ZeroRedundancyOptimizer keeps them in `optim`, and a copy here
-        for parameter, state in optimizer.optim.state.items():
-            state["step"] = state["step"].to(parameter.device)  # where fused AdamW wants it

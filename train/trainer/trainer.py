@@ -20,8 +20,8 @@ from train.parallel.compile_ddp import check_replicas, compile_and_wrap_ddp, com
 from train.parallel.device import autocast, is_out_of_memory
 from train.parallel.world import World, is_lost_connection, shut_down_distributed
 from train.run.async_saver import MAX_FAILURES, AsyncSaver
-from train.run.checkpoint import gather_moments, resume
 from train.run.metrics_log import CHANGED, MetricsLog
+from train.run.resume import gather_moments, resume
 from train.run.run_dir import RunDir
 from train.run.stop_request import StopRequest
 from train.trainer.optim import build_optimizer, learning_rate

@@ -14,16 +14,8 @@ from train.config.pretrain import ModelConfig
 from train.model.classifier import Classifier
 from train.model.gpt import GPT
 from train.model.lora import merge_lora
-from train.run.checkpoint import (
-    META,
-    WEIGHTS,
-    differences,
-    latest,
-    latest_valid_checkpoint,
-    read_meta,
-    read_weights,
-    shape_of,
-)
+from train.run.checkpoint import META, WEIGHTS, latest, latest_valid_checkpoint, read_meta, read_weights
+from train.run.resume import differences, shape_of
 from train.weights.huggingface import HUB_NAME, download_hf, is_hf_folder, load_hf
 
 

@@ -14,31 +14,13 @@ from safetensors.torch import load_file
 
 from prepare.common.cli import UserError
 from tests.helpers.checkpoints import CONFIG, FACTS, damage, save, trained
-from tests.helpers.tiny import save_checkpoint
-from train.config.pretrain import ModelConfig, OptimConfig
 from train.run import checkpoint
-from train.trainer.optim import build_optimizer
+from train.run.resume import resume
 from train.weights.load_model import load_model
 
 
 def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
-
-
-def test_everything_comes_back(tmp_path: Path) -> None:
-    model, optimizer = save(tmp_path, 7)
-    other, other_optimizer = trained(seed=1)
-    resumed = checkpoint.resume(tmp_path, other, other_optimizer, FACTS)
-    assert resumed == checkpoint.ResumeState(7)
-    for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def test_a_new_run_starts_at_step_0(tmp_path: Path) -> None:
-    assert checkpoint.resume(tmp_path / "new", *trained(), FACTS) == checkpoint.ResumeState()
 
 
 def test_files_are_as_promised(tmp_path: Path) -> None:
@@ -158,54 +140,6 @@ def test_going_back_is_refused_while_a_later_checkpoint_stays(
     assert names(tmp_path) == ["step_00000005"]
 
 
-def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
-    save(tmp_path, 5)
-    wider = trained(config=ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=27))
-    with pytest.raises(UserError, match=r"another shape: model.n_embd 16 \(now 32\); set these keys back"):
-        checkpoint.resume(tmp_path, *wider, FACTS)
-
-
-def test_other_data_is_refused_with_what_differs(tmp_path: Path) -> None:
-    save(tmp_path, 5)
-    for key, value, message in (
-        ("data", {**FACTS["data"], "sha256": "f" * 64}, r"batches: data.sha256 01234567 \(now ffffffff\); set them"),
-        ("data", {**FACTS["data"], "shards": 4}, r"data.shards 3 \(now 4\)"),
-        ("batches", {**FACTS["batches"], "tokens": 1024}, r"batches.tokens 512 \(now 1024\)"),
-        ("tokenizer", {"name": "gpt2"}, r"tokenizer char \(now gpt2\)"),
-    ):
-        changed = {**FACTS, key: value}
-        with pytest.raises(UserError, match=message):
-            checkpoint.resume(tmp_path, *trained(), changed)
-
-
-def test_fine_tuning_resumes_with_the_model_that_it_started_from(tmp_path: Path) -> None:
-    model, optimizer = trained()
-    save_checkpoint(tmp_path / "told", 5, model, optimizer, **FACTS, init="a" * 64)
-    save_checkpoint(tmp_path / "older", 5, model, optimizer, **FACTS)
-    for run in ("told", "older"):
-        assert checkpoint.resume(tmp_path / run, *trained(), {**FACTS, "init": "a" * 64}).step == 5
-    with pytest.raises(UserError, match=r"started from another model: init aaaaaaaa \(now bbbbbbbb\); set --init back"):
-        checkpoint.resume(tmp_path / "told", *trained(), {**FACTS, "init": "b" * 64})
-
-
-def test_changed_settings_are_taken_and_told(tmp_path: Path) -> None:
-    save(tmp_path, 5)
-    changed = {**FACTS, "settings": {**FACTS["settings"], "optim.max_lr": 5e-4, "train.max_steps": 40}}
-    resumed = checkpoint.resume(tmp_path, *trained(), changed)
-    assert resumed.changes == ("optim.max_lr 0.001 (now 0.0005)", "train.max_steps 20 (now 40)")
-
-
-def test_the_optimizers_settings_are_the_configurations_and_its_moments_the_checkpoints(tmp_path: Path) -> None:
-    _, before = save(tmp_path, 5)
-    model, _ = trained(seed=1)
-    optimizer = build_optimizer(model, OptimConfig(weight_decay=50.0, betas=(0.1, 0.2), eps=1e-3))
-    checkpoint.resume(tmp_path, model, optimizer, FACTS)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [50.0, 0.0]
-    assert all((group["betas"], group["eps"]) == ((0.1, 0.2), 1e-3) for group in optimizer.param_groups)
-    for a, b in zip(before.state.values(), optimizer.state.values(), strict=True):
-        assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])
 @pytest.mark.parametrize("how", ["cut", "missing", "empty", "flipped"])
 def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_taken(
@@ -216,7 +150,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_taken(
     latest = tmp_path / "checkpoints" / "step_00000010"
     damage(latest / name, how)
     other, optimizer = trained(seed=3)
-    resumed = checkpoint.resume(tmp_path, other, optimizer, FACTS)
+    resumed = resume(tmp_path, other, optimizer, FACTS)
     assert (resumed.step, resumed.corrupt) == (5, (latest,))
     assert torch.equal(other.wte.weight, model.wte.weight)
     warning = capsys.readouterr().err
@@ -231,7 +165,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_taken(
     assert names(tmp_path) == ["step_00000005", "step_00000010.2.corrupt", "step_00000010.corrupt"]
     damage(tmp_path / "checkpoints" / "step_00000005" / name, how)
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is valid"):
-        checkpoint.resume(tmp_path, *trained(), FACTS)
+        resume(tmp_path, *trained(), FACTS)
 
 
 def test_every_flipped_bit_of_the_meta_is_noticed(tmp_path: Path) -> None:
@@ -268,7 +202,7 @@ def test_opening_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     state = {"optimizer": {0: malicious_pickle(proof)}}
     checkpoint.write(tmp_path, 10, model.state_dict(), state, described)
     with pytest.raises(UserError, match=r"train_state.pt is corrupt"):
-        checkpoint.resume(tmp_path, *trained(), FACTS)
+        resume(tmp_path, *trained(), FACTS)
     load_model(str(tmp_path))
     assert not proof.exists()
     pickle.loads(pickle.dumps(malicious_pickle(proof)))  # the trap itself works
@@ -282,7 +216,7 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path: Path, name: str)
     file.rename(outside)
     file.symlink_to(outside)
     with pytest.raises(UserError, match="none of the 1 checkpoints"):
-        checkpoint.resume(tmp_path, *trained(), FACTS)
+        resume(tmp_path, *trained(), FACTS)
     with pytest.raises(UserError, match=f"{name} is corrupt .it is a link to {outside}, outside the checkpoint"):
         checkpoint.read_meta(file.parent)
     link = tmp_path / "link"

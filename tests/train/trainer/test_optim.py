@@ -93,7 +93,7 @@ def test_one_step_is_adamws_formula_in_float64() -> None:
 SHARDED = """
 import torch, torch.distributed as dist
 from train.config.pretrain import OptimConfig
-from train.run.checkpoint import gather_moments, load_moments
+from train.run.resume import gather_moments, load_moments
 from train.trainer.optim import build_optimizer
 dist.init_process_group("gloo")
 
