@@ -63,7 +63,7 @@ quickstart: $(ready)
 
 test: $(ready)
 	@echo "== Tests"
-	@$(python) -m pytest -n 2 --dist loadfile $(PYTEST)
+	@$(python) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 exhaustive: $(ready)
 	@echo "== Every code point"

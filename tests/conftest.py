@@ -19,6 +19,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Test files that take minutes start first, one on each of three workers; Slurm's worker mostly waits.
+LONGEST = ("test_slurm.py", "test_torture.py", "test_train_gpt2.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data, or a skip."""
