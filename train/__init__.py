@@ -1,1 +1,1 @@
-"""Token shards to checkpoints: the second room. Library modules import prepare/ only."""
+"""Stage 2: token shards to checkpoints. Its library modules import prepare/ and train/ only."""

@@ -1,6 +1,6 @@
-"""How fast a training step is, and where its time goes: train_step on the trainer's own data loader.
+"""Measure how fast a training step is, and where its time goes: train_step with the trainer's data loader.
 
-    python train/bench.py --config configs/gpt2_124m.yaml                          # this machine's figures
+    python train/bench.py --config configs/gpt2_124m.yaml                          # on this machine
     torchrun --standalone --nproc_per_node=2 train/bench.py                        # with the all-reduce
 
 `python -m tests.programs.compare_training` compares it with other programs, or with other settings.
@@ -41,20 +41,20 @@ Sample = dict[str, float]  # of one step: seconds, loss, and the seconds of each
 
 
 class Stopwatch:
-    """Seconds in each phase of a step. On a GPU by events in its stream, so that nothing waits for it."""
+    """Seconds in each phase of a step; on a GPU measured by CUDA events, so that nothing waits for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.marks: list[tuple[str, Any]] = []
 
     def __call__(self, phase: str) -> None:
-        moment = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
+        now = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
         if self.cuda:
-            moment.record()
-        self.marks.append((phase, moment))
+            now.record()
+        self.marks.append((phase, now))
 
     def split(self) -> dict[str, float]:
-        """Seconds by phase since the last call; the GPU must have finished."""
+        """Return the seconds by phase since the last call; the GPU must have finished."""
         seconds: dict[str, float] = defaultdict(float)
         for (phase, start), (_, end) in pairwise(self.marks):
             seconds[phase] += start.elapsed_time(end) / 1000 if self.cuda else end - start
@@ -66,13 +66,13 @@ class StepBench:
     """The training step, built as train_gpt2.py builds it."""
 
     def __init__(self, config: Config, world: World, folder: Path) -> None:
-        """`folder` is where random tokens may be written."""
+        """`folder`: where a shard of random tokens is written if there are no shards."""
         self.config, self.world, self.step = config, world, 0
         self.watch = Stopwatch(world.device)
         torch.manual_seed(config.train.seed)
         self.per_rank = sequences_per_rank(config, world.size)
         micro = self.build()
-        windows = Windows(tokens(config, folder), config.model.block_size, config.model.vocab_size)
+        windows = Windows(shards_or_random_tokens(config, folder), config.model.block_size, config.model.vocab_size)
         order = WindowOrder(windows.counts, config.train.seed, config.data.shuffle)
         pin = world.device.type == "cuda"
         self.loader = WindowLoader(windows, order, self.per_rank, micro, world.rank, world.size, pin)
@@ -95,12 +95,12 @@ class StepBench:
         return micro
 
     def train_step(self, micro_batches: list[MicroBatch], lr: float) -> torch.Tensor:
-        """Train one step; this rank's loss."""
+        """Train one step; return this rank's loss."""
         grad_clip = self.config.optim.grad_clip
         return train_step(self.train_model, self.optimizer, micro_batches, self.context, lr, grad_clip, self.watch)[0]
 
     def run(self, steps: int) -> list[Sample]:
-        """Train this many steps."""
+        """Train this number of steps, and measure each."""
         samples = []
         for _ in range(steps):
             start = time.perf_counter()
@@ -114,7 +114,7 @@ class StepBench:
         return samples
 
     def facts(self) -> dict[str, Any]:
-        """The model, the batch, and the most memory so far, in bytes."""
+        """The model, the batch, and the peak memory in bytes."""
         cuda = self.world.device.type == "cuda"
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return {
@@ -126,8 +126,8 @@ class StepBench:
         }
 
 
-def tokens(config: Config, folder: Path) -> list[Path]:
-    """The configuration's shards; without any, one of random tokens as unevenly frequent as words are."""
+def shards_or_random_tokens(config: Config, folder: Path) -> list[Path]:
+    """The configuration's shards; without any, one of random tokens, distributed by Zipf's law as words are."""
     try:
         return find_shards(config.data.train)
     except UserError:
@@ -180,7 +180,7 @@ def median_ms(samples: list[Sample], key: str = "seconds") -> float:
 
 
 def heading(config: Config, world: World, facts: dict[str, int | str]) -> str:
-    """What is measured, on what."""
+    """What is measured, and on which device."""
     return (
         f"{facts['parameters']:,} parameters, {config.data.batch_tokens:,} tokens a step = {world.size} processes x "
         f"{facts['micro_batches']} micro-batches x {facts['micro_batch_size']} sequences x {config.model.block_size}; "

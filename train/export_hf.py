@@ -1,5 +1,5 @@
-"""Export a model as a Hugging Face directory, which transformers opens without a network: AutoTokenizer, and
-AutoModelForCausalLM or, for a classifier, AutoModelForSequenceClassification."""
+"""Export a model as a Hugging Face directory, for transformers' AutoTokenizer and AutoModelForCausalLM (a classifier:
+AutoModelForSequenceClassification)."""
 
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output {output} exists already: choose another folder, or remove it")
     loaded = load_model(arguments.model, classifier=None)
 
-    # under another name first: a folder under the final one is complete
+    # under a temporary name first, so that a folder with the final name is complete
     unfinished = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Fine-tune a GPT-2 to classify texts. Alone, or under torchrun on as many processes as there are.
+"""Fine-tune a GPT-2 to classify texts. In one process, or in several under torchrun.
 
 A whole run is `finetune` below (what is built) and Trainer.train in train/trainer/trainer.py (the loop).
 """
@@ -31,7 +31,7 @@ from train.trainer.finetune import best_model, data_identity, describe, example_
 from train.trainer.trainer import Trainer, one_line_errors
 from train.weights.load_model import LoadedModel, load_model
 
-OPENING = """Fine-tune a model to classify texts; the same command again resumes a run.
+OPENING = """Fine-tune a model to classify texts; the same command again resumes the run.
 
     python train/finetune_classify.py --init runs/quickstart --data.train data/SMSSpamCollection
 
@@ -53,7 +53,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
         return
     stop = StopRequest(run.path, config.checkpoint.margin_seconds, world.is_main)
 
-    # The pretrained model, and the texts in its tokens, kept in the run directory
+    # The pretrained model and the texts in its tokens, kept in the run directory
     base = load_model(config.init, option="--init")
     key = data_identity(config, base, columns=[config.data.text, config.data.label])
     splits, facts = prepare_once(run.path / "data", key, lambda: make_examples(config, base), world)
@@ -86,7 +86,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
 
 
 def make_examples(config: ClassifyConfig, base: LoadedModel) -> tuple[dict[str, Examples], dict[str, Any]]:
-    """The texts of the file in the model's tokens, split, and facts about them."""
+    """The texts of data.train in the model's tokens, split into train, val and test, and facts about them."""
     path, size = Path(config.data.train), base.model.config.block_size
     pairs, empty = read_labelled(path, config.data.text, config.data.label)
     counts = Counter(label for label, _ in pairs)
@@ -98,7 +98,7 @@ def make_examples(config: ClassifyConfig, base: LoadedModel) -> tuple[dict[str, 
     # Copies of a text stay together: no held-out text is also trained on.
     texts, strata = [text for _, text in pairs], [label for label, _ in pairs]
     numbers = split_examples(texts, strata, [config.data.val_share, config.data.test_share], config.train.seed)
-    splits = {name: Examples.of([rows[number] for number in numbers[name]]) for name in numbers}
+    splits = {name: Examples.from_rows([rows[number] for number in numbers[name]]) for name in numbers}
     if lacking := set(range(len(labels))) - set(targets(splits["train"]).tolist()):
         raise UserError(f"{path}: no text of {labels[min(lacking)]!r} is left to train on: add some")
     long = sum(len(row) > size for row in tokens)

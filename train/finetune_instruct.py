@@ -1,4 +1,4 @@
-"""Fine-tune a GPT-2 to follow instructions. Alone, or under torchrun on as many processes as there are.
+"""Fine-tune a GPT-2 to follow instructions. In one process, or in several under torchrun.
 
 A whole run is `finetune` below (what is built) and Trainer.train in train/trainer/trainer.py (the loop).
 """
@@ -30,7 +30,7 @@ from train.trainer.finetune import best_model, data_identity, describe, example_
 from train.trainer.trainer import Trainer, one_line_errors
 from train.weights.load_model import LoadedModel, load_model
 
-OPENING = """Fine-tune a model to follow instructions; the same command again resumes a run.
+OPENING = """Fine-tune a model to follow instructions; the same command again resumes the run.
 
     python train/finetune_instruct.py --init runs/quickstart --data.train data/instruction-data.json
 
@@ -52,7 +52,7 @@ def finetune(config: InstructConfig, world: World) -> None:
         return
     stop = StopRequest(run.path, config.checkpoint.margin_seconds, world.is_main)
 
-    # The pretrained model, and the examples in its tokens, kept in the run directory
+    # The pretrained model and the examples in its tokens, kept in the run directory
     base = load_model(config.init, option="--init")
     key = data_identity(config, base, template=config.template.describe())
     splits, facts = prepare_once(run.path / "data", key, lambda: make_examples(config, base), world)
@@ -82,7 +82,7 @@ def finetune(config: InstructConfig, world: World) -> None:
 
 
 def make_examples(config: InstructConfig, base: LoadedModel) -> tuple[dict[str, Examples], dict[str, Any]]:
-    """The examples of the file in the model's tokens, split, and facts about them."""
+    """The examples of data.train in the model's tokens, split into train, val and test, and facts about them."""
     path, size = Path(config.data.train), base.model.config.block_size
     if base.tokenizer.eot is None:
         raise UserError(f"--init {config.init} has no end-of-text token to end an answer with: take a BPE model")
@@ -95,7 +95,7 @@ def make_examples(config: InstructConfig, base: LoadedModel) -> tuple[dict[str, 
     questions = [repr(messages[:-1]) for messages in conversations]
     shares = [config.data.val_share, config.data.test_share]
     numbers = split_examples(questions, [""] * len(rows), shares, config.train.seed)
-    splits = {name: Examples.of([rows[number] for number in numbers[name]]) for name in numbers}
+    splits = {name: Examples.from_rows([rows[number] for number in numbers[name]]) for name in numbers}
     if not len(splits["train"]):
         raise UserError(f"{path}: of {len(rows)} examples none is left to train on: add some")
     turns = [sum(role == "assistant" for role, _ in messages) for messages in conversations]

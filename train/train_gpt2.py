@@ -1,4 +1,4 @@
-"""Train a GPT-2: shards in, checkpoints out. Alone, or under torchrun on as many processes as there are.
+"""Train a GPT-2: shards in, checkpoints out. In one process, or in several under torchrun.
 
 A whole run is `train` below (what is built) and Trainer.train in train/trainer/trainer.py (the loop).
 """
@@ -25,7 +25,7 @@ from train.run.stop_request import StopRequest
 from train.trainer.trainer import Trainer, one_line_errors
 from train.weights.load_model import load_initial_weights
 
-OPENING = """Train a GPT-2 on token shards, alone or under torchrun; the same command again resumes a run.
+OPENING = """Train a GPT-2 on token shards, in one process or under torchrun; the same command again resumes the run.
 
     torchrun --standalone --nproc_per_node=8 train/train_gpt2.py --config configs/gpt2_124m.yaml
 
@@ -81,7 +81,7 @@ def train(config: Config, world: World) -> None:
 
 
 def describe(trainer: Trainer) -> None:
-    """Print what is about to be trained, on what, and how far the data reaches."""
+    """Print the model, the data and the steps of the run that is about to start."""
     config, world, loader, windows = trainer.config, trainer.world, trainer.loader, trainer.loader.windows
     steps, compiled = config.train.max_steps, "compiled" if config.train.compile else "not compiled"
     world.print(

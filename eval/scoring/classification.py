@@ -86,7 +86,7 @@ def classify(
     """
     rows = [tokenizer.encode(text) for text in texts]
     size = model.config.block_size
-    examples = Examples.of([label_targets(row, 0, size) for row in rows])
+    examples = Examples.from_rows([label_targets(row, 0, size) for row in rows])
     probabilities = np.empty((len(rows), model.score.out_features))
     for numbers in length_buckets(examples, batch_size):
         [(probabilities[numbers], _)] = class_probabilities(model, [examples.batch(numbers)], device)

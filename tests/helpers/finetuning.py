@@ -47,7 +47,7 @@ def random_examples(n: int = 23, seed: int = 0, longest: int = 16) -> Examples:
         targets = rng.integers(VOCAB, size=length)
         targets[:prompt] = IGNORE_INDEX
         rows.append((rng.integers(VOCAB, size=length).tolist(), targets.tolist()))
-    return Examples.of(rows)
+    return Examples.from_rows(rows)
 
 
 def words(init: Path, data: Path, run: Path, **changes: object) -> list[str]:

@@ -11,7 +11,7 @@ from train.config.pretrain import CheckpointConfig, LogConfig, OptimConfig, RunC
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """What part of the model is trained.
+    """Which parameters are trained.
 
     Args:
         blocks: the number of last transformer layers to train, with what follows them; all is the whole model; 0 is a
@@ -27,7 +27,7 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Labelled texts, and how many of them a step takes.
+    """Labelled texts, and how many a step takes.
 
     Args:
         train: a .tsv, .csv, .jsonl or .parquet file; others are read as label<TAB>text
@@ -52,7 +52,7 @@ class LabelledData:
 
 @dataclass(frozen=True)
 class InstructionData:
-    """Instructions with answers, or conversations, and how many of them a step takes.
+    """Instructions with answers, or conversations, and how many a step takes.
 
     Args:
         train: a .json or .jsonl file of {instruction, input, output} or {messages}
@@ -163,7 +163,7 @@ def check(config: FinetuneConfig) -> None:
         raise ArgumentError("data.train is empty: name the file of examples, --data.train FILE")
     if data.val_share + data.test_share >= 1:
         raise ArgumentError(
-            f"data.val_share {data.val_share} and data.test_share {data.test_share} leave nothing to train on"
+            f"data.val_share {data.val_share} and data.test_share {data.test_share} leave no training data: lower them"
         )
     if blocks != "all" and blocks < (1 if isinstance(config, InstructConfig) else 0):
         raise ArgumentError(f"tune.blocks is {blocks}: give all, or a number of layers")
@@ -183,7 +183,7 @@ def check_template(template: Template) -> None:
 
 
 def check_batch(config: FinetuneConfig, world_size: int) -> None:
-    """ArgumentError, with the nearest values that do, unless the batch divides among processes and micro-batches."""
+    """ArgumentError, with the nearest values that work, unless the batch divides evenly among the ranks."""
     batch, unit = config.data.batch_examples, config.data.micro_batch_size * world_size
     if batch % unit:
         raise ArgumentError(

@@ -51,7 +51,7 @@ def read_config(
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=CONFIGS / default)
-    chosen, words = first.parse_known_args(argv)  # the file is read first, wherever --config stands on the line
+    chosen, words = first.parse_known_args(argv)  # the file is read first, wherever --config is on the command line
     parser = ConfigParser(allow_abbrev=False)
     parser.opening = opening
     parser.add_argument("--config", action="config", help=f"a YAML file (default: configs/{default})")
@@ -59,7 +59,7 @@ def read_config(
     for name, section in sections.items():
         parser.add_argument(f"--{name}", type=section.type, default=section.default_factory(), **section.metadata)
     try:
-        if chosen.config.is_file():  # alone first, so that its mistakes name the file
+        if chosen.config.is_file():  # first on its own, so that errors in it name the file
             parser.file = f"{chosen.config}: "
             parser.parse_path(chosen.config)
             parser.file = ""
@@ -104,7 +104,7 @@ def _values(config: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def nearest_multiples(value: int, unit: int) -> str:
-    """The multiples of `unit` (but 0) just below and above a value, in words."""
+    """The multiples of `unit` just below and above a value, as text: "3 or 6"; without 0."""
     below = value // unit * unit
     return " or ".join(str(multiple) for multiple in (below, below + unit) if multiple)
 

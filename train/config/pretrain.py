@@ -21,7 +21,7 @@ class ModelConfig:
         block_size: the longest context, in tokens
         vocab_size: token ids are below this; 50257 for GPT-2's tokenizer
         dropout: probability, after the embeddings, the attention and each residual branch
-        bias: biases in the linear maps and LayerNorms, as OpenAI's models have them
+        bias: biases in the linear layers and LayerNorms, as in OpenAI's models
     """
 
     n_layer: int = 12
@@ -35,7 +35,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The token shards, and how much of them a step takes.
+    """The token shards, and how many tokens a step takes.
 
     Args:
         train: glob, or list of globs, of the training shards
@@ -82,7 +82,7 @@ class TrainConfig:
     """How long to train, and on what.
 
     Args:
-        max_steps: optimizer steps in the whole run
+        max_steps: optimizer steps in the run
         seed: of the initial weights, the data order and the dropout
         device: auto takes the GPU when there is one
         precision: of the matrix products; auto and bf16 take bf16 where the device has it, and fp32 elsewhere
@@ -91,7 +91,7 @@ class TrainConfig:
             pass; less memory for more time
         shard_optimizer: each process keeps only its share of AdamW's moments (ZeRO-1)
         init_from: the model whose weights a new run starts from, named as for --model; empty starts from random ones
-        timeout_seconds: the longest that a process may keep the others waiting, before the run ends and names it
+        timeout_seconds: how long a process may keep the others waiting before the run ends with an error that names it
     """
 
     max_steps: int = 18865
@@ -132,7 +132,7 @@ class CheckpointConfig:
 
     Args:
         every: interval in steps; 0 saves at the end only
-        keep: the number of latest checkpoints to keep; the one with the best validation loss is kept besides
+        keep: the number of latest checkpoints to keep, in addition to the one with the best validation loss
         margin_seconds: stop and save this long before Slurm's time limit, or twice the slowest save so far
     """
 
@@ -206,7 +206,7 @@ def check(config: Config) -> None:
     if model.n_embd % model.n_head:
         raise ArgumentError(f"model.n_embd {model.n_embd} is not a multiple of model.n_head {model.n_head}")
     if model.vocab_size > 65536:
-        raise ArgumentError(f"model.vocab_size is {model.vocab_size}: shards hold uint16 tokens, so 65536 at the most")
+        raise ArgumentError(f"model.vocab_size is {model.vocab_size}: shards hold uint16 tokens, so give 65536 or less")
 
 
 def check_common(config: Any) -> None:
@@ -229,7 +229,7 @@ def sequences_per_rank(config: Config, world_size: int) -> int:
     """The number of windows each process takes per step: batch_tokens / (block_size * world_size), an integer.
 
     Raises:
-        ArgumentError: batch_tokens does not divide; proposes the nearest values that do.
+        ArgumentError: batch_tokens does not divide evenly; names the nearest values that do.
     """
     data, block_size = config.data, config.model.block_size
     micro = 1 if data.micro_batch_size == "auto" else data.micro_batch_size

@@ -1,11 +1,11 @@
-"""Examples of different lengths, for fine-tuning: kept in files in the run directory, split, and read in an order that
-is a function of the step.
+"""The data loader of fine-tuning: examples of different lengths, split and stored in the run directory, and read in an
+order that is a pure function of (seed, step).
 
-An example is a row of tokens, and for each the target to predict at it, or IGNORE_INDEX: the next token, where the loss
-mask says so; the label, at a text's last token. Examples are numbered along the run: number g is at place g % n of the
-shuffled epoch g // n. Step s takes the numbers [s * N, (s + 1) * N), N = data.batch_examples, sorts them by length, and
-cuts them into micro-batches, which the ranks take in turn: little padding, and the same batch and the same
-micro-batches for every world size.
+An example is a row of tokens with a target for each: the next token where the loss mask is set (instructions), the
+label at the text's last token (classification), and IGNORE_INDEX elsewhere. Examples are numbered along the run: number
+g is at place g % n of the shuffled epoch g // n. Step s takes the numbers [s * N, (s + 1) * N), N =
+data.batch_examples, sorts them by length, and cuts them into micro-batches, which the ranks take in turn. That needs
+little padding, and the batch and its micro-batches are the same for every world size.
 """
 
 import hashlib
@@ -36,12 +36,12 @@ class Examples:
     """Rows of different lengths, concatenated; row i is [offsets[i], offsets[i + 1])."""
 
     tokens: np.ndarray  # 1-D uint16
-    targets: np.ndarray  # 1-D int32, as many
-    offsets: np.ndarray  # 1-D int64, one more than there are rows
+    targets: np.ndarray  # 1-D int32, one for each token
+    offsets: np.ndarray  # 1-D int64, number of rows + 1
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Examples":
-        """The examples of some pairs of tokens and targets."""
+    def from_rows(cls, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "Examples":
+        """Concatenate rows, each a pair of tokens and targets."""
         offsets = np.cumsum([0, *(len(tokens) for tokens, _ in rows)], dtype=np.int64)
         tokens = np.array([token for tokens, _ in rows for token in tokens], np.uint16)
         return cls(tokens, np.array([target for _, targets in rows for target in targets], np.int32), offsets)
@@ -65,12 +65,12 @@ class Examples:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens in each row, int64."""
+        """The number of tokens in each row, int64."""
         return np.diff(self.offsets)
 
     @cached_property
     def num_targets(self) -> np.ndarray:
-        """Targets in the loss of each row, int64."""
+        """The number of targets in each row that are in the loss, int64."""
         ends = np.cumsum(np.concatenate([[0], self.targets != IGNORE_INDEX]))
         return ends[self.offsets[1:]] - ends[self.offsets[:-1]]
 
@@ -96,7 +96,7 @@ class ExampleLoader:
     """One rank's data loader: the micro-batches of any step."""
 
     examples: Examples
-    shares: np.ndarray  # (n,) float64, of each example in the loss: its number of targets, or its label's weight
+    shares: np.ndarray  # (n,) float64, each example's weight in the loss: its number of targets, or its label's weight
     batch_examples: int
     micro_batch_size: int
     rank: int
@@ -105,23 +105,23 @@ class ExampleLoader:
     pin: bool = False  # in pinned memory, from which a GPU copies while it computes
 
     def numbers(self, step: int) -> list[np.ndarray]:
-        """The rows of all micro-batches of a step, of all ranks, (micro_batch_size,) int64 each."""
+        """The row numbers of each micro-batch of a step, over all ranks: (micro_batch_size,) int64 each."""
         first = step * self.batch_examples
         rows = self._rows(first, first + self.batch_examples)
         rows = rows[np.argsort(self.examples.lengths[rows], kind="stable")]
         return list(rows.reshape(-1, self.micro_batch_size))
 
     def _rows(self, first: int, end: int) -> np.ndarray:
-        """The rows with the numbers [first, end) along the run, int64."""
+        """The row numbers of the examples [first, end) along the run, int64."""
         n = len(self.examples)
         epochs = range(first // n, (end - 1) // n + 1)
         orders = [permutation(n, self.seed, epoch) for epoch in epochs]
         return np.concatenate(orders)[first - epochs[0] * n : end - epochs[0] * n]
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """This rank's micro-batches of one step, (micro_batch_size, its longest row) each.
+        """This rank's micro-batches of one step, (micro_batch_size, length of its longest row) each.
 
-        The weights are such that the mean over the ranks of their losses is the mean over all targets of the batch.
+        They are weighted so that the mean of the ranks' losses is the mean over all targets of the batch.
         """
         numbers = self.numbers(step)
         shares = [float(self.shares[rows].sum()) for rows in numbers]
@@ -172,7 +172,7 @@ def split_examples(
     """Split examples at random into train, val and test, stratified.
 
     Args:
-        groups: examples of the same group (copies of a text) go into the same split, with the first one's stratum.
+        groups: of each example; a group (copies of a text) goes into one split, in the stratum of its first example.
         strata: the label of each example.
         shares: of val and test in each stratum; the rest is train.
 
@@ -197,8 +197,8 @@ def split_examples(
 def prepare_once(
     folder: Path, identity: dict[str, Any], make: Callable[[], tuple[dict[str, Examples], dict[str, Any]]], world: World
 ) -> tuple[dict[str, Examples], dict[str, Any]]:
-    """The splits of a run's data, and facts about them, from the files in `folder`; rank 0 makes them unless they are
-    there with the same identity (the input file's checksum, and the options that decide what is made of it)."""
+    """Load the splits of a run's data, and facts about them, from `folder`. Rank 0 makes and stores them first, unless they
+    are there with this identity (see trainer.finetune.data_identity)."""
     file = folder / DESCRIPTION
     if world.is_main and read_json_object(file).get("identity") != identity:
         splits, facts = make()
@@ -213,7 +213,7 @@ def prepare_once(
 
 
 def fingerprint(splits: dict[str, Examples]) -> dict[str, int | str]:
-    """What identifies a run's data: how many training examples and tokens, and a sha256 over all splits."""
+    """What identifies a run's data: the numbers of training examples and tokens, and a sha256 over all splits."""
     digest = hashlib.sha256()
     for name in SPLITS:
         for array in (splits[name].tokens, splits[name].targets, splits[name].offsets):

@@ -1,7 +1,7 @@
-"""Shards to batches: the data loader of pretraining. Which window is read when is a pure function of (seed, step).
+"""The data loader of pretraining: shards to micro-batches, in an order that is a pure function of (seed, step).
 
-A window is block_size + 1 consecutive tokens of one shard; the next window begins block_size tokens further on, so
-every token but a shard's first is a target once. Less than one window at a shard's end is left out.
+A window is block_size + 1 consecutive tokens of one shard; the next window begins block_size tokens later, so
+every token but a shard's first is a target once. A remainder of less than a window at a shard's end is left out.
 
 Windows are numbered along the run: global window g is window g % per_epoch of epoch g // per_epoch. Step s takes the
 windows [s * N, (s + 1) * N), where N = batch_tokens / block_size; rank r of W takes the r-th of W equal parts of
@@ -34,14 +34,14 @@ class MicroBatch(NamedTuple):
     inputs: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64
     weight: float  # of its mean loss in the rank's loss
-    seed: int  # of its dropout
+    seed: int  # for its dropout
 
 
 def dropout_seeds(seed: int, first_window: int, micro_batch_size: int, n: int) -> list[int]:
-    """Seeds for the dropout of n micro-batches: a function of the run's seed and the number of each one's first window.
+    """Dropout seeds for n micro-batches: a function of the run's seed and the number of each one's first window.
 
-    They name the windows, not the rank, so that with the same micro_batch_size the masks are the same for every world
-    size, and after a resume. Hashed, since torch's generator on the CPU looks at the low 32 bits alone.
+    They depend on the windows, not on the rank, so that with the same micro_batch_size the dropout masks are the same
+    for every world size and after a resume. Hashed, since torch's CPU generator uses only the low 32 bits of a seed.
     """
     windows = range(first_window, first_window + n * micro_batch_size, micro_batch_size)
     digests = (hashlib.blake2b(f"{seed} {window}".encode(), digest_size=8).digest() for window in windows)
@@ -50,9 +50,10 @@ def dropout_seeds(seed: int, first_window: int, micro_batch_size: int, n: int) -
 
 @lru_cache(maxsize=8)
 def permutation(n: int, *key: int) -> np.ndarray:
-    """A permutation of range(n), int64, that depends on the key alone.
+    """A permutation of range(n), int64, that depends only on the key.
 
-    It sorts the raw output of a Philox generator, which NumPy promises never to change, unlike its `permutation`.
+    It sorts the raw output of a Philox generator, which NumPy promises never to change; it does not promise that of its
+    own `permutation`.
     """
     seed = np.random.SeedSequence(key)
     return np.argsort(np.random.Philox(seed).random_raw(n), kind="stable")
@@ -93,7 +94,9 @@ class Windows:
         self.lengths = [len(open_shard(path)) for path in paths]  # in tokens
         self.counts = [max(0, (length - 1) // block_size) for length in self.lengths]
         self.tokens = sum(self.lengths)
-        self._open = lru_cache(maxsize=4)(open_shard)  # one shard at a time is read: the pages of others can be dropped
+        self._open = lru_cache(maxsize=4)(
+            open_shard
+        )  # shards are read one after another: the pages of others can be dropped
         if sum(self.counts) == 0:
             several = f" and {len(paths) - 1} more shards hold" if len(paths) > 1 else " holds"
             raise UserError(
@@ -105,7 +108,7 @@ class Windows:
         """The windows at (shard index, window index) as inputs and targets, int64 (len(places), block_size) each.
 
         Raises:
-            UserError: a token is not below the vocabulary's size.
+            UserError: a token id is not below vocab_size.
         """
         T = self.block_size
         batch = np.empty((len(places), T + 1), dtype=np.int64)
@@ -121,8 +124,8 @@ class Windows:
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def fingerprint(self) -> dict[str, int | str]:
-        """What identifies a run's data: the number of shards and tokens, and a sha256 over each shard's name, tokens,
-        and checksum where a manifest has one."""
+        """What identifies a run's data: the numbers of shards and tokens, and a sha256 over the shards' names, lengths
+        and, where a manifest has them, checksums."""
         checksums: dict[Path, str] = {}
         for folder in {path.parent for path in self.paths}:
             manifest = read_manifest(folder)
@@ -139,7 +142,7 @@ class WindowLoader:
 
     windows: Windows
     order: WindowOrder
-    per_rank: int  # windows a rank takes a step
+    per_rank: int  # windows in a step of each rank
     micro_batch_size: int
     rank: int
     world_size: int
@@ -150,7 +153,7 @@ class WindowLoader:
         return (step * self.world_size + rank) * self.per_rank
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of one step, (micro_batch_size, block_size) each, in order."""
+        """This rank's micro-batches of one step, (micro_batch_size, block_size) each."""
         first, size = self.first_window(step, self.rank), self.micro_batch_size
         n = self.per_rank // size
         batches = []
@@ -174,7 +177,7 @@ class WindowLoader:
 
 
 def prefetch(read: Callable[[int], list[MicroBatch]], first: int, last: int) -> Iterator[list[MicroBatch]]:
-    """read(first) ... read(last - 1), read by a thread that stays two steps ahead."""
+    """Yield read(first) ... read(last - 1), which a thread computes up to two steps ahead."""
     ready: queue.Queue = queue.Queue(maxsize=2)
     closed = threading.Event()
 
@@ -208,16 +211,16 @@ def prefetch(read: Callable[[int], list[MicroBatch]], first: int, last: int) -> 
 def validation_batches(
     windows: Windows, tokens: int, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's share of the first `tokens` tokens' worth of windows, straight through the shards.
+    """This rank's share of the validation windows: those of the first `tokens` tokens, in the order of the shards.
 
-    The windows are the same for every world size and batch size, and every rank gets as many batches, so that
-    ranks can run a collective between two of them: the last batches may be smaller, or empty.
+    The windows are the same for every world size and batch size, and every rank gets the same number of batches, so
+    that ranks can run a collective between two of them: the last batches may be smaller, or empty.
 
     Yields:
         inputs and targets, int64 (b, block_size) each, with 0 <= b <= batch_size.
     """
-    straight = ((shard, window) for shard, count in enumerate(windows.counts) for window in range(count))
-    places = list(islice(straight, max(1, tokens // windows.block_size)))
+    in_order = ((shard, window) for shard, count in enumerate(windows.counts) for window in range(count))
+    places = list(islice(in_order, max(1, tokens // windows.block_size)))
     for start in range(0, len(places), batch_size * world_size):
         mine = start + rank * batch_size
         yield windows.read(places[mine : mine + batch_size])
@@ -227,7 +230,7 @@ def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
     """The tokenizer that the manifests of these shards describe; None where there is no manifest.
 
     Raises:
-        UserError: two folders have different ones, or it has more ids than vocab_size.
+        UserError: the manifests disagree, or the tokenizer has more ids than vocab_size.
     """
     found: dict[str, tuple[Path, dict]] = {}
     for folder in sorted({path.parent for path in paths}):

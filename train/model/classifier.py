@@ -1,4 +1,4 @@
-"""A GPT-2 classifier: a linear head on the last token's state, in place of the vocabulary's.
+"""A GPT-2 classifier: a linear head on the last token's state, in place of the language model's head.
 
 With the causal mask that state depends on the whole text and on nothing after it, so padding on the right does not
 matter. The same head as Radford et al. 2018 (GPT-1, section 3.2) and Hugging Face's GPT2ForSequenceClassification.
@@ -15,7 +15,7 @@ from train.model.gpt import GPT, IGNORE_INDEX
 
 
 class Classifier(GPT):
-    """A GPT with a head of L labels: the parameters of a GPT, and `score.weight`."""
+    """A GPT with a head for L labels: a GPT's parameters, and `score.weight`."""
 
     label_weights: Tensor  # (L,), a buffer
 
@@ -26,7 +26,7 @@ class Classifier(GPT):
         label_weights: Sequence[float] | None = None,
         recompute: bool = False,
     ) -> None:
-        """`label_weights`: the weight of each label's examples in the loss; None: 1."""
+        """`labels`: L. `label_weights`: the weight of each label's examples in the loss; None: 1 each."""
         super().__init__(config, recompute)
         self.score = nn.Linear(config.n_embd, labels, bias=False)
         nn.init.normal_(self.score.weight, std=0.02)
@@ -43,7 +43,7 @@ class Classifier(GPT):
             (B, T, L) float32 logits, or the weighted mean cross-entropy in nats, a float32 scalar.
         """
         hidden = self.hidden(idx)  # (B, T, C)
-        with torch.autocast(hidden.device.type, enabled=False):  # few numbers, which become probabilities
+        with torch.autocast(hidden.device.type, enabled=False):  # in float32: the logits become probabilities
             logits = self.score(hidden.float())  # (B, T, L)
         if targets is None:
             return logits

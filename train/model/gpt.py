@@ -1,4 +1,4 @@
-"""GPT-2: the whole model. Weights carry nanoGPT's names; `bias=True` is OpenAI's architecture.
+"""GPT-2, all of it. Weights have nanoGPT's names; `bias=True` is OpenAI's architecture.
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2 src/model.py.
 Shapes: B sequences, T positions, C = n_embd, H = n_head, D = C / H, V = vocab_size.
@@ -16,11 +16,11 @@ from train.model.kv_cache import KVCache
 from train.model.linear import Linear, linear
 from train.model.loss import linear_cross_entropy
 
-IGNORE_INDEX = -1  # a target that does not count in the loss
+IGNORE_INDEX = -1  # a target that is left out of the loss
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Causal multi-head self-attention, (B, T, C) to (B, T, C). `cache` and `mask`: see GPT.hidden."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class Attention(nn.Module):
             v,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and (cache is None or T > 1),  # without a cache no look at T: one graph for every T
+            is_causal=mask is None and (cache is None or T > 1),  # T is tested with a cache only: one graph for all T
         )  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
 class MLP(nn.Module):
-    """Two linear maps around the tanh approximation of GELU, four times as wide inside."""
+    """Two linear layers, 4C wide between them, with the tanh approximation of GELU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class GPT(nn.Module):
 
         Args:
             idx: (B, T) int64 token ids.
-            targets: (B, T) int64 ids of the next tokens; IGNORE_INDEX (-1) does not count.
+            targets: (B, T) int64 ids of the next tokens; IGNORE_INDEX (-1) is left out of the loss.
 
         Returns:
             (B, T, V) logits, or the mean cross-entropy in nats, a float32 scalar.
@@ -130,10 +130,10 @@ class GPT(nn.Module):
         """The last layer's normalized states, (B, T, C), which `logits` turns into scores.
 
         Args:
-            cache: keys and values of earlier positions; idx continues them, and they grow by T.
-            positions: (B, T) int64, each below block_size; None: those after the cache's.
-            mask: (B, 1, T, S) float32, added to the attention scores: 0 where a new position sees one of the S (cached
-                and new) and -inf where it does not; None: each sees all up to itself.
+            cache: keys and values of earlier positions, which idx continues; those of idx are appended to it.
+            positions: (B, T) int64, each below block_size; None: the T positions after the cached ones.
+            mask: (B, 1, T, S) float32, added to the attention scores: 0 where a new position attends to one of the S
+                (cached and new), -inf where it does not; None: causal.
         """
         if positions is None:
             start, T = (cache.filled if cache else 0), idx.size(1)

@@ -1,4 +1,4 @@
-"""The key-value cache of generation: attention's keys and values of the positions so far."""
+"""The key-value cache for generation: attention's keys and values of all earlier positions."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from train.config.pretrain import ModelConfig
 
 
 class KVCache:
-    """Keys and values in buffers allocated once: for each layer (B, H, length, D)."""
+    """Keys and values in buffers that are allocated once, (B, H, length, D) float32 for each layer."""
 
     def __init__(self, config: ModelConfig, batch_size: int, length: int, device: torch.device | str = "cpu") -> None:
         shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
         self.keys = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
         self.values = [torch.zeros(shape, device=device) for _ in range(config.n_layer)]
-        self.filled = 0  # positions that every layer holds
+        self.filled = 0  # positions that every layer has cached
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append this layer's new keys and values, (B, H, T, D) each; return all of them, (B, H, filled + T, D)."""

@@ -15,10 +15,10 @@ from train.model.linear import Linear
 
 
 class LoraLinear(Linear):
-    """A linear map and its low-rank update. B starts at 0: before the first step nothing changes."""
+    """A linear layer with a low-rank update. B starts at 0, so that the model starts as it was."""
 
     def __init__(self, plain: Linear, rank: int) -> None:
-        """Takes over the plain map's parameters, under their names."""
+        """Take over the plain layer's parameters, under the same names."""
         nn.Module.__init__(self)
         self.weight, self.bias = plain.weight, plain.bias
         outputs, inputs = plain.weight.shape
@@ -31,7 +31,7 @@ class LoraLinear(Linear):
 
 
 def add_lora(block: nn.Module, rank: int) -> None:
-    """Replace each linear map of a transformer layer by a LoraLinear of this rank, in place."""
+    """Replace each linear layer of a transformer block by a LoraLinear of this rank, in place."""
     for parent in list(block.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
@@ -39,7 +39,7 @@ def add_lora(block: nn.Module, rank: int) -> None:
 
 
 def merge_lora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors as those of a plain model: each update added to its matrix."""
+    """Merge a checkpoint's low-rank updates into their matrices; return the tensors of a plain model."""
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith((".lora_a", ".lora_b"))}
     for name, a in tensors.items():
         if name.endswith(".lora_a"):

@@ -1,8 +1,8 @@
-"""Linear cross-entropy: the output head's loss, in chunks, so that all of its logits never exist at once.
+"""Linear cross-entropy: the output head and its loss, in chunks, so that the full logits never exist at once.
 
-The gradients are computed in the forward pass, chunk by chunk, so that no logits are stored, and none computed twice.
-With e = exp(logits - their maximum) and s = sum(e), the gradient at the logits is e / s - one_hot(target): e goes
-through the matrix products as it is, and the rest is applied to the rows and columns of their small operands.
+The gradients are computed in the forward pass, chunk by chunk, so that no logits are stored or computed twice.
+With e = exp(logits - max(logits)) and s = sum(e), the gradient of the logits is e / s - one_hot(target): e enters
+the matrix products as it is, and 1 / s and the one-hot are applied to their smaller operands.
 
 Sources: Hsu et al. 2024, "Liger Kernel" (gradients in the forward pass); torch.nn.functional.linear_cross_entropy does
 the same from torch 2.13 on, but torch.compile cannot see into it.
@@ -25,10 +25,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
     Args:
         hidden: (N, C) states.
         weight: (V, C) embeddings of the tokens.
-        targets: (N,) int64 token ids, or `ignored`, which does not count.
+        targets: (N,) int64 token ids, or `ignored`, which is left out.
 
     Returns:
-        the mean over the targets that count, in nats: a float32 scalar (float64 for float64 inputs).
+        the mean over the other targets, in nats: a float32 scalar (float64 for float64 inputs).
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -55,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _chunked(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype, gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and, if asked for, its gradients with respect to hidden (N, C) and weight (V, C)."""
+    """The loss and, with `gradients`, its gradients with respect to hidden (N, C) and weight (V, C)."""
     vocab_size, exact = weight.size(0), torch.promote_types(dtype, torch.float32)
     padded = -(-vocab_size // ALIGNMENT) * ALIGNMENT
     table = F.pad(weight.to(dtype), (0, 0, 0, padded - vocab_size))  # (P, C), P = padded

@@ -1,4 +1,4 @@
-"""The model as the training step calls it, compiled and wrapped in DDP, and the check that all replicas stay equal."""
+"""Compile the model and wrap it in DDP for the training step, and check that all replicas stay equal."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ ATOMIC_COMPILER = Path(__file__).with_name("atomic_g++")
 
 
 def compile_and_wrap_ddp(model: nn.Module, compiled: bool, world: World) -> nn.Module:
-    """The model for the training step. `model` itself stays as it is, for evaluation, generation and checkpoints.
+    """Return the model for the training step. `model` itself stays uncompiled, for evaluation and checkpoints.
 
     Raises:
         UserError: there is no C++ compiler.
@@ -42,7 +42,7 @@ def prepare_compiler() -> None:
     """
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
         raise UserError("train.compile needs a C++ compiler, and none is installed: install g++, or set it false")
-    from torch._inductor import config  # takes a moment to import, which a run without torch.compile need not wait for
+    from torch._inductor import config  # slow to import, and needed by torch.compile only
 
     compiler, has_space = config.cpp.cxx[-1], shlex.quote(str(ATOMIC_COMPILER)) != str(ATOMIC_COMPILER)
     if "g++" in compiler and "clang" not in compiler and not has_space:  # inductor splits its commands at spaces
@@ -60,26 +60,26 @@ def compiler_errors() -> Iterator[None]:
             raise
         reason = next((line for line in lines if " error: " in line), lines[0])
         raise UserError(
-            "train.compile needs a C++ compiler that works, with Python's headers (python3-dev), and here: "
+            "train.compile needs a C++ compiler that works, with Python's headers (python3-dev): "
             f"{reason}: fix that, or set train.compile false"
         ) from None
 
 
 def parameter_hash(model: nn.Module) -> int:
-    """A sum over the bits of all float32 parameters, below 2^52: one read of the memory, no copy of it."""
+    """A checksum of all float32 parameters, below 2^52: a sum over their bits, computed without a copy."""
     sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in model.parameters()]
-    weights = torch.arange(1, len(sums) + 1, device=sums[0].device)  # two parameters swapped give another hash
+    weights = torch.arange(1, len(sums) + 1, device=sums[0].device)  # so that swapped parameters change the sum
     return int((torch.stack(sums) * weights).sum()) % 2**52
 
 
 def check_replicas(model: nn.Module, step: int, world: World) -> None:
     """Compare the parameters of all ranks after `step` finished steps. Every rank must call it.
 
-    They are equal by construction: the same initial weights, the same averaged gradients. Where they are not, a machine
-    computes wrongly, and no loss would show it.
+    They are equal by construction: the same initial weights, the same averaged gradients. If they differ, a machine has
+    computed a wrong result, which the loss would not show.
 
     Raises:
-        UserError: some differ; names the ranks, on every rank.
+        UserError: some differ; names the ranks. Raised on every rank.
     """
     hashes = world.gather(parameter_hash(model))
     (usual, count), *others = Counter(hashes).most_common()

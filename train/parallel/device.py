@@ -1,4 +1,4 @@
-"""The device: its precision, its peak FLOP/s for MFU, its set-up, and how many sequences fit in its memory."""
+"""The device: its precision, its peak FLOP/s for MFU, its set-up, and the micro-batch size that fits in its memory."""
 
 import ctypes
 import re
@@ -8,7 +8,7 @@ import torch
 from prepare.common.cli import UserError
 from train.model.gpt import GPT
 
-# Dense bf16 FLOP/s with float32 accumulation, from NVIDIA's datasheets. The first that occurs in the GPU's name counts.
+# Dense bf16 FLOP/s with float32 accumulation, from NVIDIA's datasheets; the first key found in the GPU's name is taken.
 PEAK_FLOPS = {
     "H200 NVL": 835.5e12,
     "H200": 989.4e12,
@@ -39,7 +39,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def precision_name(context: torch.autocast) -> str:
-    """The precision of matrix products in an `autocast` context: bf16 or fp32."""
+    """The precision of matrix products in an autocast context: "bf16" or "fp32"."""
     return "bf16" if context._enabled else "fp32"
 
 
@@ -81,15 +81,15 @@ def warm_up_math_kernels() -> None:
     """Let MKL choose its kernels for exp and log on one thread, so that a process's first results equal later ones.
 
     MKL chooses at a function's first call. When several threads make that call at once, one of them may compute its
-    share with a kernel for another processor, with half the digits: the first step's loss was then 4e-6 off, now and
-    then (https://github.com/pytorch/pytorch/issues/188792; `python -m tests.programs.first_exp` counts how often).
+    share with a kernel for another processor, of half the precision: the first step's loss was occasionally off by 4e-6
+    (https://github.com/pytorch/pytorch/issues/188792; `python -m tests.programs.first_exp` counts how often).
     """
     for function in (torch.exp, torch.log):
         function(torch.ones(1))
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that tensors free; otherwise a step on a CPU page-faults its large buffers in again.
+    """Let glibc keep the memory that tensors free; otherwise each step on a CPU page-faults its large buffers in again.
 
     A model of 4 layers, 128 wide, 16 x 64 tokens on one core of an EPYC 9004: 1.3 to 1.5 times the tokens/s in
     float32, 1.4 to 1.8 times in bf16. Elsewhere (macOS, musl) nothing is changed.
@@ -105,8 +105,8 @@ def keep_freed_memory() -> None:
 def find_micro_batch_size(model: GPT, per_rank: int, device: torch.device, precision: str) -> int:
     """The largest micro-batch, a divisor of `per_rank` sequences, whose forward and backward pass fits in memory.
 
-    On a GPU they are tried from 64 downwards, with memory reserved for AdamW's moments and DDP's buckets. Elsewhere
-    running out of memory would end the process, or the machine: there the float32 logits may take 512 MiB.
+    On a GPU, sizes are tried from 64 down, with memory reserved for AdamW's moments and DDP's buckets. Elsewhere a try
+    that runs out of memory could take down the machine, so the largest is taken whose float32 logits fit in 512 MiB.
 
     Raises:
         UserError: not even one sequence fits.
@@ -132,6 +132,7 @@ def find_micro_batch_size(model: GPT, per_rank: int, device: torch.device, preci
 
 
 def _forward_backward(model: GPT, size: int, device: torch.device, precision: str) -> None:
+    """Run one micro-batch of `size` sequences with the memory reserved that training needs besides."""
     floats = 3 * model.num_parameters() + torch.cuda.mem_get_info(device)[1] // 80  # moments, buckets; 5% for the rest
     reserved = torch.empty(floats, device=device)
     tokens = torch.zeros(size, model.config.block_size, dtype=torch.int64, device=device)
@@ -142,7 +143,7 @@ def _forward_backward(model: GPT, size: int, device: torch.device, precision: st
 
 
 def is_out_of_memory(failure: BaseException) -> bool:
-    """Whether an exception says that the GPU's or the machine's memory ran out."""
+    """Whether this exception means that the GPU or the machine ran out of memory."""
     if isinstance(failure, (torch.OutOfMemoryError, MemoryError)):
         return True
     return any(

@@ -1,8 +1,8 @@
-"""A watchdog over the ranks of one run: when one does not arrive, name it in one line and end the run.
+"""A watchdog over the ranks of one run: when one hangs or dies, name it in one line and end the run.
 
-A rank that hangs leaves the others waiting in a collective, which cannot say for whom. So each rank counts in the
-shared store how often it has arrived at a common point (before a step's work, at each all-reduce), and a thread of it
-sends heartbeats while the process lives.
+A rank that hangs leaves the others waiting in a collective, which cannot tell for which rank. So each rank counts in
+the shared store how often it has arrived at a common point (before each step, at each all-reduce), and a thread sends
+heartbeats while the process lives.
 """
 
 import atexit
@@ -19,8 +19,8 @@ import torch.distributed as dist
 class Watchdog:
     """One rank's watchdog, for as long as the process group lives.
 
-    It ends the process when this rank has waited `seconds` at a point where another rank has not arrived. A long step
-    of all ranks together is no reason.
+    It ends the process when this rank has waited `seconds` at a point where another rank has not arrived. A step
+    that is slow on all ranks does not end it.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, seconds: float) -> None:
@@ -31,10 +31,10 @@ class Watchdog:
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.thread.start()
-        atexit.register(self.close)  # a thread that the interpreter ends inside the store takes the process with it
+        atexit.register(self.close)  # a daemon thread that is inside the store when Python exits would crash it
 
     def arrived(self, step: int | None = None) -> None:
-        """Record that this rank has arrived at a common point, of this step or (None) of the step before."""
+        """Record that this rank has arrived at a common point of `step`; None: of the same step as last time."""
         self.count, self.since = self.count + 1, time.monotonic()
         self.step = self.step if step is None else step
         self.store.set(f"arrived/{self.rank}", f"{self.count} {self.step} {socket.gethostname()}")
@@ -45,7 +45,7 @@ class Watchdog:
         self.thread.join(5)
 
     def _watch(self) -> None:
-        with suppress(RuntimeError):  # the store is gone with the process that kept it, which torchrun notices
+        with suppress(RuntimeError):  # the store ended with the process that held it, which torchrun notices
             while dist.is_initialized() and not self.closed.is_set():
                 self._send_heartbeat()
                 count, overdue = self.count, time.monotonic() - self.since > self.seconds
@@ -61,7 +61,7 @@ class Watchdog:
         return {rank: self.store.add(f"alive/{rank}", 0) for rank in range(self.size)}
 
     def _find_missing(self) -> tuple[set[int], str] | None:
-        """The ranks that the others wait for, and the error message about them; None when there is none."""
+        """The ranks that the others wait for, and the error message that names them; None if all have arrived."""
         before = self._heartbeats()
         for _ in range(3):
             self._send_heartbeat()
@@ -87,5 +87,5 @@ class Watchdog:
         if self.rank == min(set(range(self.size)) - late, default=0):
             print(f"error: {message}", file=sys.stderr, flush=True)
         else:
-            time.sleep(3 * self.interval)  # torchrun ends all ranks when the first one ends: let that one print
-        os._exit(1)  # the main thread is inside a collective, which nothing interrupts
+            time.sleep(3 * self.interval)  # torchrun ends all ranks when the first one exits: let that one print
+        os._exit(1)  # the main thread is in a collective, which nothing interrupts

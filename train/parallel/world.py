@@ -2,8 +2,8 @@
 
 torchrun starts the processes. Each has a rank (0 to world size - 1) and, on its node, a local rank: the number of its
 GPU. Together they form a process group, nccl between GPUs and gloo between CPUs. A collective (all-reduce, barrier) is
-a call that every rank of the group makes, and that returns when all have made it. One process alone needs no group and
-takes the same path.
+a call that every rank of the group makes, and that returns when all have made it. A single process needs no group,
+and runs the same code.
 """
 
 import atexit
@@ -26,7 +26,7 @@ TORCHRUN_DEFAULTS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of the run's."""
+    """This process's place among the processes of the run."""
 
     rank: int
     size: int  # the world size
@@ -45,7 +45,7 @@ class World:
             print(text, flush=True)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """All-reduce: each value summed over all ranks, in float64. Every rank must call it, with as many values."""
+        """All-reduce: the sum of each value over all ranks, in float64. Every rank must call it."""
         return self._all_reduce(values, dist.ReduceOp.SUM)
 
     def min(self, value: int) -> int:
@@ -53,7 +53,7 @@ class World:
         return int(self._all_reduce([value], dist.ReduceOp.MIN)[0])
 
     def gather(self, value: int) -> list[int]:
-        """Every rank's value, each below 2^53 in size, in the order of the ranks. Every rank must call it."""
+        """The values of all ranks, in the order of the ranks, each below 2^53 in size. Every rank must call it."""
         return [int(each) for each in self.sum([value if rank == self.rank else 0 for rank in range(self.size)])]
 
     def all_equal(self, *values: int | str) -> bool:
@@ -72,7 +72,7 @@ class World:
             self.watchdog.arrived(step)
 
     def set_flag(self, name: str) -> None:
-        """Set a flag that survives torchrun's restarts (--max-restarts) and goes with torchrun."""
+        """Set a flag that survives torchrun's restarts (--max-restarts), until torchrun itself ends."""
         if self.store:
             self.store.set(name, "")
 
@@ -102,7 +102,7 @@ def init_distributed(device: str = "auto", timeout_seconds: int = 600) -> World:
         timeout_seconds: the longest that a rank waits for another.
 
     Raises:
-        UserError: the device is missing, there are more processes than GPUs, or one of them does not start.
+        UserError: the device is missing, there are more processes than GPUs, or a process does not start.
     """
     rank, size, local_rank = (int(os.environ.get(key, default)) for key, default in TORCHRUN_DEFAULTS)
     if device == "auto":
@@ -110,13 +110,13 @@ def init_distributed(device: str = "auto", timeout_seconds: int = 600) -> World:
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"process {local_rank} on this node has no GPU of its own ({torch.cuda.device_count()} found): "
-                "lower --nproc_per_node, or take device cpu"
+                f"process {local_rank} on this node has no GPU ({torch.cuda.device_count()} found): "
+                "lower --nproc_per_node, or set device to cpu"
             )
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(local_rank)
     elif device == "mps" and (size > 1 or not torch.mps.is_available()):
-        raise UserError("device mps needs Apple's GPU and one process: start without torchrun, or take device cpu")
+        raise UserError("device mps needs Apple's GPU and one process: start without torchrun, or set device to cpu")
     elif device == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1" and "LOCAL_WORLD_SIZE" in os.environ:
         # torchrun sets one thread per process unless told otherwise; divide the cores among them instead
         torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
@@ -129,8 +129,8 @@ def init_distributed(device: str = "auto", timeout_seconds: int = 600) -> World:
         group_store = rendezvous(store, rank, size, timeout)  # ty: ignore[invalid-argument-type]
         backend = "nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=timeout)
-        # Whoever releases the group last waits for gloo's threads, which may want the GIL to free a tensor. Python
-        # gives it to them, DDP does not, and both wait for ever (torch 2.13; the cause is that of
+        # The last owner to release the group joins gloo's threads, which may need the GIL to free a tensor. Python
+        # releases the GIL then, DDP does not, and both wait forever (torch 2.13; the same cause as in
         # https://github.com/pytorch/pytorch/issues/56297). So Python holds the group until the process ends.
         atexit.register(lambda _group: None, dist.group.WORLD)
         watchdog = Watchdog(group_store, rank, size, timeout_seconds)
@@ -159,11 +159,11 @@ def rendezvous(store: dist.Store, rank: int, size: int, timeout: timedelta) -> d
     ones would wait (torch 2.13; https://github.com/pytorch/pytorch/issues/167288 has the symptom). On several nodes
     each torchrun counts its own restarts, so that count cannot tell the starts apart. But every torchrun ends the old
     processes before any starts new ones. So each rank publishes a random name, and rank 0 publishes the list of all
-    names. A rank that finds its own new name in the list has the list of a rank 0 of its own start; all use the part
-    of the store under rank 0's name, and wait there for each other.
+    names. A rank that finds its own new name in the list knows that rank 0 wrote it in this same start; all use the
+    part of the store under rank 0's name, and wait there for each other.
 
     Raises:
-        UserError: some did not start in time.
+        UserError: some ranks did not start in time.
     """
     name, end = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
     names, here = ([f"{key}/{each}" for each in range(size)] for key in ("name", "here"))
@@ -184,6 +184,6 @@ def rendezvous(store: dist.Store, rank: int, size: int, timeout: timedelta) -> d
 
 
 def is_lost_connection(failure: BaseException) -> bool:
-    """Whether an exception of gloo's or NCCL's says that another process does not answer."""
+    """Whether this exception of gloo or NCCL means that another process does not answer."""
     words = ("Connection closed", "Connection reset", "remote process exited", "Broken pipe", "Timed out waiting")
     return isinstance(failure, RuntimeError) and any(word in str(failure) for word in words)

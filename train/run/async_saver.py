@@ -1,4 +1,4 @@
-"""Asynchronous checkpoints: the training loop waits for a copy of the state in memory; a thread writes it to disk."""
+"""Asynchronous checkpoints: the training loop waits only for a copy of the state in memory; a thread writes it."""
 
 import time
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ MAX_FAILURES = 3  # saves in a row that may fail (a full disk) before the run gi
 class AsyncSaver:
     """Saves a run's model and optimizer, on rank 0. Two writes never overlap.
 
-    On a GPU the state is copied to pinned memory on a stream of its own, during the next step's forward and backward
+    On a GPU the state is copied to pinned memory on a separate CUDA stream, during the next step's forward and backward
     passes; the optimizer step waits for the copy, on the GPU. The copy takes as much memory as the state itself;
     pinned, up to twice that, since PyTorch rounds each tensor up to a power of two.
     """
@@ -37,8 +37,8 @@ class AsyncSaver:
         self.slowest = 0.0  # seconds, of the saves so far
         self._thread = ThreadPoolExecutor(1, "saver")
         self._writing: tuple[int, float, Future[float]] | None = None  # step, seconds that the loop waited
-        self._host: dict[str, Tensor] = {}
-        self._stream = self._copied = None
+        self._host: dict[str, Tensor] = {}  # the copy in memory, reused by each save
+        self._stream = self._copied = None  # the CUDA stream of the copies, and the event after the last one
         if next(model.parameters()).is_cuda:
             self._stream = torch.cuda.Stream()
             self._pin()
@@ -84,7 +84,7 @@ class AsyncSaver:
         """Wait for the last write, and prune the checkpoints by the final validation losses.
 
         Raises:
-            UserError: it failed.
+            UserError: the last write failed.
         """
         self.report(wait=True)
         self._thread.shutdown()
@@ -96,10 +96,10 @@ class AsyncSaver:
         checkpoint.prune(self.run_dir, self.config.keep, self.log.val_losses)
 
     def _pin(self) -> None:
-        """Pin memory for weights and moments in advance, since it takes long; PyTorch keeps it for the saves.
+        """Pin memory for weights and moments in advance, since that is slow; PyTorch caches it for the saves.
 
         Raises:
-            UserError: the machine has too little memory.
+            UserError: the machine does not have enough memory.
         """
         # copies: weights and two moments; a frozen parameter has no moments
         for_each = [(parameter, 3 if parameter.requires_grad else 1) for parameter in self.model.parameters()]
@@ -138,6 +138,7 @@ class AsyncSaver:
         return self._host[name].copy_(tensor, non_blocking=self._stream is not None)
 
     def _hold_update(self) -> None:
+        """Make the optimizer step wait, on the GPU, until the state that it changes is copied."""
         if self._copied is not None:
             torch.cuda.current_stream().wait_event(self._copied)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, so that a killed run never leaves half of one, and opened without running code.
+"""Checkpoints: written atomically, so that a killed run never leaves a partial one, and opened without running code.
 
     RUN/checkpoints/step_00000500/model.safetensors   the weights
                                   train_state.pt      the optimizer's moments
@@ -43,7 +43,7 @@ def write(
 
     Args:
         weights, train_state: tensors on the CPU, which must not change meanwhile.
-        meta: JSON-serializable; `model` and `tokenizer`, and the run's identity (see Trainer).
+        meta: JSON-serializable: `model`, `tokenizer`, and the run's identity (see Trainer).
 
     Raises:
         OSError, RuntimeError, SafetensorError: it could not be written; no part of it is left, and the earlier ones
@@ -100,28 +100,28 @@ def roll_back_to_best(run_dir: Path, val_losses: Mapping[int, float]) -> Path | 
 
 
 def _best(steps: Iterable[int], val_losses: Mapping[int, float]) -> int | None:
-    """The step with the lowest loss, the first of equals; None if no loss is known."""
+    """The step with the lowest loss, the earliest of equals; None if no loss is known."""
     measured = [step for step in steps if step in val_losses]
     return min(measured, key=lambda step: (val_losses[step], step), default=None)
 
 
 def _remove(checkpoint: Path) -> None:
     """Remove a checkpoint, or the leftovers of one. A failure (NFS keeps open files; another user's) is a warning."""
-    going = checkpoint
-    if not going.name.startswith("."):  # renamed first, so that a partly removed checkpoint is never found
-        going = _unused(going.with_name(f".{going.name}.tmp"))
+    removed = checkpoint
+    if not removed.name.startswith("."):  # renamed first, so that a partly removed checkpoint is never found
+        removed = _unused(removed.with_name(f".{removed.name}.tmp"))
     try:
-        checkpoint.rename(going)
-        if going.is_symlink():
-            going.unlink()
+        checkpoint.rename(removed)
+        if removed.is_symlink():
+            removed.unlink()
         else:
-            shutil.rmtree(going)
+            shutil.rmtree(removed)
     except OSError as failure:
         print(f"warning: {checkpoint} could not be removed ({failure.strerror})", file=sys.stderr, flush=True)
 
 
 def _unused(path: Path) -> Path:
-    """This path, or one with a number before its suffix if it exists already."""
+    """This path, with a number before its suffix if it exists already."""
     number, unused = 1, path
     while os.path.lexists(unused):
         number += 1
@@ -142,7 +142,7 @@ def rename_corrupt(checkpoints: Sequence[Path]) -> None:
 
 
 def _meta_sha256(meta: Mapping[str, Any]) -> str:
-    """The checksum of everything else in meta.json."""
+    """The checksum of everything in meta.json but this checksum."""
     sums = {name: value for name, value in meta["sha256"].items() if name != META}
     return hashlib.sha256(json.dumps({**meta, "sha256": sums}, sort_keys=True).encode()).hexdigest()
 
@@ -156,7 +156,7 @@ def all_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The finished steps, from a checkpoint's name."""
+    """The number of finished steps, from a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
@@ -169,7 +169,7 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
     """A checkpoint's meta.json, after the checksums of it and of these files have been verified.
 
     Raises:
-        CorruptCheckpoint: names the file that is missing, changed, or a link out of the checkpoint.
+        CorruptCheckpoint: a file is missing, changed, or a link out of the checkpoint.
         UserError: a file may not be read.
     """
 
@@ -199,11 +199,11 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
 def latest_valid_checkpoint(
     run_dir: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)
 ) -> tuple[Path | None, dict[str, Any], list[Path]]:
-    """A run's latest checkpoint of which these files are valid, its meta, and the corrupt ones after it, which are
-    named on stderr. None for a run without checkpoints.
+    """A run's latest checkpoint whose `files` are valid, its meta, and the corrupt ones after it, each with a warning
+    on stderr; (None, {}, []) for a run without checkpoints.
 
     Raises:
-        CorruptCheckpoint: none of them is valid.
+        CorruptCheckpoint: there are checkpoints, but none is valid.
     """
     corrupt: list[Path] = []
     for checkpoint in reversed(all_checkpoints(run_dir)):

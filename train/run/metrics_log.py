@@ -20,8 +20,8 @@ from train.parallel.device import peak_flops
 from train.parallel.world import World
 
 METRICS = "metrics.jsonl"
-WANDB_SECONDS = 8  # to get online; then the run is logged offline
-CHANGED = "changed: "  # the event of settings that differ from the checkpoint's: each start logs its own
+WANDB_SECONDS = 8  # to connect; after that the run is logged offline
+CHANGED = "changed: "  # begins the event that lists the settings that differ from the checkpoint's
 
 
 class MetricsLog:
@@ -36,17 +36,17 @@ class MetricsLog:
         world: World,
         tokens_read: Callable[[int], int],
     ) -> None:
-        """Open the log of a run that resumes at `step`; rows of later steps, whose work was lost, are dropped.
+        """Open the log of a run that resumes at `step`, and drop the rows of later steps, whose work was lost.
 
         Args:
             flops_per_token: of training, for MFU; 0 logs no MFU.
-            tokens_read: the tokens read after a number of finished steps.
+            tokens_read: the loader's, from finished steps to tokens.
         """
         self.world, self.every, self.max_steps = world, config.log.every, config.train.max_steps
         self.tokens_read = tokens_read
         self.flops_per_token = flops_per_token
         peak = peak_flops(world.device)
-        self.peak = peak and peak * world.size
+        self.peak = peak and peak * world.size  # FLOP/s of all GPUs
         self.seconds: list[float] = []  # of the steps since the last row
         self.rows, self.seconds_a_step = 0, 0.0  # smoothed, for the time left
         self.recorded: set[tuple[int, str]] = set()  # step and kind of each row, or text of an event
@@ -115,7 +115,7 @@ class MetricsLog:
         )
 
     def sync(self) -> None:
-        """Bring the rows to disk, before a checkpoint that relies on them; may be called by another thread."""
+        """Bring the rows to disk (fsync), before a checkpoint that relies on them; may be called by another thread."""
         if self.file:
             self.file.sync()
 
@@ -128,7 +128,7 @@ class MetricsLog:
 
 
 class _Appender:
-    """Appends lines to a file. Lines that a full disk refuses stay in memory until there is room; sync raises."""
+    """Append lines to a file. What does not fit on a full disk stays in memory until it does; sync raises OSError."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.handle = path, os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -178,12 +178,12 @@ def read_rows(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
     """
     lines = path.read_text(errors="replace").splitlines()
     rows = [_row(line) for line in lines]
-    asked = [up_to is None or (row is not None and row["step"] <= up_to) for row in rows]
-    last = max((number for number, wanted in enumerate(asked, 1) if wanted), default=0)
+    wanted = [up_to is None or (row is not None and row["step"] <= up_to) for row in rows]
+    last = max((number for number, keep in enumerate(wanted, 1) if keep), default=0)
     for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
         if row is None and number < last:
             raise UserError(f"{path}:{number} is not a row of metrics ({line[:40]!r}): remove the line")
-    return [row for row, wanted in zip(rows, asked, strict=True) if row and wanted]
+    return [row for row, keep in zip(rows, wanted, strict=True) if row and keep]
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -196,7 +196,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def start_wandb(run_dir: Path, config: Config | FinetuneConfig) -> Any | None:
-    """The run at Weights & Biases, or None; a resumed run keeps its id.
+    """Start logging to Weights & Biases; None if it is disabled. A resumed run keeps its id.
 
     `auto` is online where an API key is known (the environment, or `wandb login`), and disabled elsewhere, unless
     WANDB_MODE in the environment says otherwise. If it cannot get online it logs offline.

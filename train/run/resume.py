@@ -15,11 +15,11 @@ from train.run.checkpoint import TRAIN_STATE, WEIGHTS, corruption_error, latest_
 
 @dataclass(frozen=True)
 class ResumeState:
-    """Where a run resumes, beside the model's and the optimizer's state, which are loaded in place."""
+    """Where a run resumes; the model and the optimizer are loaded in place."""
 
     step: int = 0  # finished steps
-    changes: tuple[str, ...] = ()  # settings that differ from the checkpoint's, and may
-    corrupt: tuple[Path, ...] = ()  # checkpoints that were passed over
+    changes: tuple[str, ...] = ()  # settings that differ from the checkpoint's, which is allowed
+    corrupt: tuple[Path, ...] = ()  # checkpoints that were skipped
 
 
 def resume(run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> ResumeState:
@@ -31,8 +31,8 @@ def resume(run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, identity
             differ.
 
     Raises:
-        UserError: every checkpoint is corrupt, or the latest is of a model of another shape, or of other data, or
-            of a run that started from another model.
+        UserError: every checkpoint is corrupt, or the latest differs in the model's shape, the data, or the model that
+            the run started from.
     """
     checkpoint, meta, corrupt = latest_valid_checkpoint(run_dir)
     if checkpoint is None:
@@ -92,11 +92,11 @@ def gather_moments(optimizer: Any) -> None:
     if hasattr(optimizer, "consolidate_state_dict"):
         optimizer.consolidate_state_dict(to=0)
         if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()  # the last of its copies may still be on the way
+            torch.cuda.current_stream().synchronize()  # the last of its copies may still be in flight
 
 
 def load_moments(optimizer: Any, moments: dict[int, dict[str, Tensor]]) -> None:
-    """Load the moments of a state_dict()["state"]; the saved optimizer and this one may each be sharded or not."""
+    """Load the moments, a state_dict()["state"]; the saved optimizer and this one may each be sharded or not."""
     groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
     optimizer.load_state_dict({"param_groups": groups, "state": moments})
     if hasattr(optimizer, "consolidate_state_dict"):

@@ -1,4 +1,4 @@
-"""A run's directory: who may use it, and whether the run is new, to be resumed, or finished."""
+"""A run's directory: its lock, its configuration, its heartbeat, and whether the run is finished."""
 
 import json
 import os
@@ -22,7 +22,7 @@ HEARTBEAT_SECONDS = 1.0
 
 
 def open_run(config: Config | FinetuneConfig, world: World) -> "RunDir | None":
-    """Open and lock the run's directory; None, with a line that says so, if the run is finished.
+    """Open and lock the run's directory; if the run is finished, print that and return None.
 
     Raises:
         UserError: it is in use, or the ranks do not see the same directory.
@@ -40,7 +40,7 @@ class RunDir:
     """The directory of a run, locked by rank 0 until its process ends.
 
     Raises:
-        UserError: another process trains in it, or `run.fresh` is set and it is used already.
+        UserError: another process trains in it, or run.fresh is set and it holds a run already.
     """
 
     def __init__(self, config: Config | FinetuneConfig, world: World) -> None:
@@ -70,22 +70,21 @@ class RunDir:
         return not step.isdecimal() or int(step) >= self.max_steps  # a DONE made by hand (touch) holds no step
 
     def begin(self, config: Config | FinetuneConfig, corrupt: Sequence[Path] = ()) -> None:
-        """Write the configuration that this process trains with to config.yaml, remove DONE, and rename the corrupt
-        checkpoints."""
+        """Prepare the directory for training: write config.yaml, remove DONE, and rename the corrupt checkpoints."""
         if self.is_main:
             rename_corrupt(corrupt)
             (self.path / DONE).unlink(missing_ok=True)
             save_config(config, self.path / CONFIG)
 
     def write_heartbeat(self, step: int, last: bool = False) -> None:
-        """Write to heartbeat.json that `step` steps are finished, when, and by which process: at most once a second,
-        and the `last` one always."""
+        """Write the number of finished steps, the time and this process to heartbeat.json: at most once a second, and
+        always with `last`."""
         now = time.monotonic()
         if not self.is_main or (now - self.last_heartbeat < HEARTBEAT_SECONDS and not last):
             return
         self.last_heartbeat = now
         facts = {"step": step, "time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-        with suppress(OSError), atomic_write(self.path / HEARTBEAT, fsync=False) as file:  # a full disk: not this time
+        with suppress(OSError), atomic_write(self.path / HEARTBEAT, fsync=False) as file:  # skipped on a full disk
             file.write(json.dumps(facts).encode() + b"\n")
 
     def finish(self, step: int) -> None:

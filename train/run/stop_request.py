@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # SIGH
 
 
 class StopRequest:
-    """Records a request; the training loop polls it at each step, and all ranks decide together."""
+    """Record a request to stop; the training loop polls it at each step, and all ranks decide together."""
 
     def __init__(self, run_dir: Path, margin_seconds: int, is_main: bool) -> None:
         self.file = run_dir / "STOP"
@@ -28,18 +28,18 @@ class StopRequest:
         self.signal = number
 
     def allow_for(self, save_seconds: float) -> None:
-        """Stop at least twice the duration of such a save before Slurm's time limit."""
+        """Leave at least twice this duration of a save before Slurm's time limit."""
         self.margin = max(self.margin, 2 * save_seconds)
 
     def requested(self) -> bool:
-        """Whether this process knows of a request; rank 0 checks the file and the clock."""
+        """Whether this process has a request; rank 0 also checks the file and the clock."""
         return self.signal is not None or (self.is_main and (self._limit_is_near() or self.file.exists()))
 
     def _limit_is_near(self) -> bool:
         return time.time() >= self.end - self.margin
 
     def reason(self) -> str:
-        """Why, in a few words; the STOP file first, since a Slurm job is requeued after the others."""
+        """Why the run stops. The STOP file comes first: after any other reason slurm/train.sbatch requeues the job."""
         if self.file.exists():
             return "a STOP file"
         if self.signal is not None:
@@ -47,7 +47,7 @@ class StopRequest:
         return "Slurm's time limit" if self._limit_is_near() else "another process's request"
 
     def ignore(self) -> None:
-        """Ignore signals once the run is saved: none ends the process, not even while Python removes its handlers."""
+        """Ignore signals once the run is saved: none may end the process, even while Python removes its handlers."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

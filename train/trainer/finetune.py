@@ -1,4 +1,4 @@
-"""What both kinds of fine-tuning share: the trainable parameters, and what identifies a run and its data."""
+"""What both kinds of fine-tuning share: which parameters are trained, and what identifies a run and its data."""
 
 import hashlib
 import re
@@ -21,10 +21,10 @@ from train.weights.load_model import LoadedModel, load_model
 
 
 def data_identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> dict[str, Any]:
-    """What decides how the run's data comes out: the file's checksum, the tokenizer, and the options.
+    """What determines a run's examples: the checksum of the input file, the tokenizer, and the options.
 
     Raises:
-        UserError: the file is not there.
+        UserError: the file cannot be read.
     """
     path = Path(config.data.train)
     try:
@@ -38,7 +38,7 @@ def data_identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> 
 
 
 def run_identity(config: FinetuneConfig, base: LoadedModel, splits: dict[str, Examples]) -> dict[str, Any]:
-    """What a fine-tuning run must agree with when it is resumed: see Trainer."""
+    """What must be the same when a fine-tuning run is resumed: see Trainer."""
     trainable = {"blocks": config.tune.blocks, "lora_rank": config.tune.lora_rank}
     return {
         "tokenizer": base.tokenizer.describe(),
@@ -57,9 +57,9 @@ def weights_sha256(model: GPT) -> str:
 
 
 def freeze(model: GPT, tune: TuneConfig) -> None:
-    """Make only the last tune.blocks layers trainable, and what follows them: the final LayerNorm and a classifier's
-    head. `all`: every parameter; 0: a classifier's head alone. With tune.lora_rank these layers' matrices are frozen
-    too, and low-rank updates are trained in their place (LoRA).
+    """Make only the last tune.blocks layers trainable, with what follows them: the final LayerNorm and a classifier's
+    head. `all`: every parameter; 0: only a classifier's head. With tune.lora_rank these layers are frozen too, and
+    low-rank updates of their matrices are trained instead (LoRA).
 
     Raises:
         UserError: the model has fewer layers.
@@ -89,7 +89,7 @@ def example_loader(config: FinetuneConfig, world: World, train: Examples, shares
 
 
 def describe(trainer: Trainer, splits: dict[str, Examples]) -> None:
-    """Print what is about to be trained, on what, and how far the data reaches."""
+    """Print the model, the data and the steps of the run that is about to start."""
     config, world, model, loader = trainer.config, trainer.world, trainer.model, trainer.loader
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     steps = config.train.max_steps
@@ -103,8 +103,8 @@ def describe(trainer: Trainer, splits: dict[str, Examples]) -> None:
 
 
 def best_model(trainer: Trainer, classifier: bool) -> LoadedModel:
-    """The model that a finished run leaves; with eval.patience the run is first rolled back to the checkpoint with the
-    lowest validation loss. On rank 0."""
+    """Load the model of a finished run, on rank 0; with eval.patience, first roll back to the checkpoint that has the
+    lowest validation loss."""
     losses = trainer.log.val_losses
     if trainer.config.eval.patience and (best := checkpoint.roll_back_to_best(trainer.run.path, losses)):
         step = checkpoint.step_of(best)

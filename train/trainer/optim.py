@@ -10,10 +10,10 @@ from train.config.pretrain import OptimConfig
 
 
 def learning_rate(step: int, optim: OptimConfig, max_steps: int) -> float:
-    """The learning rate of the update that follows `step` finished ones.
+    """The learning rate of the next update, after `step` finished ones.
 
-    Warmup is linear, (step + 1) / warmup_steps of max_lr; then cosine or linear decay, such that the last
-    update, step max_steps - 1, is made with min_lr; or constant at max_lr. A run shorter than its warmup only warms up.
+    Warmup is linear, (step + 1) / warmup_steps of max_lr; then cosine or linear decay, so that the last update, at
+    step max_steps - 1, is made with min_lr; or constant at max_lr. A run shorter than its warmup only warms up.
     """
     if step < optim.warmup_steps:
         return optim.max_lr * (step + 1) / optim.warmup_steps
@@ -28,8 +28,8 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, sharded: bool = False)
     """AdamW with weight decay on matrices and embeddings only (biases and LayerNorms are vectors), fused.
 
     Args:
-        sharded: each rank keeps the moments of its own part of the parameters, updates those, and sends them to the
-            others (ZeRO stage 1, Rajbhandari et al. 2020). Every rank must build it.
+        sharded: each rank keeps the moments of its part of the parameters, updates that part, and broadcasts it (ZeRO
+            stage 1, Rajbhandari et al. 2020). Every rank must build it.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -39,6 +39,6 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, sharded: bool = False)
     settings: dict[str, Any] = {"lr": optim.max_lr, "betas": optim.betas, "eps": optim.eps, "fused": True}
     if not sharded:
         return torch.optim.AdamW(groups, **settings)
-    from torch.distributed.optim import ZeroRedundancyOptimizer  # a second to import, for its TorchScript
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # takes a second to import
 
     return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)

@@ -23,16 +23,16 @@ def train_step(
 
     Args:
         model: maps (B, T) inputs and targets to the mean loss; may be compiled and wrapped in DDP.
-        micro_batches: this rank's, on the CPU.
+        micro_batches: those of this rank, on the CPU.
         context: the precision of the forward pass.
         lr: learning rate of this step.
-        grad_clip: largest global gradient norm; 0 does not clip.
+        grad_clip: the largest global gradient norm; 0 turns clipping off.
         mark: called with each phase's name as it begins: forward, backward, optimizer, end; bench.py times them.
 
     Returns:
-        this rank's part of the loss, whose mean over the ranks is the batch's, and the norm of the whole gradient
+        this rank's part of the loss (its mean over the ranks is the loss of the batch) and the global gradient norm
         before clipping, float32 scalars on the device. The norm is that of the averaged gradient, the same on every
-        rank: all of them skip a step, or none.
+        rank, so all of them skip a step, or none.
     """
     device = next(model.parameters()).device
     loss = torch.zeros((), device=device)
@@ -46,7 +46,7 @@ def train_step(
             with context:
                 micro_loss = model(x, y) * weight
             mark("backward")
-            # A non-finite loss makes this rank's gradient NaN, and the all-reduce that of all ranks.
+            # A non-finite loss makes this rank's gradient NaN, and the all-reduce makes it NaN on all ranks.
             micro_loss.backward(torch.where(micro_loss.detach().isfinite(), 1.0, torch.nan))
         loss += micro_loss.detach()
     mark("optimizer")
@@ -61,11 +61,11 @@ def train_step(
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients together, so that their norm is at most max_norm; return the norm before, a float32 scalar.
+    """Scale all gradients so that their global norm is at most max_norm; return the norm before, a float32 scalar.
 
-    As nn.utils.clip_grad_norm_, which on a CPU adds the squares of a whole tensor one after the other in float32 and so
-    loses small ones after large ones: the norm of GPT-2 124M is 6e-5 off, with some heavy rows in the embedding 8e-3.
-    Here a CPU takes the norm of each row, and adds those in float64 (1e-7, in 3% more time). A GPU adds in a tree.
+    As nn.utils.clip_grad_norm_, which on a CPU sums the squares of a tensor sequentially in float32, where small terms
+    vanish next to a large sum: for GPT-2 124M the norm is off by 6e-5, with some heavy rows in the embedding by 8e-3.
+    Here a CPU takes the norm of each row and sums those in float64 (off by 1e-7, 3% slower). A GPU sums in a tree.
     """
     parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -29,7 +29,7 @@ from train.trainer.step import train_step
 
 DRIFT_EVERY = 100  # steps between two comparisons of all ranks' parameters
 MAX_SKIPPED = 5  # steps in a row with a non-finite loss or gradient before the run gives up
-# Beside optim.*: keys that a run may be resumed with changed, although its losses depend on them.
+# Besides optim.*: keys that may change when a run is resumed, although its losses depend on them.
 CHANGEABLE = ("train.max_steps", "model.dropout", "tune.dropout", "data.class_weights")
 
 
@@ -53,13 +53,13 @@ class Trainer:
         """Build the optimizer, load the latest checkpoint if there is one, compile the model and wrap it in DDP.
 
         Args:
-            model: new, on this rank's device; it is what is saved and evaluated.
-            identity: what every checkpoint says of the run, and what must be the same when it is resumed: `data` and
-                `batches`, `tokenizer`, and in fine-tuning `init`, the checksum of the pretrained model.
+            model: on this rank's device, newly initialized; the one that is saved and evaluated.
+            identity: stored in every checkpoint, and must be the same when the run is resumed: `data`, `batches`,
+                `tokenizer`, and in fine-tuning `init`, the checksum of the pretrained model.
             flops_per_token: for MFU; 0 where sequences differ in length.
 
         Raises:
-            UserError: every checkpoint is corrupt, the run does not match them, or the ranks see different files.
+            UserError: every checkpoint is corrupt, the latest is not of such a run, or the ranks see different files.
         """
         self.config: Any = config  # with the keys of pretraining or of one kind of fine-tuning
         self.world, self.run, self.stop = world, run, stop
@@ -77,7 +77,7 @@ class Trainer:
         self.step, self.corrupt = resumed.step, resumed.corrupt
         self.skipped = 0  # steps in a row, up to this one, with a non-finite loss or gradient
         self.stopped = False  # by a stop request, before the end
-        # as the training step calls it: compiled, in DDP
+        # the model as the training step calls it: compiled, in DDP
         self.train_model = compile_and_wrap_ddp(model, config.train.compile, world)
         self.log = MetricsLog(run.path, config, self.step, flops_per_token, world, loader.tokens_read)
         self.saver = AsyncSaver(run.path, model, self.optimizer, config.checkpoint, self.log) if world.is_main else None
@@ -87,11 +87,11 @@ class Trainer:
     def train(self, evaluate: Callable[[int], bool]) -> None:
         """Train to train.max_steps, or until all ranks agree to stop or the evaluator ends the run (early stopping).
 
-        Everything is saved when it returns, and the process group is gone: only rank 0 has work left.
+        When it returns, everything is saved and the process group is destroyed: only rank 0 has work left.
 
         Args:
-            evaluate: called after each number of finished steps, on every rank; evaluates what is due, and returns
-                whether to end the run here (eval.monitor).
+            evaluate: called with the number of finished steps, from 0 or the resumed step on, by every rank; evaluates
+                what is due, and returns whether to end the run here (see eval/monitor).
 
         Raises:
             UserError: too many steps in a row were not finite, too many saves failed, or the ranks have drifted apart.
@@ -145,8 +145,7 @@ class Trainer:
             self.saver.finish()
 
     def save(self) -> None:
-        """Start to write a checkpoint of this step, once the ranks are seen to hold the same parameters. A collective:
-        every rank must call it."""
+        """Check that all ranks hold the same parameters, and start to write a checkpoint. Every rank must call it."""
         check_replicas(self.model, self.step, self.world)
         gather_moments(self.optimizer)
         if self.saver:
@@ -157,7 +156,7 @@ class Trainer:
         """Log a skipped step, and the result of the last save once it is known.
 
         Raises:
-            UserError: the run cannot continue; on all ranks.
+            UserError: the run cannot continue; raised on every rank.
         """
         self.skipped = 0 if math.isfinite(grad_norm) else self.skipped + 1
         if self.skipped:
@@ -189,10 +188,10 @@ class Trainer:
 
 
 def changeable_settings(config: Config | FinetuneConfig) -> dict[str, Any]:
-    """The values, by key, that a run may be resumed with changed: each change is an event in metrics.jsonl."""
+    """The settings, by key, that may change when a run is resumed: each change is an event in metrics.jsonl."""
     sections = {name: values for name, values in asdict(config).items() if isinstance(values, dict)}
     values = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-    values["optim.betas"] = list(values["optim.betas"])  # as JSON gives them back
+    values["optim.betas"] = list(values["optim.betas"])  # as JSON returns them
     return {key: value for key, value in values.items() if key.startswith("optim.") or key in CHANGEABLE}
 
 

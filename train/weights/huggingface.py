@@ -1,6 +1,6 @@
 """GPT-2 weights in Hugging Face's layout, read and written without transformers.
 
-There the linear maps are `Conv1D`, whose weight is (inputs, outputs): the transpose of torch's Linear.
+Its linear layers are `Conv1D`, whose weight is (inputs, outputs): the transpose of nn.Linear's.
 """
 
 import json
@@ -23,7 +23,7 @@ from train.model.gpt import GPT
 TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 HAS_BIAS = re.compile(r"\b(ln_1|ln_2|ln_f|c_attn|c_proj|c_fc)\.weight$")
 NOT_WEIGHTS = re.compile(r"(\.attn\.(bias|masked_bias)|^lm_head\.weight)$")  # causal masks, and the tied head
-FIXED = {  # settings of config.json that this model has no other choice for; the first value is the default
+FIXED = {  # config.json settings with the values that this model supports; the first one is the default
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
@@ -42,7 +42,7 @@ def is_hf_folder(folder: Path) -> bool:
 
 
 def load_hf(folder: Path) -> GPT:
-    """A GPT from a Hugging Face directory: config.json with model.safetensors or pytorch_model.bin, also sharded.
+    """A GPT from a Hugging Face directory: config.json, and model.safetensors or pytorch_model.bin, sharded or not.
 
     Raises:
         UserError: not a GPT-2, files that are missing or corrupt, or a vocabulary that is not GPT-2's.
@@ -96,7 +96,7 @@ def read_hf_config(path: Path) -> ModelConfig:
 
 
 def check_vocabulary(folder: Path) -> None:
-    """UserError if a model's own vocabulary files give its ids other tokens than GPT-2's. Further ids may follow."""
+    """UserError if the folder's vocabulary files differ from GPT-2's vocabulary. Additional ids may follow it."""
     for name in VOCABULARIES:
         path = folder / name
         if path.is_file():
@@ -108,7 +108,7 @@ def check_vocabulary(folder: Path) -> None:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face directory, by their names there. Nothing in the files is executed.
+    """All tensors of a Hugging Face directory, under the names in its files. No code in the files is executed.
 
     Raises:
         UserError: a file is missing or corrupt.
@@ -126,7 +126,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _weight_files(folder: Path, name: str) -> list[Path]:
-    """The file of this name, or else the parts that its index lists; none if neither is there."""
+    """The file of this name, or the parts that its index lists; [] if neither exists."""
     if (folder / name).is_file():
         return [folder / name]
     index = folder / f"{name}.index.json"
@@ -141,8 +141,8 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:  # torch's own message advises to let the file run code
-        raise ValueError(f"{path.name} does not hold tensors alone") from None
+    except UnpicklingError:  # torch's message suggests weights_only=False, which runs code
+        raise ValueError(f"{path.name} does not hold only tensors") from None
 
 
 def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> None:
@@ -152,7 +152,7 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
         UserError: a tensor is missing, unknown, or of another shape.
     """
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-    if "lm_head.weight" in theirs:  # of the two names of the tied tensor it may be the only one in the file
+    if "lm_head.weight" in theirs:  # the tied tensor may be saved under this name only
         theirs.setdefault("wte.weight", theirs["lm_head.weight"])
     state = {
         name: tensor.t() if TRANSPOSED.search(name) else tensor
@@ -162,12 +162,12 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
     try:
         model.load_state_dict(state)
     except RuntimeError as failure:
-        reason = str(failure).splitlines()[1].strip()[:200]  # the first problem, below a headline
+        reason = str(failure).splitlines()[1].strip()[:200]  # the first problem, after a heading
         raise UserError(f"{source}: not the tensors of the GPT-2 that its config.json describes: {reason}") from None
 
 
 def hf_config(config: ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]:
-    """The config.json of a model of this shape; with labels, of a classifier.
+    """The config.json of a language model of this shape; with labels, of a classifier.
 
     transformers' classifier reads the state of the last token that is not padding (end-of-text).
     """
@@ -200,7 +200,7 @@ def hf_config(config: ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]
 def to_hf(model: GPT) -> dict[str, Tensor]:
     """The model's tensors under Hugging Face's names and in its layout, contiguous copies on the CPU.
 
-    There every model has biases: those of a model without them are 0.
+    Hugging Face's GPT-2 always has biases: for a model without them they are 0.
     """
     tensors = {}
     for name, parameter in model.state_dict().items():

@@ -25,8 +25,8 @@ class LoadedModel:
 
     model: GPT
     known_tokenizer: Tokenizer | None  # None: its data had a small vocabulary and no manifest
-    name: str  # for people: the run and step, the folder, or the hub's name
-    step: int | None = None  # finished training steps; None for a model that is not ours
+    name: str  # for messages: the run and step, the folder, or the hub name
+    step: int | None = None  # finished training steps; None for a Hugging Face model
     labels: tuple[str, ...] = ()  # of a classifier
     template: Template | None = None  # of an instruction follower
     multi_turn: bool = False  # fine-tuned on conversations of several turns
@@ -34,7 +34,7 @@ class LoadedModel:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Between its ids and text. UserError if it is not known."""
+        """The model's tokenizer. UserError if it is not known."""
         if self.known_tokenizer is None:
             raise UserError(
                 f"{self.name} has no tokenizer, since its data had no manifest.json: it can be resumed, exported and "
@@ -51,11 +51,11 @@ def load_model(
     Args:
         spec: None takes the newest run under runs/.
         device: where the weights go.
-        option: the option that names it, for messages.
+        option: the option that `spec` was given with, for messages.
         classifier: whether a classifier is wanted, or a language model; None: either.
 
     Raises:
-        UserError: nothing there can be opened, or it is of the other kind.
+        UserError: there is no such model, or it is of the other kind.
     """
     path = newest_run() if spec is None else Path(spec)
     if (path / "checkpoints").is_dir():
@@ -83,7 +83,7 @@ def load_model(
             f"{loaded.tokenizer.name} with {loaded.tokenizer.vocab_size}: they do not belong together"
         )
     if classifier and not loaded.labels:
-        raise UserError(f"{option} {path} is not a classifier: train/finetune_classify.py makes one of it")
+        raise UserError(f"{option} {path} is not a classifier: train/finetune_classify.py turns it into one")
     if loaded.labels and classifier is False:
         raise UserError(
             f"{option} {path} is a classifier ({', '.join(loaded.labels)}): eval/classify.py classifies with it, "
@@ -106,7 +106,7 @@ def load_checkpoint(checkpoint: Path, meta: Mapping[str, Any]) -> LoadedModel:
         step=meta["step"],
         labels=labels,
         template=Template(**meta["template"]) if "template" in meta else None,
-        multi_turn=meta.get("converses", False),  # the name in every checkpoint so far
+        multi_turn=meta.get("converses", False),  # its name in meta.json
         run=run,
     )
 
@@ -119,7 +119,7 @@ def load_initial_weights(spec: str, model: GPT, tokenizer: Mapping[str, Any] | N
         tokenizer: of the new run's data, as its manifest describes it; None without a manifest.
 
     Raises:
-        UserError: there is no such model, or it is of another shape or vocabulary.
+        UserError: there is no such model, or it has another shape or vocabulary.
     """
     other = load_model(spec, option="--train.init_from")
     if different := differences("model", shape_of(other.model), shape_of(model)):

@@ -76,6 +76,6 @@ def test_every_rank_validates_a_share_of_the_examples_in_as_many_groups(tmp_path
 
 def test_the_first_question_ends_where_its_answer_begins() -> None:
     tokens, targets = [5, 6, 7, 8, 9, 3, 4, 2], [IGNORE_INDEX, IGNORE_INDEX, 8, 9, IGNORE_INDEX, IGNORE_INDEX, 2, 1]
-    examples = Examples.of([([1], [1]), (tokens, targets), (tokens[:4], targets[:4])])
+    examples = Examples.from_rows([([1], [1]), (tokens, targets), (tokens[:4], targets[:4])])
     assert first_question(examples, 1) == ([5, 6, 7], [8, 9])
     assert first_question(examples, 2) == ([5, 6, 7], [8, 9])

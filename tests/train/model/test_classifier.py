@@ -40,7 +40,7 @@ def test_the_state_of_the_last_token_does_not_depend_on_the_padding() -> None:
 def test_the_loss_is_the_weighted_mean_over_single_texts() -> None:
     model, labels = classifier(), [0, 2, 1, 1, 2]
     rows = [(text, [IGNORE_INDEX] * (len(text) - 1) + [label]) for text, label in zip(texts(), labels, strict=True)]
-    loss = model(*Examples.of(rows).batch(range(5)))
+    loss = model(*Examples.from_rows(rows).batch(range(5)))
     total = 0.0
     for text, label in zip(texts(), labels, strict=True):
         logits = GPT.hidden(model, torch.tensor([text]))[0, -1] @ model.score.weight.T

@@ -120,7 +120,7 @@ class Harm:
 def test_a_pytorch_model_bin_runs_no_code(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"wte.weight": Harm(tmp_path / "trace")}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin does not hold tensors alone") as refusal:
+    with pytest.raises(UserError, match=r"pytorch_model\.bin does not hold only tensors") as refusal:
         load_hf(folder)
     assert not (tmp_path / "trace").exists()
     assert "weights_only" not in str(refusal.value)
