@@ -16,9 +16,9 @@ ready := $(VENV)/requirements.txt
 help:
 	@echo "make quickstart   text, shards, a small model trained by two processes, its scores and text: five minutes on a CPU"
 	@echo "make test         the whole test suite"
-	@echo "make exhaustive   every code point in every context: gigatoken's tokens are tiktoken's (some minutes)"
-	@echo "make torture      200 times kill -9 while training: nothing is lost (long; kept in runs/torture.txt)"
-	@echo "make reproduce-gpt2-scores   OpenAI's GPT-2 124M on HellaSwag, LAMBADA and WikiText, beside the published numbers"
+	@echo "make exhaustive   check on every code point in every context that gigatoken's tokens are tiktoken's (some minutes)"
+	@echo "make torture      kill -9 training 200 times, and check that nothing is lost (long; writes runs/torture.txt)"
+	@echo "make reproduce-gpt2-scores   OpenAI's GPT-2 124M on HellaSwag, LAMBADA and WikiText, next to the published numbers"
 	@echo "make lint         ruff, the formatting and the types, as CI runs them"
 	@echo "make gpu-bench    the training benchmark's tables on one GPU, in some minutes"
 	@echo "make clean        remove the environment, caches and the quickstart's data and run; other data and runs stay"
@@ -73,7 +73,7 @@ torture: $(ready)
 	@echo "== Kill -9, 200 times"
 	@mkdir -p runs && $(python) -m tests.programs.torture 200 | tee runs/torture.txt
 
-# Needs the hub and GitHub: 0.2955, 0.3114, 32.56% and 40.06 beside what comes out. Not yet run by us, who had no network.
+# Prints its scores next to 0.2955, 0.3114, 32.56% and 40.06. Not run yet: it needs the hub and GitHub.
 reproduce-gpt2-scores: $(ready)
 	@echo "== OpenAI's GPT-2 124M on the published sets"
 	@$(python) prepare/eval_sets.py

@@ -197,8 +197,8 @@ def split_examples(
 def prepare_once(
     folder: Path, identity: dict[str, Any], make: Callable[[], tuple[dict[str, Examples], dict[str, Any]]], world: World
 ) -> tuple[dict[str, Examples], dict[str, Any]]:
-    """Load the splits of a run's data, and facts about them, from `folder`. Rank 0 makes and stores them first, unless they
-    are there with this identity (see trainer.finetune.data_identity)."""
+    """Load the splits of a run's data, and facts about them, from `folder`. Rank 0 makes and stores them first, unless
+    they are there with this identity (see trainer.finetune.data_identity)."""
     file = folder / DESCRIPTION
     if world.is_main and read_json_object(file).get("identity") != identity:
         splits, facts = make()

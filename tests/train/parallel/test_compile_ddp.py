@@ -86,7 +86,7 @@ run_script(main)
     [
         ("exit 1", "InvalidCxxCompiler: No working C++ compiler found"),
         ('case "$*" in *--version*) echo g++ 12;; *) echo "a.cpp:1:10: fatal error: Python.h: gone" >&2; exit 1;; esac',
-         "here: a.cpp:1:10: fatal error: Python.h: gone: fix that, or set train.compile false"),
+         "a.cpp:1:10: fatal error: Python.h: gone: fix that, or set train.compile false"),
     ],
 )  # fmt: skip
 def test_a_compiler_that_does_not_work_is_one_line(tmp_path: Path, script: str, reason: str) -> None:
