@@ -103,7 +103,7 @@ def test_a_killed_run_ends_in_the_same_weights(reference: Path, init: Path, data
 
 
 @pytest.mark.slow
-def test_it_stops_early_at_its_best_with_only_the_last_block_moving(init: Path, data: Path, tmp_path: Path) -> None:
+def test_it_stops_early_at_its_best_with_only_the_last_block_trained(init: Path, data: Path, tmp_path: Path) -> None:
     """A learning rate that destroys what was there: the validation loss does not fall for long."""
     run = tmp_path / "early"
     changes = {"eval__every": 2, "checkpoint__every": 2, "eval__patience": 2, "train__max_steps": 60}
@@ -184,7 +184,7 @@ def signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("signals")
-def test_a_run_goes_on_with_the_model_that_it_began_with(
+def test_a_run_resumes_only_with_the_model_that_it_started_from(
     reference: Path, init: Path, data: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(reference, tmp_path / "run"))

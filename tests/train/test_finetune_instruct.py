@@ -73,7 +73,7 @@ def test_a_run_leaves_what_is_promised_and_learns(reference: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_files_hold_the_answers_and_nothing_else_to_learn(reference: Path, data: Path) -> None:
+def test_the_loss_mask_keeps_the_answers_only(reference: Path, data: Path) -> None:
     loaded = load_model(str(reference))
     wanted = {entry["output"] for entry in json.loads(data.read_text())}
     for part in ("train", "val", "test"):
@@ -128,7 +128,7 @@ def test_generate_uses_the_runs_template(
 
 
 @pytest.mark.slow
-def test_a_chat_ends_each_answer_and_remembers_if_it_has_learnt_conversations(tmp_path: Path) -> None:
+def test_a_chat_ends_each_answer_and_remembers_if_trained_on_conversations(tmp_path: Path) -> None:
     """Taught to count its answers: what it says tells whether it was shown what was said before."""
     words = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
     data, run, forgetful = tmp_path / "turns.jsonl", tmp_path / "run", tmp_path / "forgetful"

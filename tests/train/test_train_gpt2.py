@@ -134,7 +134,7 @@ def test_a_killed_run_ends_in_the_same_weights(data: Path, tmp_path: Path, refer
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGUSR1", "STOP"])
-def test_a_stopped_run_has_saved_exits_0_and_goes_on(data: Path, tmp_path: Path, reference: Path, how: str) -> None:
+def test_a_stopped_run_has_saved_exits_0_and_resumes(data: Path, tmp_path: Path, reference: Path, how: str) -> None:
     run, changes = tmp_path / "stopped", {"model__dropout": 0.1, "eval__every": 10}
     process = start_training(data, run, **changes)
     wait_for(process, "step  5/20")
@@ -369,7 +369,7 @@ def rank_of(pid: int) -> str | None:
     return dict(variable.split("=", 1) for variable in variables if "=" in variable).get("RANK")
 
 
-def test_when_a_rank_dies_the_others_say_so_in_one_line_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
+def test_when_a_rank_dies_the_others_end_in_one_line_and_the_run_resumes(data: Path, tmp_path: Path) -> None:
     run, changes = tmp_path / "run", {"model__dropout": 0.1, "checkpoint__every": 4}
     result = attempt(data, run, 2, fault="die@11:1", **changes)
     assert result.returncode == 1
@@ -453,7 +453,7 @@ def test_a_run_starts_from_another_models_weights_and_is_resumed_with_its_own(da
     assert "another shape" in one_line_error(attempt(data, tmp_path / "other", train__init_from=folder))
 
 
-def test_a_second_epoch_is_said(data: Path, tmp_path: Path) -> None:
+def test_a_second_epoch_is_an_event(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = train(data, run, train__max_steps=60)
     assert "60 steps of 512 tokens are 2.20 epochs" in result.stdout

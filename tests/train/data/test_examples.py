@@ -33,7 +33,7 @@ def loader(examples: Examples, micro: int = 2, rank: int = 0, size: int = 1) -> 
     return ExampleLoader(examples, examples.num_targets.astype(float), 8, micro, rank, size, seed=5)
 
 
-def test_files_give_back_what_was_saved(tmp_path: Path) -> None:
+def test_files_restore_what_was_saved(tmp_path: Path) -> None:
     examples = random_examples()
     examples.save(tmp_path / "a.npz")
     again = Examples.load(tmp_path / "a.npz")

@@ -64,7 +64,7 @@ def test_each_epoch_holds_every_window_once(paths: list[Path], shuffle: bool) ->
         assert epochs[0] == epochs[1] == sorted(everything)
 
 
-def test_shards_of_one_length_have_orders_of_their_own() -> None:
+def test_shards_of_equal_length_have_different_orders() -> None:
     order = WindowOrder([50, 50], seed=3, shuffle=True)
     places = [order.locate(number) for number in range(100)]
     one, other = ([window for shard, window in places if shard == which] for which in (0, 1))
@@ -72,7 +72,7 @@ def test_shards_of_one_length_have_orders_of_their_own() -> None:
     assert one != other
 
 
-def test_the_order_of_windows_is_fixed_for_good() -> None:
+def test_the_order_of_windows_never_changes() -> None:
     """A run that is resumed by a later version reads on in the same order: two epochs, the shards in both orders."""
     order = WindowOrder([3, 4], seed=1, shuffle=True)
     first = [(0, 1), (0, 2), (0, 0), (1, 2), (1, 0), (1, 1), (1, 3)]
@@ -102,7 +102,7 @@ def test_the_global_batch_is_the_same_for_every_world_size_and_micro_batch(paths
             assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
 
 
-def test_a_step_depends_on_its_number_alone(paths: list[Path]) -> None:
+def test_a_step_depends_only_on_its_number(paths: list[Path]) -> None:
     one, other = loader(paths, 16, 4), loader(paths, 16, 4)
     for step in [30, 3, 30]:
         one.micro_batches(step)
@@ -124,7 +124,7 @@ def test_shuffling_mixes_and_straight_reading_does_not(paths: list[Path]) -> Non
     assert windows != sorted(windows)
 
 
-def test_prefetch_hands_on_what_goes_wrong_and_ends_its_thread(paths: list[Path], tmp_path: Path) -> None:
+def test_prefetch_raises_what_its_thread_raised_and_ends_it(paths: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad_train_000009.bin"
     tokens = markov_tokens(200, seed=1)
     tokens[150] = VOCAB  # the first that is none

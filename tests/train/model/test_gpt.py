@@ -58,7 +58,7 @@ def test_one_compilation_serves_every_length() -> None:
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_a_large_linear_map_equals_float64(gelu: bool, bias: bool, gradients: bool) -> None:
+def test_a_large_linear_layer_equals_float64(gelu: bool, bias: bool, gradients: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     x, weight = (torch.randn(shape, generator=generator) for shape in ((2, 130, 256), (320, 256)))
     b = torch.randn(320, generator=generator) if bias else None

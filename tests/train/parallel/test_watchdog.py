@@ -36,7 +36,7 @@ def find_missing(asking: Watchdog, alive: list[Watchdog]) -> tuple[set[int], str
     return found
 
 
-def test_a_long_step_of_all_ranks_is_no_reason() -> None:
+def test_a_long_step_of_all_ranks_does_not_end_the_run() -> None:
     ranks = watchdogs(7, 7, 7)
     assert find_missing(ranks[0], ranks[1:]) is None
 

@@ -46,7 +46,7 @@ def weights(run: Path, step: int) -> torch.Tensor:
     return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")["wte.weight"]
 
 
-def test_memory_is_pinned_for_what_is_saved_and_too_little_of_it_is_one_line(
+def test_memory_is_pinned_for_what_is_saved_and_too_little_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, optimizer = build()
@@ -65,7 +65,7 @@ def test_memory_is_pinned_for_what_is_saved_and_too_little_of_it_is_one_line(
         saver._pin()
 
 
-def test_the_loop_goes_on_while_a_thread_writes_and_two_writes_never_overlap(
+def test_the_loop_continues_while_a_thread_writes_and_two_writes_never_overlap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, optimizer = build()
@@ -162,7 +162,7 @@ def test_the_best_validation_loss_is_kept(tmp_path: Path, last: tuple[int, float
     assert [checkpoint.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)] == kept
 
 
-def test_an_old_checkpoint_that_cannot_be_removed_is_no_failed_save(
+def test_an_old_checkpoint_that_cannot_be_removed_is_not_a_failed_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def busy(folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step_123456789"]
 
 
-def test_half_of_a_checkpoint_is_not_found_and_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_checkpoint_is_not_found_and_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 5)
 
     def die(*_: object) -> None:
@@ -93,7 +93,7 @@ def busy(folder: Path) -> None:
     raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
 
 
-def test_what_cannot_be_removed_is_a_warning_and_in_nobodys_way(
+def test_a_checkpoint_that_cannot_be_removed_is_a_warning_and_not_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for step in (5, 10):
@@ -124,7 +124,7 @@ def test_a_link_to_a_checkpoint_is_removed_and_what_it_names_is_not(tmp_path: Pa
     assert checkpoint.read_meta(elsewhere)["step"] == 5
 
 
-def test_going_back_is_refused_while_a_later_checkpoint_stays(
+def test_rolling_back_is_refused_while_a_later_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for step in (5, 10):

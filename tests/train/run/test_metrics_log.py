@@ -170,7 +170,7 @@ def test_an_event_that_is_there_already_is_not_repeated(tmp_path: Path) -> None:
     assert len(rows(tmp_path)) == 2
 
 
-def test_what_each_start_has_changed_is_its_own_to_say(tmp_path: Path) -> None:
+def test_each_start_logs_its_own_changes(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     log.event(4, "changed: optim.max_lr 1 (now 2)")
     log.event(12, "stopped by SIGTERM")
@@ -241,7 +241,7 @@ def test_wandb_auto_logs_offline_where_the_service_does_not_answer(
     assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
-def test_wandb_auto_is_disabled_where_nobody_has_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_auto_is_disabled_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -13,7 +13,7 @@ from train.run.resume import ResumeState, resume
 from train.trainer.optim import build_optimizer
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
+def test_everything_is_restored(tmp_path: Path) -> None:
     model, optimizer = save(tmp_path, 7)
     other, other_optimizer = trained(seed=1)
     resumed = resume(tmp_path, other, other_optimizer, FACTS)
@@ -59,7 +59,7 @@ def test_fine_tuning_resumes_with_the_model_that_it_started_from(tmp_path: Path)
         resume(tmp_path / "told", *trained(), {**FACTS, "init": "b" * 64})
 
 
-def test_changed_settings_are_taken_and_told(tmp_path: Path) -> None:
+def test_changed_settings_are_accepted_and_listed(tmp_path: Path) -> None:
     save(tmp_path, 5)
     changed = {**FACTS, "settings": {**FACTS["settings"], "optim.max_lr": 5e-4, "train.max_steps": 40}}
     resumed = resume(tmp_path, *trained(), changed)

@@ -69,7 +69,7 @@ USED = ["metrics.jsonl", "checkpoints/step_00000005/meta.json"]
 
 
 @pytest.mark.parametrize("used", USED)
-def test_fresh_goes_on_with_what_the_same_torchrun_began_and_refuses_others(tmp_path: Path, used: str) -> None:
+def test_fresh_resumes_what_the_same_torchrun_started_and_refuses_others(tmp_path: Path, used: str) -> None:
     world = World(0, 1, torch.device("cpu"), store=dist.HashStore())
     for name in ("own", "other"):
         if name == "own":
@@ -93,7 +93,7 @@ def test_fresh_refuses_a_used_directory(tmp_path: Path, used: str) -> None:
         RunDir(config(tmp_path / "old", fresh=True), MAIN)
 
 
-def test_the_heartbeat_tells_the_last_step_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heartbeat_holds_the_last_step_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(run_dir.time, "monotonic", lambda: now)
     run, other = RunDir(config(tmp_path), MAIN), RunDir(config(tmp_path), OTHER)
@@ -112,7 +112,7 @@ def test_the_heartbeat_tells_the_last_step_once_a_second(tmp_path: Path, monkeyp
     assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 7
 
 
-def test_damaged_checkpoints_get_another_name(tmp_path: Path) -> None:
+def test_corrupt_checkpoints_are_renamed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_00000005").mkdir(parents=True)
     RunDir(config(tmp_path), OTHER).begin(config(tmp_path), [tmp_path / "checkpoints" / "step_00000005"])
     assert (tmp_path / "checkpoints" / "step_00000005").exists()  # rank 0's business

@@ -44,7 +44,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_stop_file_is_seen_by_rank_0_and_taken_away_once_obeyed(tmp_path: Path) -> None:
+def test_a_stop_file_is_seen_by_rank_0_and_removed_once_obeyed(tmp_path: Path) -> None:
     stop, other = StopRequest(tmp_path, 0, is_main=True), StopRequest(tmp_path, 0, is_main=False)
     (tmp_path / "STOP").touch()
     assert stop.requested()

@@ -50,7 +50,7 @@ def test_only_the_chosen_parameters_are_trained() -> None:
         freeze(GPT(SHAPE), TuneConfig(blocks=4))
 
 
-def test_the_data_is_another_with_another_file_share_seed_block_or_vocabulary(tmp_path: Path) -> None:
+def test_the_data_identity_changes_with_the_file_shares_seed_block_size_and_vocabulary(tmp_path: Path) -> None:
     file, other = tmp_path / "texts", tmp_path / "other" / "texts"
     other.parent.mkdir()
     file.write_text("a\tb\n")

@@ -76,7 +76,7 @@ def test_the_last_rows_are_on_disk_before_done_is(tmp_path: Path, monkeypatch: p
     assert synced == ["metrics.jsonl", "DONE.tmp", tmp_path.name]
 
 
-def test_a_run_whose_last_rows_find_no_room_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_last_rows_do_not_fit_on_the_disk_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny_trainer(tmp_path)
 
     def full(_handle: int) -> None:
@@ -88,7 +88,7 @@ def test_a_run_whose_last_rows_find_no_room_is_not_done(tmp_path: Path, monkeypa
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("DONE")]
 
 
-def test_steps_that_are_not_finite_in_a_row_and_failed_saves_end_the_run(tmp_path: Path) -> None:
+def test_several_non_finite_steps_or_failed_saves_in_a_row_end_the_run(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
     for norm in (torch.nan, 1.0, *[torch.inf] * (MAX_SKIPPED - 1)):
         trainer.check_step(norm, saves_failed=False)

@@ -80,7 +80,7 @@ def test_which_of_several_files_is_read(folder: Path) -> None:
     same_logits(folder)
 
 
-def test_a_head_alone_is_the_embedding_too(folder: Path) -> None:
+def test_a_file_with_only_the_head_sets_the_embedding_too(folder: Path) -> None:
     """safetensors' save_model writes one name of tensors that are the same, and it is the head's."""
     save_model(GPT2LMHeadModel.from_pretrained(folder), str(folder / "model.safetensors"), {"format": "pt"})
     assert "transformer.wte.weight" not in load_file(folder / "model.safetensors")
@@ -173,7 +173,7 @@ def test_a_truncated_pickle_is_corrupt(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
-def test_a_vocabulary_of_others_is_refused(folder: Path, file: str) -> None:
+def test_another_vocabulary_is_refused(folder: Path, file: str) -> None:
     ids = json.loads(gpt2_vocabulary_files()[0].read_text("utf-8"))
 
     def write(ids: dict) -> None:
