@@ -28,11 +28,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--text-column", default="text", help="of the file")
     parser.add_argument("--label-column", default="label", help="of the file; if it has one, scores are printed")
+    parser.add_argument("--encoding", type=nonempty, metavar="NAME", help="of the file (default: utf-8)")
     args = parser.parse_args(argv)
 
     texts, truth = [args.text], None
     if args.file:
-        texts, truth = read_texts(args.file, args.text_column, args.label_column)
+        texts, truth = read_texts(args.file, args.text_column, args.label_column, args.encoding)
     with open_model(args.model, args.device, classifier=True) as (loaded, world):
         names = list(loaded.labels)
         if unknown := sorted(set(truth or ()) - set(names)):

@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     if options.input:
         paths = find_inputs(options.input)
         for path in paths:
-            check_documents(path, options.column)
-        sources: list[Source] = [LocalFile(path, options.column, options.separator) for path in paths]
+            check_documents(path, options.column, options.encoding)
+        choices = options.column, options.separator, options.encoding
+        sources: list[Source] = [LocalFile(path, *choices) for path in paths]
         dataset, revision = "local files", None
     else:
         dataset = "HuggingFaceFW/fineweb-edu" if options.edu else "HuggingFaceFW/fineweb"
@@ -57,7 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         sources = [HubFile(dataset, revision, path, out / ".download", options.column) for path in listing.files]
 
     # tokenize them
-    facts = {"column": options.column} | ({"separator": options.separator} if options.separator else {})
+    facts = {"column": options.column}
+    facts |= {key: value for key in ("separator", "encoding") if (value := getattr(options, key))}
     tokenizer = GPT2Tokenizer(options.engine)
     job = TokenizeJob(sources, name, dataset, revision, tokenizer, facts, options.shard_tokens)
     manifest = run_job(job, out, options.workers, options.task)
@@ -87,6 +89,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--column", default="text", help="where a .parquet or .jsonl has the text")
     parser.add_argument(
         "--separator", type=unescaped, metavar="TEXT", help=r"between documents of a .txt (\n: line end)"
+    )
+    parser.add_argument(
+        "--encoding", type=nonempty, metavar="NAME", help="of .txt and .jsonl without a byte-order mark (utf-8)"
     )
     parser.add_argument(
         "--out", type=nonempty_path, help="folder of the shards (default: data/fineweb10B or as the sample is named)"

@@ -18,7 +18,8 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty_path, run_script
+from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty, nonempty_path, run_script
+from prepare.common.files import read_text
 from prepare.pipeline.options import add_shard_tokens
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import fetch_url
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         dataset = options.input.name if options.input else "Tiny Shakespeare"
         path = options.input or fetch_url(TINY_URL, out / "tinyshakespeare.txt", TINY_SHA256)
-        text = read_text(path)
+        text = read_text(path, options.encoding)
         cut = int(len(text) * 0.9)
         train, held_out = [text[:cut]], [text[cut:]]
         if not train[0]:
@@ -75,7 +76,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Turn Shakespeare, or a text of your own, into shards of tokens.", "python prepare/shakespeare.py")
     parser.add_argument("--level", choices=["bpe", "char"], default="bpe", help="GPT-2's tokens, or one per character")
     parser.add_argument("--source", choices=["plays", "tiny"], help="the 37 plays (no network), or Tiny Shakespeare")
-    parser.add_argument("--input", type=nonempty_path, metavar="FILE", help="a UTF-8 text, such as Tiny Shakespeare's")
+    parser.add_argument("--input", type=nonempty_path, metavar="FILE", help="a text, such as Tiny Shakespeare's")
+    parser.add_argument("--encoding", type=nonempty, metavar="NAME", help="of the --input (default: utf-8)")
     parser.add_argument("--out", type=nonempty_path, help="folder of the shards (default: data/shakespeare_LEVEL)")
     add_shard_tokens(parser)
     options = parser.parse_args(argv)
@@ -83,14 +85,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if options.source == "plays" and options.input:
         raise ArgumentError("--source plays reads no --input: leave one of them out")
     return options
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, its line ends as they are."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as failure:
-        raise UserError(f"--input {path} cannot be read as UTF-8 text ({failure}): check or convert it") from failure
 
 
 if __name__ == "__main__":

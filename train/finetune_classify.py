@@ -88,7 +88,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
 def make_examples(config: ClassifyConfig, base: LoadedModel) -> tuple[dict[str, Examples], dict[str, Any]]:
     """The texts of data.train in the model's tokens, split into train, val and test, and facts about them."""
     path, size = Path(config.data.train), base.model.config.block_size
-    pairs, empty = read_labelled(path, config.data.text, config.data.label)
+    pairs, empty = read_labelled(path, config.data.text, config.data.label, config.data.encoding)
     counts = Counter(label for label, _ in pairs)
     labels = sorted(counts)
     if len(labels) < 2:

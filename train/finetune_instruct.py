@@ -86,7 +86,7 @@ def make_examples(config: InstructConfig, base: LoadedModel) -> tuple[dict[str, 
     path, size = Path(config.data.train), base.model.config.block_size
     if base.tokenizer.eot is None:
         raise UserError(f"--init {config.init} has no end-of-text token to end an answer with: take a BPE model")
-    conversations, empty = read_instructions(path)
+    conversations, empty = read_instructions(path, config.data.encoding)
     encoded = [encode_conversation(messages, base.tokenizer, config.template, size + 1) for messages in conversations]
     if not all(any(loss_mask[1:]) for _, loss_mask, _ in encoded):
         raise UserError(f"the model's {size} tokens leave no room for an answer after template.assistant: shorten it")

@@ -1,7 +1,9 @@
-"""Files: atomic writes, locks, JSON lines, checksums."""
+"""Files: atomic writes, locks, text in any encoding, JSON lines, checksums."""
 
+import codecs
 import fcntl
 import hashlib
+import io
 import json
 import os
 import socket
@@ -10,9 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from prepare.common.cli import UserError, write_line
+from prepare.common.cli import ArgumentError, UserError, write_line
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PIECE_BYTES = 1 << 18  # of a text at a time
+# byte-order marks, and the encodings that they state; UTF-32's before UTF-16's, which one of them begins with
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be"}
+MARKS |= {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
 @contextmanager
@@ -109,21 +114,85 @@ class FileLock:
         self.release()
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """Each line's number, from 1, and its object; blank lines are skipped. UserError names the file and the line."""
+def decode_pieces(file: BinaryIO, path: object, encoding: str | None = None) -> Iterator[str]:
+    """Read a file's text, PIECE_BYTES at a time, its line ends as they are. A byte-order mark decides the encoding,
+    and is dropped.
+
+    Args:
+        path: the file's name, for messages.
+        encoding: of a file without a mark; None is UTF-8 without the NULs that UTF-16 is full of.
+
+    Raises:
+        ArgumentError: the encoding is unknown.
+        UserError: names the file, the first byte that is not of the encoding, and the remedy.
+    """
+    read = file.read(PIECE_BYTES)
+    mark = next((mark for mark in MARKS if read.startswith(mark)), b"")
+    name = MARKS.get(mark) or encoding or "utf-8"
+    try:
+        if codecs.lookup(name).name in ("utf-16", "utf-32"):  # which insist on a mark
+            name += "-le"
+        decoder = codecs.getincrementaldecoder(name)()
+    except LookupError:
+        raise ArgumentError(f"encoding {name!r} is unknown: give utf-16, gb18030, cp1252, shift_jis ...") from None
+    data, end = read[len(mark) :], len(read)  # end: of what is read, in the file
+    while True:
+        try:
+            if not (mark or encoding) and b"\0" in data:
+                raise UnicodeDecodeError(name, data, data.index(b"\0"), end, "a NUL")
+            text = decoder.decode(data, final=not read)
+        except UnicodeDecodeError as failure:
+            offset, byte = end - len(failure.object) + failure.start, failure.object[failure.start]
+            raise UserError(
+                f"{path}: byte {offset:,} (0x{byte:02x}) is not {name} text: state the file's encoding (--encoding, or "
+                "data.encoding in fine-tuning: gb18030, cp1252, utf-16 ...), or convert it to UTF-8"
+            ) from None
+        if text:
+            yield text
+        if not read:
+            return
+        data = read = file.read(PIECE_BYTES)
+        end += len(read)
+
+
+def split_pieces(pieces: Iterable[str], separator: str) -> Iterator[str]:
+    """The parts of a text between separators; after the last one, only if anything follows."""
+    held, end = [""], ""  # what follows the last separator, and its last characters, which may begin the next one
+    for piece in pieces:
+        held.append(piece)
+        end += piece
+        if separator in end:
+            *parts, end = "".join(held).split(separator)
+            yield from parts
+            held = [end]
+        end = end[max(0, len(end) - len(separator) + 1) :]
+    if rest := "".join(held):
+        yield rest
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """The text of a file, as decode_pieces reads it. UserError also if the file cannot be read."""
+    try:
+        return "".join(decode_pieces(io.BytesIO(path.read_bytes()), path, encoding))
+    except OSError as failure:
+        raise UserError(f"{path} cannot be read ({failure.strerror}): name a file that is there") from None
+
+
+def read_json_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, dict]]:
+    """Each line's number, from 1, and its object; blank lines are skipped. UserError names the file and the line, or as
+    decode_pieces does."""
     try:
         file = path.open("rb")
     except OSError as failure:
         raise UserError(f"{path} cannot be read ({failure.strerror}): name a file that is there") from None
     with file:
-        yield from parse_json_lines(file, path)
+        yield from parse_json_lines(decode_pieces(file, path, encoding), path)
 
 
-def parse_json_lines(lines: Iterable[bytes], path: object) -> Iterator[tuple[int, dict]]:
-    """As read_json_lines, of lines that are read from `path`. A byte-order mark is skipped; invalid UTF-8 is U+FFFD."""
-    for number, line in enumerate(lines, start=1):
-        text = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).decode("utf-8", "replace").strip()
-        if not text:
+def parse_json_lines(pieces: Iterable[str], path: object) -> Iterator[tuple[int, dict]]:
+    """As read_json_lines, of the text that is read from `path`."""
+    for number, line in enumerate(split_pieces(pieces, "\n"), start=1):
+        if not (text := line.strip()):
             continue
         try:
             record = json.loads(text)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prepare.common.cli import UserError
-from prepare.common.files import read_json_lines
+from prepare.common.files import read_json_lines, read_text
 from prepare.tokens.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "input", "assistant")
@@ -54,14 +54,14 @@ def question(instruction: str, about: str = "") -> list[Message]:
     return [("user", instruction), *([("input", about)] if about.strip() else [])]
 
 
-def read_instructions(path: Path) -> tuple[list[list[Message]], int]:
+def read_instructions(path: Path, encoding: str | None = None) -> tuple[list[list[Message]], int]:
     """The conversations of a .json file (a list) or a .jsonl file, each ending with an answer, and how many were left
     out because an instruction or an answer is empty.
 
     Raises:
         UserError: names the file, the line or the entry, and what is wrong.
     """
-    conversations = [_conversation(place, entry) for place, entry in _read_entries(path)]
+    conversations = [_conversation(place, entry) for place, entry in _read_entries(path, encoding)]
     complete = [messages for messages in conversations if all(content.strip() for _, content in messages)]
     if not complete:
         raise UserError(
@@ -71,14 +71,12 @@ def read_instructions(path: Path) -> tuple[list[list[Message]], int]:
     return complete, len(conversations) - len(complete)
 
 
-def _read_entries(path: Path) -> list[tuple[str, dict]]:
+def _read_entries(path: Path, encoding: str | None) -> list[tuple[str, dict]]:
     """Each entry's place (file:line, or its number) and the entry."""
     if path.suffix == ".jsonl":
-        return [(f"{path}:{number}", entry) for number, entry in read_json_lines(path)]
+        return [(f"{path}:{number}", entry) for number, entry in read_json_lines(path, encoding)]
     try:
-        entries = json.loads(path.read_text("utf-8-sig", errors="replace"))
-    except OSError as failure:
-        raise UserError(f"{path} cannot be read ({failure.strerror}): name a file that is there") from None
+        entries = json.loads(read_text(path, encoding))
     except json.JSONDecodeError as failure:
         hint = "name a file with one example a line .jsonl" if failure.msg == "Extra data" else "fix it"
         reason = f"{failure.msg}, column {failure.colno}"

@@ -1,7 +1,8 @@
 """Texts with labels out of a file: .csv with column names, .jsonl, .parquet, or lines of label<TAB>text.
 
 Lines with tabs are taken as they are, without quotes. Their first line is a header if it names the columns; without one
-the label stands first. Labels that are numbers become text, null and NaN are empty, invalid UTF-8 becomes U+FFFD.
+the label stands first. Labels that are numbers become text, null and NaN are empty. All but .parquet are UTF-8 or in a
+stated encoding, or a byte-order mark decides.
 """
 
 from itertools import chain
@@ -13,10 +14,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from prepare.common.cli import UserError, first_line
-from prepare.common.files import read_json_lines
+from prepare.common.files import read_json_lines, read_text
 
 
-def read_labelled(path: Path, text: str, label: str) -> tuple[list[tuple[str, str]], int]:
+def read_labelled(path: Path, text: str, label: str, encoding: str | None = None) -> tuple[list[tuple[str, str]], int]:
     """The (label, text) pairs of a file, in order, and how many were left out because their text is empty.
 
     Args:
@@ -25,7 +26,7 @@ def read_labelled(path: Path, text: str, label: str) -> tuple[list[tuple[str, st
     Raises:
         UserError: names the file, and the missing column, the row without a label, or the line that is not valid.
     """
-    columns = _read_columns(path, text, label, needed=(text, label))
+    columns = _read_columns(path, text, label, encoding, needed=(text, label))
     rows = [
         (_as_text(kind).strip(), _as_text(words)) for kind, words in zip(columns[label], columns[text], strict=True)
     ]
@@ -38,12 +39,12 @@ def read_labelled(path: Path, text: str, label: str) -> tuple[list[tuple[str, st
     return pairs, len(rows) - len(pairs)
 
 
-def read_texts(path: Path, text: str, label: str) -> tuple[list[str], list[str] | None]:
+def read_texts(path: Path, text: str, label: str, encoding: str | None = None) -> tuple[list[str], list[str] | None]:
     """The texts of a file to be classified, and their labels if all have one.
 
     Unlike in read_labelled the label may be missing, and lines without tabs are texts; an empty text is an error.
     """
-    columns = _read_columns(path, text, label, needed=(text,))
+    columns = _read_columns(path, text, label, encoding, needed=(text,))
     texts = [_as_text(words) for words in columns[text]]
     if not texts:
         raise UserError(f"{path} holds no text: give a file with a text in each line")
@@ -54,21 +55,22 @@ def read_texts(path: Path, text: str, label: str) -> tuple[list[str], list[str] 
     return texts, labels if labels and all(labels) else None
 
 
-def _read_columns(path: Path, text: str, label: str, needed: tuple[str, ...]) -> dict[str, list]:
+def _read_columns(path: Path, text: str, label: str, encoding: str | None, needed: tuple[str, ...]) -> dict[str, list]:
     """All columns of a file by name, with values for `text` and `label` only. UserError if it lacks one of `needed`."""
     try:
         if path.suffix == ".jsonl":
-            records = [record for _, record in read_json_lines(path)]
+            records = [record for _, record in read_json_lines(path, encoding)]
             columns = {name: [record.get(name) for record in records] for name in dict.fromkeys(chain(*records))}
         elif path.suffix == ".csv":
-            read = pa.csv.ReadOptions(block_size=path.stat().st_size + 1)  # a row must fit in a block
+            content = read_text(path, encoding).encode()
+            read = pa.csv.ReadOptions(block_size=len(content) + 1)  # a row must fit in a block
             parse = pa.csv.ParseOptions(newlines_in_values=True)
-            convert = pa.csv.ConvertOptions(column_types={text: pa.binary(), label: pa.binary()})  # "01" stays "01"
-            columns = _values(pa.csv.read_csv(path, read, parse, convert), text, label)
+            convert = pa.csv.ConvertOptions(column_types={text: pa.string(), label: pa.string()})  # "01" stays "01"
+            columns = _values(pa.csv.read_csv(pa.BufferReader(content), read, parse, convert), text, label)
         elif path.suffix == ".parquet":
             columns = _values(pq.read_table(path), text, label)
         else:
-            columns = _read_tabs(path, text, label)
+            columns = _read_tabs(path, text, label, encoding)
     except OSError as failure:
         raise UserError(f"{path} cannot be read ({failure.strerror or failure}): name a file that is there") from None
     except pa.ArrowException as failure:
@@ -86,8 +88,8 @@ def _values(table: pa.Table, *wanted: str) -> dict[str, list]:
     return {name: table[name].to_pylist() if name in wanted else [] for name in table.column_names}
 
 
-def _read_tabs(path: Path, text: str, label: str) -> dict[str, list]:
-    lines = [line.rstrip("\r") for line in path.read_bytes().decode("utf-8-sig", errors="replace").split("\n")]
+def _read_tabs(path: Path, text: str, label: str, encoding: str | None) -> dict[str, list]:
+    lines = [line.rstrip("\r") for line in read_text(path, encoding).split("\n")]
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     names = numbered[0][1].split("\t") if numbered else []
     if text in (names if label in names else names[1:]):

@@ -49,6 +49,7 @@ class LocalFile(Source):
     path: Path | RemoteFile
     column: str
     separator: str | None = None
+    encoding: str | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +66,7 @@ class LocalFile(Source):
         return {"name": self.name, "size": size, "sha256_of_ends": digest.hexdigest()}
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        return read_documents(self.path, self.column, start, self.separator)
+        return read_documents(self.path, self.column, start, self.separator, self.encoding)
 
 
 @dataclass

@@ -1,12 +1,12 @@
-"""Read documents from .parquet, .jsonl, .jsonl.gz, .jsonl.zst and .txt files, a batch at a time, never a whole file.
+"""Read documents from .parquet, .jsonl, .jsonl.gz, .jsonl.zst and .txt files, a batch at a time.
 
-A null or a value that is not text is skipped and counted; an empty text is a document like any other. A byte-order mark
-at the start of a .txt or .jsonl file is dropped, invalid UTF-8 becomes U+FFFD, as lone surrogates in JSON do, and line
-ends stay as they are. Blank lines of a .jsonl are skipped; any other line that is not a JSON object is an error. A .txt
-file is one document, or with a separator those between separators.
+A null or a value that is not text is skipped and counted; an empty text is a document like any other. A .txt or .jsonl
+file is UTF-8 or in a stated encoding, or a byte-order mark decides (decode_pieces); line ends stay as they are. Invalid
+UTF-8 in a .parquet becomes U+FFFD, as lone surrogates in JSON do. Blank lines of a .jsonl are skipped; any other line
+that is not a JSON object is an error. A .txt file is one document, which is held in memory with its tokens, at four
+times its size; with a separator, those between separators, a piece of the file at a time.
 """
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prepare.common.cli import UserError, replace_surrogates
-from prepare.common.files import BYTE_ORDER_MARK, parse_json_lines
+from prepare.common.files import decode_pieces, parse_json_lines, split_pieces
 
 BATCH_BYTES = 4 << 20  # large enough that a call of the engine costs little, small enough to keep many in memory
 READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet file at a time, at most: READ_BYTES where its row groups are large
@@ -69,27 +69,25 @@ class RemoteFile:
     def open(self, mode: str) -> BinaryIO:
         return self.system.open(self.path, mode)
 
-    def read_bytes(self) -> bytes:
-        return self.system.cat_file(self.path)
 
-
-def check_documents(path: Path | RemoteFile, column: str) -> None:
+def check_documents(path: Path | RemoteFile, column: str, encoding: str | None = None) -> None:
     """Look at a file's start (a parquet file's schema). UserError if it has no documents in `column`."""
     with read_errors(path):
         if path.name.endswith(".parquet"):
             with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
-        elif path.name.endswith(".txt"):
-            path.open("rb").close()
-        else:
-            with _open_lines(path) as (lines, _):
-                records = [record for _, record in islice(parse_json_lines(lines, path), FIRST_LINES)]
+            return
+        with _open_text(path, encoding) as (pieces, _):
+            if path.name.endswith(".txt"):
+                next(pieces, "")
+                return
+            records = [record for _, record in islice(parse_json_lines(pieces, path), FIRST_LINES)]
             if records and not any(column in record for record in records):
                 raise UserError(f"{path} has no {column!r}; line 1 has {', '.join(records[0])}: choose with --column")
 
 
 def read_documents(
-    path: Path | RemoteFile, column: str, start: int = 0, separator: str | None = None
+    path: Path | RemoteFile, column: str, start: int = 0, separator: str | None = None, encoding: str | None = None
 ) -> Iterator[Batch]:
     """Read a file's documents, the texts of `column`, from row `start` on. UserError names the file (and a line)."""
     with read_errors(path):
@@ -97,18 +95,15 @@ def read_documents(
             with _open_parquet(path) as file:
                 _check_schema(path, file.schema_arrow, column)
                 yield from _parquet_batches(file, column, start)
-        elif path.name.endswith(".txt") and separator is not None:
-            with path.open("rb") as file:
-                size = max(1, file.seek(0, io.SEEK_END))
-                file.seek(0)
-                yield from group(_split(file, separator.encode()), lambda: file.tell() / size, start)
-        elif path.name.endswith(".txt"):
-            if start == 0:
-                text = path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
-                yield batch_of([text], 1.0)
-        else:
-            with _open_lines(path) as (lines, done):
-                yield from group((record.get(column) for _, record in parse_json_lines(lines, path)), done, start)
+            return
+        with _open_text(path, encoding) as (pieces, done):
+            if not path.name.endswith(".txt"):
+                values = (record.get(column) for _, record in parse_json_lines(pieces, path))
+            elif separator is None:
+                values = ("".join(pieces) for _ in range(1))
+            else:
+                values = split_pieces(pieces, separator)
+            yield from group(values, done, start)
 
 
 @contextmanager
@@ -239,23 +234,11 @@ def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[
 
 
 @contextmanager
-def _open_lines(path: Path | RemoteFile) -> Iterator[tuple[Iterable[bytes], Callable[[], float]]]:
-    """The decompressed lines of a .jsonl file, and a function that returns the share of the file that is read."""
+def _open_text(path: Path | RemoteFile, encoding: str | None) -> Iterator[tuple[Iterator[str], Callable[[], float]]]:
+    """The decompressed text of a file, in pieces, and a function that returns the share of the file that is read."""
     with pa.OSFile(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open("rb"), "r") as file:
         size = max(1, file.size())
         kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
         # Arrow's streams, unlike zstandard's, notice a file that ends too early
         stream = pa.CompressedInputStream(file, kind) if kind else file
-        yield io.BufferedReader(stream, 1 << 20), lambda: file.tell() / size
-
-
-def _split(file: BinaryIO, separator: bytes) -> Iterator[str]:
-    """The documents of a .txt file between separators; after the last one, only if anything follows."""
-    rest = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
-    more = True
-    while more:
-        more = file.read(BATCH_BYTES)
-        *documents, rest = (rest + more).split(separator)
-        yield from (document.decode("utf-8", "replace") for document in documents)
-    if rest:
-        yield rest.decode("utf-8", "replace")
+        yield decode_pieces(stream, path, encoding), lambda: file.tell() / size

@@ -95,8 +95,8 @@ def test_a_text_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["--input", "absent.txt"], 1, "No such file"),
-        (["--input", "latin.txt"], 1, "latin.txt cannot be read as UTF-8"),
+        (["--input", "absent.txt"], 1, "absent.txt cannot be read"),
+        (["--input", "latin.txt"], 1, "latin.txt: byte 2 (0xf6) is not utf-8"),
         (["--input", "empty.txt", "--level", "char"], 1, "too few"),
         (["--source", "plays", "--input", "latin.txt"], 2, "--source plays"),
         (["--level", "word"], 2, "--level"),

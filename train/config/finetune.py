@@ -31,6 +31,7 @@ class LabelledData:
 
     Args:
         train: a .tsv, .csv, .jsonl or .parquet file; others are read as label<TAB>text
+        encoding: of the file; null is UTF-8, or what a byte-order mark states
         text: the column of the texts; in a file without column names the second
         label: the column of the labels; in a file without column names the first
         val_share: share of each label's texts that is held out for early stopping
@@ -41,6 +42,7 @@ class LabelledData:
     """
 
     train: str = ""
+    encoding: str | None = None
     text: str = "text"
     label: str = "label"
     val_share: float = 0.1
@@ -56,6 +58,7 @@ class InstructionData:
 
     Args:
         train: a .json or .jsonl file of {instruction, input, output} or {messages}
+        encoding: of the file; null is UTF-8, or what a byte-order mark states
         val_share: share of the examples that is held out for the validation loss and early stopping
         test_share: share of the examples that is held out for the final report
         batch_examples: examples in one optimizer step, over all processes and micro-batches
@@ -63,6 +66,7 @@ class InstructionData:
     """
 
     train: str = ""
+    encoding: str | None = None
     val_share: float = 0.1
     test_share: float = 0.1
     batch_examples: int = 16

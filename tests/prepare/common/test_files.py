@@ -1,4 +1,4 @@
-"""Atomic writes, locks, JSON lines, checksums."""
+"""Atomic writes, locks, text in any encoding, JSON lines, checksums."""
 
 import errno
 import fcntl
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from prepare.common.cli import UserError
+from prepare.common import files
+from prepare.common.cli import ArgumentError, UserError
 from prepare.common.files import (
     FileLock,
     atomic_write,
@@ -23,6 +24,8 @@ from prepare.common.files import (
     naming,
     read_json_lines,
     read_json_object,
+    read_text,
+    split_pieces,
 )
 from tests.helpers.commands import ROOT
 
@@ -84,8 +87,8 @@ def test_a_file_system_without_locks_is_a_warning(
 
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"a": "\xff"}\n \n{"a": 3}')
-    assert list(read_json_lines(path)) == [(1, {"a": 1}), (3, {"a": "\ufffd"}), (5, {"a": 3})]
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"a": "\xc3\xa9"}\n \n{"a": 3}')
+    assert list(read_json_lines(path)) == [(1, {"a": 1}), (3, {"a": "é"}), (5, {"a": 3})]
     for line, reason in ((b"{", "is not valid JSON"), (b"[1]", "is not a JSON object")):
         path.write_bytes(b'{"a": 1}\n' + line)
         with pytest.raises(UserError, match=rf"a.jsonl:2 {reason} \(.*: fix or delete the line"):
@@ -93,6 +96,42 @@ def test_json_lines(tmp_path: Path) -> None:
     for other in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match=f"{other} cannot be read"):
             list(read_json_lines(other))
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1000])
+def test_text_is_utf_8_or_as_a_mark_or_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(files, "PIECE_BYTES", max(piece, 4))
+    path, text = tmp_path / "a.txt", "“naïve”\r\n我 😀\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):  # all but the first write a mark
+        path.write_bytes(text.encode(encoding))
+        assert read_text(path) == read_text(path, "cp1252" if encoding != "utf-8" else None) == text
+    for encoding, stated in (("gb18030", "gb18030"), ("utf-16-le", "utf-16"), ("utf-8", "utf8")):
+        path.write_bytes((text + "\0").encode(encoding))
+        assert read_text(path, stated) == text + "\0"
+    prefix = "12345é".encode()
+    for bad, encoding, place in (
+        ("é".encode("cp1252") + b"1", None, r"byte 7 \(0xe9\) is not utf-8 text"),
+        ("我".encode("gbk") + b"1", None, r"byte 7 \(0xce\)"),
+        ("é".encode()[:1], None, r"byte 7 \(0xc3\)"),  # truncated
+        (b"a\0b\0", None, r"byte 8 \(0x00\)"),  # UTF-16 without a mark
+        (b"\x81\x20\x20", "gbk", r"byte 7 \(0x81\) is not gbk text"),
+    ):
+        path.write_bytes(prefix + bad)
+        with pytest.raises(UserError, match=rf"a\.txt: {place}.*: state .*--encoding.* convert it to UTF-8"):
+            read_text(path, encoding)
+    with pytest.raises(ArgumentError, match="'utf-88' is unknown: give"):
+        read_text(path, "utf-88")
+
+
+def test_pieces_are_split_wherever_a_separator_lies() -> None:
+    for separator in ("\n", "<|end|>", "aab"):
+        for text in ("a", f"a{separator}aa{separator}{separator}b", f"a{separator}b{separator}"):
+            parts = text.split(separator)
+            for size in range(1, 9):
+                pieces = [text[i : i + size] for i in range(0, len(text), size)]
+                assert list(split_pieces(pieces, separator)) == (parts if parts[-1] else parts[:-1])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[1]", b"{", b"\xff"])

@@ -54,8 +54,14 @@ def test_a_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
     """Unnamed columns, blank lines, a long text, Latin-1, and labels that begin with a zero."""
     path, long = tmp_path / "texts.csv", "word " * 1_000_000
     path.write_bytes(f'v1,v2,,\r\n\r\n01,"one, two\n",,\r\n1,{long},,\r\n1,\xa3900,,\r\n'.encode("latin-1"))
-    pairs = [("01", "one, two\n"), ("1", long), ("1", "\ufffd900")]
-    assert read_labelled(path, "v2", "v1") == (pairs, 0)
+    pairs = [("01", "one, two\n"), ("1", long), ("1", "£900")]
+    assert read_labelled(path, "v2", "v1", "latin-1") == (pairs, 0)
+    with pytest.raises(UserError, match=r"texts\.csv: byte [\d,]+ \(0xa3\)"):
+        read_labelled(path, "v2", "v1")
+    content = "label\ttext\nham\tsee you at the café\n"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.with_suffix("").write_bytes(content.encode(encoding))
+        assert read_labelled(path.with_suffix(""), "text", "label") == ([("ham", "see you at the café")], 0)
 
 
 def test_values_that_are_not_text_become_text(tmp_path: Path) -> None:

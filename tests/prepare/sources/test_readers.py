@@ -82,13 +82,12 @@ def test_jsonl_oddities(tmp_path):
         b'{"text": 5}',
         b'{"text": ["list"]}',
         b'{"other": "no text"}',
-        b'{"text": "bad \xff utf-8"}',
         b'{"text": "lone \\ud800 surrogate", "id": NaN}',
         b'{"text": "no line end"}',
     ]
     path.write_bytes(b"\n".join(lines))
     check_documents(path, "text")
-    texts = ["after a byte-order mark", "bad \ufffd utf-8", "lone \ufffd surrogate", "no line end"]
+    texts = ["after a byte-order mark", "lone \ufffd surrogate", "no line end"]
     assert read(path) == (texts, 3)
 
 
@@ -103,11 +102,25 @@ def test_malformed_lines_are_named_by_file_and_line(tmp_path):
 
 def test_text_is_one_document(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo \xff\n")
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\n")
     check_documents(path, "text")
-    assert read(path) == (["one\r\n\r\ntwo \ufffd\n"], 0)
+    assert read(path) == (["one\r\n\r\ntwo\n"], 0)
     path.write_bytes(b"")
     assert read(path) == ([""], 0)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_text_in_another_encoding_is_refused_unless_it_is_stated(tmp_path, name):
+    path, content = tmp_path / name, '{"text": "café"}\n'
+    for encoding in ("utf-16", "cp1252"):
+        path.write_bytes(content.encode(encoding))
+        stated = None if encoding == "utf-16" else encoding
+        check_documents(path, "text", stated)
+        found = [text for batch in read_documents(path, "text", encoding=stated) for text in batch.texts.to_pylist()]
+        assert found == ["café" if name == "a.jsonl" else content]
+    for work in (check_documents, read):
+        with pytest.raises(UserError, match=r"byte 13 \(0xe9\)"):
+            work(path, "text")
 
 
 def test_parquet_kinds_of_text(tmp_path):
