@@ -1,4 +1,4 @@
-"""The sbatch scripts on a real Slurm of two nodes: training that comes back by itself, a job array, scores."""
+"""The sbatch scripts on a real Slurm of two nodes: training that requeues itself, a job array, scores."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def losses(run: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def finished(slurm: SlurmCluster, work: Path) -> Path:
     """A run that a job of two nodes has trained; its log is beside it."""
-    # habits that are wrong here, and do no harm: a task for each process, and no environment but what is named
+    # common mistakes that do no harm: a task for each process, and no environment but these variables
     habits = ("--ntasks-per-node=2", "--export=" + ",".join(f"{name}={value}" for name, value in NODES_USE.items()))
     job = slurm.sbatch("--nodes=2", *habits, TRAIN, "--config", "toy.yaml", "--run.dir", "two", cwd=work)
     assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
@@ -96,7 +96,7 @@ def test_two_nodes_train_one_run_and_finish_it(finished: Path, work: Path):
 
 
 class Interrupted:
-    """A job that trains `work / name`, what befalls it, and how it ends."""
+    """A job that trains `work / name`, how it is interrupted, and how it ends."""
 
     def __init__(self, slurm: SlurmCluster, work: Path, name: str, *options: str, **config: int) -> None:
         self.slurm, self.run, self.config = slurm, work / name, work / f"{name}.yaml"
@@ -114,17 +114,17 @@ class Interrupted:
     def wait_for(self, happened: Callable[[], object]) -> None:
         deadline = time.monotonic() + 240
         while not happened():
-            assert time.monotonic() < deadline, self.log.read_text() if self.log.exists() else "it has not begun"
+            assert time.monotonic() < deadline, self.log.read_text() if self.log.exists() else "it has not started"
             time.sleep(0.1)
 
     def trained(self, steps: int) -> "Interrupted":
-        """Wait until it has done so many steps."""
+        """Wait until it has finished `steps` steps."""
         metrics = self.run / "metrics.jsonl"
         self.wait_for(lambda: metrics.exists() and max(losses(self.run), default=0) >= steps)
         return self
 
     def requeued(self) -> "Interrupted":
-        """Wait until it waits for its second start, and set an end to the run."""
+        """Wait until it is requeued, and give the run a last step."""
         self.wait_for(lambda: self.slurm.restarts(self.job) == 1)
         self.configure((max(losses(self.run)) // EVERY + 1) * EVERY)
         return self
@@ -156,7 +156,7 @@ def contents(path: Path) -> bytes:
 
 
 def ancestry(pid: int) -> bytes:
-    """The names of a process and of those that it descends from."""
+    """The names of a process and of its ancestors."""
     name, _, rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")
     parent = int(rest.split()[1])
     return name + (ancestry(parent) if parent else b"")
@@ -164,10 +164,10 @@ def ancestry(pid: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def interrupted(slurm: SlurmCluster, work: Path) -> dict[str, Interrupted]:
-    """Jobs that each meet with something different, two at a time."""
+    """Jobs that are each interrupted in another way, two at a time."""
 
     def limits() -> Interrupted:
-        """A limit of one minute, to be left a minute before: there is time for one step in each start."""
+        """A limit of one minute, and a stop a minute before it: each start has time for one step."""
         return Interrupted(slurm, work, "limits", "--nodes=2", "--time=1", max_steps=4, margin_seconds=60).ended()
 
     def stuck() -> Interrupted:
@@ -206,7 +206,7 @@ def interrupted(slurm: SlurmCluster, work: Path) -> dict[str, Interrupted]:
         try:
             job.requeued()
         finally:
-            # refused where the node has answered meanwhile, and is back by itself
+            # refused where the node has answered meanwhile, and is up again
             slurm.run("scontrol", "update", "nodename=n2", "state=resume", check=False)
         return job.ended()
 
@@ -217,34 +217,33 @@ def interrupted(slurm: SlurmCluster, work: Path) -> dict[str, Interrupted]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(slurm: SlurmCluster, interrupted: dict[str, Interrupted], work: Path) -> Path:
-    """The checkpoints of a run on two nodes that nothing befalls, as long as the longest of the others."""
+    """The checkpoints of an uninterrupted run on two nodes, as long as the longest of the others."""
     steps = max(job.steps for name, job in interrupted.items() if name != "stop")
-    options = ("--config", "down.yaml", "--run.dir", "whole", "--train.max_steps", steps)
+    options = ("--config", "down.yaml", "--run.dir", "uninterrupted", "--train.max_steps", steps)
     keep = ("--checkpoint.every", 4, "--checkpoint.keep", 10_000)
     job = slurm.sbatch("--nodes=2", TRAIN, *options, *keep, cwd=work, **NODES_USE)
     assert slurm.wait(job) == {"COMPLETED"}, log_of("train", job, work)
     assert slurm.restarts(job) == 0
-    return work / "whole" / "checkpoints"
+    return work / "uninterrupted" / "checkpoints"
 
 
-def check_whole(job: Interrupted, checkpoints: Path) -> None:
-    """It is finished, has every step once, and its losses and weights are, bit for bit, those of the run that nothing
-    befell."""
+def check_complete(job: Interrupted, checkpoints: Path) -> None:
+    """Check that it finished, has every step once, and the uninterrupted run's losses and weights, bit for bit."""
     assert job.states == {"COMPLETED"}, job.text
     assert (job.run / "DONE").exists(), job.text
     assert "the run is complete" in job.text
     assert [row["step"] for row in rows(job.run, "train")] == list(range(1, job.steps + 1))
-    undisturbed = losses(checkpoints.parent)
-    assert losses(job.run) == {step: undisturbed[step] for step in range(1, job.steps + 1)}
+    expected = losses(checkpoints.parent)
+    assert losses(job.run) == {step: expected[step] for step in range(1, job.steps + 1)}
     weights = f"step_{job.steps:08d}/model.safetensors"
     assert (job.run / "checkpoints" / weights).read_bytes() == (checkpoints / weights).read_bytes()
 
 
-def test_a_run_that_needs_four_times_its_time_limit_finishes_by_itself(
+def test_a_run_that_needs_four_times_its_time_limit_requeues_itself_until_it_is_finished(
     interrupted: dict[str, Interrupted], uninterrupted: Path
 ):
     job = interrupted["limits"]
-    check_whole(job, uninterrupted)
+    check_complete(job, uninterrupted)
     assert job.restarts >= 3
     again = re.findall(r"stopped by (?:Slurm's time limit|SIGUSR1); requeueing", job.text)
     assert len(again) == job.restarts, job.text
@@ -260,15 +259,15 @@ def test_a_run_that_needs_four_times_its_time_limit_finishes_by_itself(
         ("down", "DUE TO NODE FAILURE"),
     ],
 )
-def test_an_interrupted_job_comes_back_and_ends_as_if_it_had_not_been(
+def test_an_interrupted_job_is_requeued_and_ends_as_the_uninterrupted_one(
     name: str, why: str, interrupted: dict[str, Interrupted], uninterrupted: Path
 ):
-    check_whole(interrupted[name], uninterrupted)
+    check_complete(interrupted[name], uninterrupted)
     assert interrupted[name].restarts == 1
     assert why in interrupted[name].text
 
 
-def test_the_last_task_of_an_array_which_has_the_arrays_id_comes_back_alone(slurm: SlurmCluster, work: Path):
+def test_the_last_task_of_an_array_which_has_the_arrays_id_is_requeued_alone(slurm: SlurmCluster, work: Path):
     job = Interrupted(slurm, work, "array", "--array=1-2%1").trained(1)
     first, job.job = f"{job.job}_1", f"{job.job}_2"
     (job.run / "STOP").touch()
@@ -300,7 +299,7 @@ def test_help_is_printed_and_nothing_trained(slurm: SlurmCluster, work: Path):
     assert {path for path in work.iterdir() if path.is_dir()} == before
 
 
-def test_a_stop_file_ends_the_job_and_any_number_of_nodes_goes_on(
+def test_a_stop_file_ends_the_job_and_any_number_of_nodes_resumes_it(
     slurm: SlurmCluster, work: Path, interrupted: dict[str, Interrupted]
 ):
     job = interrupted["stop"]
@@ -315,7 +314,7 @@ def test_a_stop_file_ends_the_job_and_any_number_of_nodes_goes_on(
     assert list(losses(job.run)) == list(range(1, saved + 3))
 
 
-def test_a_job_without_progress_is_given_up(interrupted: dict[str, Interrupted]):
+def test_a_job_without_progress_fails(interrupted: dict[str, Interrupted]):
     job = interrupted["stuck"]
     assert (job.states, job.restarts) == ({"FAILED"}, 3), job.text
     assert job.text.count("giving up: 3 restarts from the beginning made no progress") == 1
@@ -388,7 +387,7 @@ def write_documents(folder: Path, files: int, documents: int, words: int) -> Non
 
 
 def check_same_folders(ours: Path, alone: Path, at_least: int) -> None:
-    """They hold the same shards and the same manifest, byte for byte."""
+    """Check that they hold the same shards and the same manifest, byte for byte."""
     names = sorted(path.name for path in alone.glob("*.bin"))
     assert len(names) >= at_least
     assert sorted(path.name for path in ours.glob("*.bin")) == names
@@ -409,25 +408,25 @@ def test_two_tasks_of_an_array_write_what_one_process_writes(slurm: SlurmCluster
     check_same_folders(work / "array", work / "alone_shards", at_least=5)
 
 
-def test_a_task_of_an_array_that_is_requeued_in_the_middle_of_a_file_goes_on(slurm: SlurmCluster, work: Path):
+def test_a_task_of_an_array_that_is_requeued_in_the_middle_of_a_file_resumes(slurm: SlurmCluster, work: Path):
     write_documents(work / "long", files=2, documents=800, words=4000)
     inputs = ("--input", "long", "--shard-tokens", "20000")
     job = slurm.sbatch("--array=1-2", PREPARE, *inputs, "--out", "requeued", cwd=work, **NODES_USE)
     log = work / f"prepare-{job}_2.log"
-    begun, finished = (work / "requeued" / ".progress" / name for name in ("001.part.json", "001.json"))
+    partial, finished = (work / "requeued" / ".progress" / name for name in ("001.part.json", "001.json"))
     deadline = time.monotonic() + 120
-    while not (begun.exists() and len(json.loads(begun.read_text())["shards"]) >= 10):
+    while not (partial.exists() and len(json.loads(partial.read_text())["shards"]) >= 10):
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.005)
     slurm.run("scontrol", "requeue", f"{job}_2")
     while not slurm.restarts(f"{job}_2"):
         time.sleep(0.1)
-    assert begun.exists(), "the file was finished before the task was killed"
+    assert partial.exists(), "the file was finished before the task was killed"
     assert not finished.exists()
-    kept = [work / "requeued" / shard["file"] for shard in json.loads(begun.read_text())["shards"]]
+    kept = [work / "requeued" / shard["file"] for shard in json.loads(partial.read_text())["shards"]]
     files = [path.stat().st_ino for path in kept]
     assert slurm.wait(job) == {"COMPLETED"}, log.read_text()
-    assert [path.stat().st_ino for path in kept] == files  # not made again
+    assert [path.stat().st_ino for path in kept] == files  # not written again
     assert log.read_text().count("task 2/2 with 4 workers") == 2
     alone = run_command("python", ROOT / "prepare/fineweb.py", *inputs, "--out", "long_shards", cwd=work)
     assert alone.returncode == 0, alone.stderr
