@@ -1,6 +1,7 @@
 """Files: atomic writes, locks, text in any encoding, JSON lines, checksums."""
 
 import codecs
+import encodings
 import fcntl
 import hashlib
 import io
@@ -129,12 +130,12 @@ def decode_pieces(file: BinaryIO, path: object, encoding: str | None = None) -> 
     read = file.read(PIECE_BYTES)
     mark = next((mark for mark in MARKS if read.startswith(mark)), b"")
     name = MARKS.get(mark) or encoding or "utf-8"
-    try:
-        if codecs.lookup(name).name in ("utf-16", "utf-32"):  # which insist on a mark
-            name += "-le"
-        decoder = codecs.getincrementaldecoder(name)()
-    except LookupError:
-        raise ArgumentError(f"encoding {name!r} is unknown: give utf-16, gb18030, cp1252, shift_jis ...") from None
+    codec = encodings.search_function(name.lower())  # codecs.lookup asks packages too, of which some take any name
+    if not codec or not codec.incrementaldecoder:
+        raise ArgumentError(f"encoding {name!r} is unknown: give utf-16, gb18030, cp1252, shift_jis ...")
+    if codec.name in ("utf-16", "utf-32"):  # which insist on a mark
+        codec = encodings.search_function(codec.name + "-le") or codec
+    decoder = codec.incrementaldecoder()
     data, end = read[len(mark) :], len(read)  # end: of what is read, in the file
     while True:
         try:
