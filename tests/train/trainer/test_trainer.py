@@ -76,7 +76,9 @@ def test_the_last_rows_are_on_disk_before_done_is(tmp_path: Path, monkeypatch: p
     assert synced == ["metrics.jsonl", "DONE.tmp", tmp_path.name]
 
 
-def test_a_run_whose_last_rows_do_not_fit_on_the_disk_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_last_rows_do_not_fit_on_the_disk_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = tiny_trainer(tmp_path)
 
     def full(_handle: int) -> None:
