@@ -84,9 +84,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         type=nonempty,
         metavar="FILE",
-        help="your own .parquet, .jsonl[.gz|.zst] or .txt: names, folders, globs, URLs (s3://, hf://, ...)",
+        help="your own .parquet, .jsonl, .csv, .txt, .jsonl.gz, ...: names, folders, globs, URLs (s3://, hf://, ...)",
     )
-    parser.add_argument("--column", default="text", help="where a .parquet or .jsonl has the text")
+    parser.add_argument("--column", default="text", help="where a .parquet, .jsonl or .csv has the text")
     parser.add_argument(
         "--separator", type=unescaped, metavar="TEXT", help=r"between documents of a .txt (\n: line end)"
     )

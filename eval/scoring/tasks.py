@@ -154,5 +154,4 @@ def _read_examples(path: Path | str, limit: int | None) -> Iterator[tuple[str, d
     """The file and line, and the object, of the first lines of a dataset."""
     if not Path(path).exists():
         raise UserError(f"{path} does not exist: fetch it (python prepare/eval_sets.py), or name another file")
-    for number, row in islice(read_json_lines(Path(path)), limit or None):
-        yield f"{path}:{number}", row
+    yield from islice(read_json_lines(Path(path)), limit or None)

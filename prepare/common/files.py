@@ -1,6 +1,7 @@
 """Files: atomic writes, locks, text in any encoding, JSON lines, checksums."""
 
 import codecs
+import csv
 import encodings
 import fcntl
 import hashlib
@@ -8,10 +9,12 @@ import io
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from prepare.common.cli import ArgumentError, UserError, write_line
 
@@ -19,6 +22,14 @@ PIECE_BYTES = 1 << 18  # of a text at a time
 # byte-order marks, and the encodings that they state; UTF-32's before UTF-16's, which one of them begins with
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+PACKED = {  # how packed files begin, and their suffixes
+    b"\x1f\x8b": ".gz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"BZh9": ".bz2",
+    b"\xfd7zXZ\0": ".xz",
+    b"PK\x03\x04": ".zip",
+    b"PAR1": ".parquet",
+}
 
 
 @contextmanager
@@ -115,6 +126,19 @@ class FileLock:
         self.release()
 
 
+def check_content(path: Any) -> None:
+    """UserError, with the remedy, for a file that is something else than its name says."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise UserError(f"{path} is a Git LFS pointer, not the file itself: git lfs pull, or download the file")
+    if head.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{path} is a web page: look into it for the reason, and download the file again")
+    for start, suffix in PACKED.items():
+        if head.startswith(start) and not path.name.endswith(suffix):
+            raise UserError(f"{path} holds what a {suffix} file holds: unpack it, or give it that suffix")
+
+
 def decode_pieces(file: BinaryIO, path: object, encoding: str | None = None) -> Iterator[str]:
     """Read a file's text, PIECE_BYTES at a time, its line ends as they are. A byte-order mark decides the encoding,
     and is dropped.
@@ -179,10 +203,11 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         raise UserError(f"{path} cannot be read ({failure.strerror}): name a file that is there") from None
 
 
-def read_json_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, dict]]:
-    """Each line's number, from 1, and its object; blank lines are skipped. UserError names the file and the line, or as
+def read_json_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[str, dict]]:
+    """Each line's place (file:line) and its object; blank lines are skipped. UserError names file and line, or as
     decode_pieces does."""
     try:
+        check_content(path)
         file = path.open("rb")
     except OSError as failure:
         raise UserError(f"{path} cannot be read ({failure.strerror}): name a file that is there") from None
@@ -190,19 +215,41 @@ def read_json_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[i
         yield from parse_json_lines(decode_pieces(file, path, encoding), path)
 
 
-def parse_json_lines(pieces: Iterable[str], path: object) -> Iterator[tuple[int, dict]]:
-    """As read_json_lines, of the text that is read from `path`."""
-    for number, line in enumerate(split_pieces(pieces, "\n"), start=1):
+def parse_json_lines(pieces: Iterable[str], path: object) -> Iterator[tuple[str, dict]]:
+    """As read_json_lines, of the text that is read from `path`; it may also be one JSON array of objects."""
+    lines = split_pieces(pieces, "\n")
+    for number, line in enumerate(lines, start=1):
         if not (text := line.strip()):
             continue
+        if is_array := number == 1 and text.startswith("["):
+            text = "\n".join([line, *lines])
         try:
-            record = json.loads(text)
+            value = json.loads(text)
         except json.JSONDecodeError as failure:
-            reason = f"{failure.msg}, column {failure.colno}"
-            raise UserError(f"{path}:{number} is not valid JSON ({reason}): fix or delete the line") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{number} is not a JSON object ({text[:40]!r}): fix or delete the line")
-        yield number, record
+            place, reason = f"{path}:{number + failure.lineno - 1}", f"{failure.msg}, column {failure.colno}"
+            raise UserError(f"{place} is not valid JSON ({reason}): fix or delete the line") from None
+        entries = [(f"{path}, entry {n}", entry) for n, entry in enumerate(value, 1)] if is_array else None
+        for place, record in [(f"{path}:{number}", value)] if entries is None else entries:
+            if not isinstance(record, dict):
+                raise UserError(f"{place} is not a JSON object ({str(record)[:40]!r}): fix or delete it")
+            yield place, record
+
+
+def parse_csv(pieces: Iterable[str], path: object) -> Iterator[tuple[str, dict]]:
+    """The place (file:line) of each row of a .csv, and its values by the names in the first line. Commas, semicolons or
+    tabs separate them: what the first line has most of."""
+    csv.field_size_limit(sys.maxsize)  # else 131,072 characters
+    lines = (f"{line}\n" for line in split_pieces(pieces, "\n"))
+    first = next(lines, "")
+    rows = csv.reader(chain([first], lines), delimiter=max(",;\t", key=first.count), strict=True)
+    try:
+        names = next(rows, [])
+        for row in filter(None, rows):
+            if len(row) != len(names):
+                raise csv.Error(f"expected {len(names)} columns, got {len(row)}")
+            yield f"{path}:{rows.line_num}", dict(zip(names, row, strict=True))
+    except csv.Error as failure:
+        raise UserError(f"{path}:{rows.line_num} is not valid CSV ({failure}): fix or delete the line") from None
 
 
 def read_json_object(path: Path) -> dict:

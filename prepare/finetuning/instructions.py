@@ -1,21 +1,24 @@
 """Instructions and conversations: read, rendered by a template, and encoded as tokens and their loss mask.
 
-    {"instruction": ..., "input": ..., "output": ...}        Alpaca's entries (input may be empty, null or missing)
-    {"messages": [{"role": "user", "content": ...}, ...]}    roles system, user and assistant (system may be empty)
+    {"instruction": ..., "input": ..., "output": ...}          Alpaca's (the input may be empty, null or missing)
+    {"instruction": ..., "context": ..., "response": ...}      Dolly's
+    {"prompt": ..., "completion": ...}                         OpenAI's older, and TRL's
+    {"messages": [{"role": "user", "content": ...}, ...]}      roles system, user and assistant (system may be empty)
+    {"conversations": [{"from": "human", "value": ...}, ...]}  ShareGPT's: system, human and gpt
 
 Alpaca's format: Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prepare.common.cli import UserError
-from prepare.common.files import read_json_lines, read_text
 from prepare.tokens.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "input", "assistant")
+SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of roles
+ENTRIES = (("instruction", "input", "output"), ("instruction", "context", "response"), ("prompt", "", "completion"))
 Message = tuple[str, str]  # role and content; the role input is what an instruction is about
 
 
@@ -55,47 +58,38 @@ def question(instruction: str, about: str = "") -> list[Message]:
 
 
 def read_instructions(path: Path, encoding: str | None = None) -> tuple[list[list[Message]], int]:
-    """The conversations of a .json file (a list) or a .jsonl file, each ending with an answer, and how many were left
-    out because an instruction or an answer is empty.
+    """The conversations of a .json, .jsonl or .parquet file, each ending with an answer, and how many were left out
+    because an instruction or an answer is empty.
 
     Raises:
         UserError: names the file, the line or the entry, and what is wrong.
     """
-    conversations = [_conversation(place, entry) for place, entry in _read_entries(path, encoding)]
+    from prepare.sources.readers import read_records  # takes a moment, which opening a model need not wait for
+
+    conversations = [_conversation(place, entry) for place, entry in read_records(path, encoding)]
     complete = [messages for messages in conversations if all(content.strip() for _, content in messages)]
     if not complete:
         raise UserError(
             f"{path} holds no example, of {len(conversations):,} entries, with an instruction and an answer: give a "
-            "list of {instruction, input, output} or {messages}"
+            "list of {instruction, input, output}, {prompt, completion} or {messages}"
         )
     return complete, len(conversations) - len(complete)
 
 
-def _read_entries(path: Path, encoding: str | None) -> list[tuple[str, dict]]:
-    """Each entry's place (file:line, or its number) and the entry."""
-    if path.suffix == ".jsonl":
-        return [(f"{path}:{number}", entry) for number, entry in read_json_lines(path, encoding)]
-    try:
-        entries = json.loads(read_text(path, encoding))
-    except json.JSONDecodeError as failure:
-        hint = "name a file with one example a line .jsonl" if failure.msg == "Extra data" else "fix it"
-        reason = f"{failure.msg}, column {failure.colno}"
-        raise UserError(f"{path}:{failure.lineno} is not valid JSON ({reason}): {hint}") from None
-    if not isinstance(entries, list):
-        raise UserError(f"{path} holds one {type(entries).__name__}, not a list of examples: put them into [...]")
-    return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, 1)]
-
-
 def _conversation(place: str, entry: dict) -> list[Message]:
     """The messages of an entry, up to its last answer."""
-    if "messages" in entry:
-        messages = [(message.get("role"), message.get("content")) for message in entry["messages"]]
-    elif missing := [key for key in ("instruction", "output") if key not in entry]:
-        raise UserError(
-            f"{place} has no {missing[0]}, but {', '.join(entry)}: give instruction and output, or messages"
-        )
+    if talk := entry.get("messages") or entry.get("conversations"):
+        pairs = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in talk]
+        messages = [(SHAREGPT.get(role, role), content) for role, content in pairs]
     else:
-        messages = [*question(entry["instruction"], entry.get("input") or ""), ("assistant", entry["output"])]
+        keys = next((keys for keys in ENTRIES if {keys[0], keys[2]} <= entry.keys()), None)
+        if keys is None:
+            raise UserError(
+                f"{place} has {', '.join(entry)}: give instruction and output (or response), prompt and completion, "
+                "messages, or conversations"
+            )
+        instruction, about, answer = map(entry.get, keys)
+        messages = [*question(instruction, about or ""), ("assistant", answer)]
     for role, content in messages:
         if role not in ROLES or not isinstance(content, str):
             raise UserError(f"{place}: {role!r} with {content!r}: roles are {', '.join(ROLES)}, contents are text")

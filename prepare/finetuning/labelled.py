@@ -1,4 +1,4 @@
-"""Texts with labels out of a file: .csv with column names, .jsonl, .parquet, or lines of label<TAB>text.
+"""Texts with labels out of a file: .csv with column names, .jsonl or .json, .parquet, or lines of label<TAB>text.
 
 Lines with tabs are taken as they are, without quotes. Their first line is a header if it names the columns; without one
 the label stands first. Labels that are numbers become text, null and NaN are empty. All but .parquet are UTF-8 or in a
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
-from prepare.common.cli import UserError, first_line
-from prepare.common.files import read_json_lines, read_text
+from prepare.common.cli import UserError
+from prepare.common.files import check_content, read_text
+from prepare.sources.readers import kind_of, read_errors, read_records
 
 
 def read_labelled(path: Path, text: str, label: str, encoding: str | None = None) -> tuple[list[tuple[str, str]], int]:
@@ -57,24 +57,15 @@ def read_texts(path: Path, text: str, label: str, encoding: str | None = None) -
 
 def _read_columns(path: Path, text: str, label: str, encoding: str | None, needed: tuple[str, ...]) -> dict[str, list]:
     """All columns of a file by name, with values for `text` and `label` only. UserError if it lacks one of `needed`."""
-    try:
-        if path.suffix == ".jsonl":
-            records = [record for _, record in read_json_lines(path, encoding)]
+    with read_errors(path):
+        check_content(path)
+        if kind_of(path) in (".jsonl", ".ndjson", ".json", ".csv"):
+            records = [record for _, record in read_records(path, encoding)]
             columns = {name: [record.get(name) for record in records] for name in dict.fromkeys(chain(*records))}
-        elif path.suffix == ".csv":
-            content = read_text(path, encoding).encode()
-            read = pa.csv.ReadOptions(block_size=len(content) + 1)  # a row must fit in a block
-            parse = pa.csv.ParseOptions(newlines_in_values=True)
-            convert = pa.csv.ConvertOptions(column_types={text: pa.string(), label: pa.string()})  # "01" stays "01"
-            columns = _values(pa.csv.read_csv(pa.BufferReader(content), read, parse, convert), text, label)
         elif path.suffix == ".parquet":
             columns = _values(pq.read_table(path), text, label)
         else:
             columns = _read_tabs(path, text, label, encoding)
-    except OSError as failure:
-        raise UserError(f"{path} cannot be read ({failure.strerror or failure}): name a file that is there") from None
-    except pa.ArrowException as failure:
-        raise UserError(f"{path} is not a valid {path.suffix} ({first_line(failure)}): fix it") from None
     for name in needed:
         if name not in columns:
             raise UserError(

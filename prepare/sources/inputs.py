@@ -11,9 +11,8 @@ import fsspec
 
 from prepare.common.cli import UserError
 from prepare.sources.hub import fetch_hub_file
-from prepare.sources.readers import Batch, RemoteFile, read_documents, read_errors
+from prepare.sources.readers import KNOWN, SUFFIXES, Batch, RemoteFile, read_documents, read_errors
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 FINGERPRINT_BYTES = 1 << 16
 
 
@@ -104,11 +103,11 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
     for pattern in map(str, patterns):
         matches = _find_remote(pattern) if "://" in pattern else _find_local(pattern)
         if not matches:
-            raise UserError(f"--input {pattern}: no such file, or none of {', '.join(SUFFIXES)}: check the path")
+            raise UserError(f"--input {pattern}: no such file, or none of {KNOWN}: check the path")
         paths += matches
     for path in paths:
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"--input {path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+            raise UserError(f"--input {path}: unknown kind of file; known are {KNOWN}")
     return paths
 
 

@@ -1,17 +1,24 @@
-"""Read documents from .parquet, .jsonl, .jsonl.gz, .jsonl.zst and .txt files, a batch at a time.
+"""Read documents from files, a batch at a time.
 
-A null or a value that is not text is skipped and counted; an empty text is a document like any other. A .txt or .jsonl
-file is UTF-8 or in a stated encoding, or a byte-order mark decides (decode_pieces); line ends stay as they are. Invalid
-UTF-8 in a .parquet becomes U+FFFD, as lone surrogates in JSON do. Blank lines of a .jsonl are skipped; any other line
-that is not a JSON object is an error. A .txt file is one document, which is held in memory with its tokens, at four
-times its size; with a separator, those between separators, a piece of the file at a time.
+    .parquet, .arrow                 tables; .arrow as datasets.save_to_disk writes it
+    .jsonl, .ndjson, .json           an object a line, or one array of objects, which is read whole
+    .csv                             names of columns in the first line; separated by commas, semicolons or tabs
+    .txt                             one document, or with a separator those between separators
+    .gz, .zst, .bz2, .xz after them  compressed; not after tables
+
+A null or a value that is not text is skipped and counted; an empty text is a document like any other. Files but
+tables are UTF-8 or in a stated encoding, or a byte-order mark decides (decode_pieces); line ends stay as they are.
+Invalid UTF-8 in a table becomes U+FFFD, as lone surrogates in JSON do. Blank lines of a .jsonl are skipped; any other
+line that is not a JSON object is an error. A .txt file that is one document is held in memory with its tokens, at four
+times its size; with a separator, a piece of the file at a time.
 """
 
+import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import fsspec
@@ -21,7 +28,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prepare.common.cli import UserError, replace_surrogates
-from prepare.common.files import decode_pieces, parse_json_lines, split_pieces
+from prepare.common.files import check_content, decode_pieces, parse_csv, parse_json_lines, split_pieces
+
+COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+TABLES, TEXTS = (".parquet", ".arrow"), (".jsonl", ".ndjson", ".json", ".csv", ".txt")
+SUFFIXES = (*TABLES, *(text + packed for text in TEXTS for packed in ("", *COMPRESSED)))
+KNOWN = f"{', '.join((*TABLES, *TEXTS))}, and text compressed as {', '.join(COMPRESSED)}"
 
 BATCH_BYTES = 4 << 20  # large enough that a call of the engine costs little, small enough to keep many in memory
 READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet file at a time, at most: READ_BYTES where its row groups are large
@@ -70,20 +82,30 @@ class RemoteFile:
         return self.system.open(self.path, mode)
 
 
+def kind_of(path: Path | RemoteFile) -> str:
+    """What a file holds, by its name: the last suffix, or the one before a compression's."""
+    name = PurePath(path.name)
+    return PurePath(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
+
+
 def check_documents(path: Path | RemoteFile, column: str, encoding: str | None = None) -> None:
-    """Look at a file's start (a parquet file's schema). UserError if it has no documents in `column`."""
+    """Look at a file's start (a table's schema). UserError if it has no documents in `column`."""
     with read_errors(path):
-        if path.name.endswith(".parquet"):
-            with _open_parquet(path) as file:
-                _check_schema(path, file.schema_arrow, column)
+        check_content(path)
+        kind = kind_of(path)
+        if kind == ".parquet":
+            with _open_parquet(path) as table:
+                _check_schema(path, table.schema_arrow, column)
             return
-        with _open_text(path, encoding) as (pieces, _):
-            if path.name.endswith(".txt"):
-                next(pieces, "")
-                return
-            records = [record for _, record in islice(parse_json_lines(pieces, path), FIRST_LINES)]
-            if records and not any(column in record for record in records):
-                raise UserError(f"{path} has no {column!r}; line 1 has {', '.join(records[0])}: choose with --column")
+        with _open_decompressed(path) as (file, _):
+            if kind == ".arrow":
+                _check_schema(path, pa.ipc.open_stream(file).schema, column)
+            elif kind == ".txt":
+                next(decode_pieces(file, path, encoding), "")
+            else:
+                records = [record for _, record in islice(_parse_records(file, path, encoding), FIRST_LINES)]
+                if records and not any(column in record for record in records):
+                    raise UserError(f"{path} has no {column!r}, but {', '.join(records[0])}: choose with --column")
 
 
 def read_documents(
@@ -91,19 +113,44 @@ def read_documents(
 ) -> Iterator[Batch]:
     """Read a file's documents, the texts of `column`, from row `start` on. UserError names the file (and a line)."""
     with read_errors(path):
-        if path.name.endswith(".parquet"):
-            with _open_parquet(path) as file:
-                _check_schema(path, file.schema_arrow, column)
-                yield from _parquet_batches(file, column, start)
+        kind = kind_of(path)
+        if kind == ".parquet":
+            with _open_parquet(path) as table:
+                _check_schema(path, table.schema_arrow, column)
+                yield from _parquet_batches(table, column, start)
             return
-        with _open_text(path, encoding) as (pieces, done):
-            if not path.name.endswith(".txt"):
-                values = (record.get(column) for _, record in parse_json_lines(pieces, path))
+        with _open_decompressed(path) as (file, done):
+            if kind == ".arrow":
+                table = pa.ipc.open_stream(file)
+                _check_schema(path, table.schema, column)
+                yield from _array_batches((batch.column(column) for batch in table), start, lambda _: done())
+                return
+            if kind != ".txt":
+                values = (record.get(column) for _, record in _parse_records(file, path, encoding))
             elif separator is None:
-                values = ("".join(pieces) for _ in range(1))
+                values = ("".join(decode_pieces(file, path, encoding)) for _ in range(1))
             else:
-                values = split_pieces(pieces, separator)
+                values = split_pieces(decode_pieces(file, path, encoding), separator)
             yield from group(values, done, start)
+
+
+def read_records(path: Path, encoding: str | None = None) -> list[tuple[str, dict]]:
+    """The place (file:line, or a number) and the values of each object of a .json(l), or row of a .csv or .parquet.
+
+    Raises:
+        UserError: names the file, and the line that is not valid.
+    """
+    with read_errors(path):
+        check_content(path)
+        if kind_of(path) == ".parquet":
+            return [(f"{path}, row {number}", row) for number, row in enumerate(pq.read_table(path).to_pylist(), 1)]
+        with _open_decompressed(path) as (file, _):
+            return list(_parse_records(file, path, encoding))
+
+
+def _parse_records(file: BinaryIO, path: object, encoding: str | None) -> Iterator[tuple[str, dict]]:
+    parse = parse_csv if kind_of(path) == ".csv" else parse_json_lines
+    return parse(decode_pieces(file, path, encoding), path)
 
 
 @contextmanager
@@ -116,8 +163,9 @@ def read_errors(path: Path | RemoteFile | str) -> Iterator[None]:
     except Exception as failure:
         if "://" in str(path) and not isinstance(failure, pa.ArrowException):  # the libraries of stores raise their own
             remedy = "check the address, the network and the credentials"
-        elif isinstance(failure, (OSError, pa.ArrowException)):
-            remedy = "it may be corrupt or truncated: get it again"
+        elif isinstance(failure, (OSError, EOFError, lzma.LZMAError, pa.ArrowException)):
+            missing = isinstance(failure, FileNotFoundError)
+            remedy = "name a file that is there" if missing else "fix it, or get it again if it is corrupt or truncated"
         else:
             raise
         raise UserError(f"cannot read {path} ({failure}): {remedy}") from failure
@@ -225,20 +273,27 @@ def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[
     first = int(np.searchsorted(ends, start, "right"))
     skip = start - (int(ends[first - 1]) if first else 0)
     batches = file.iter_batches(rows, row_groups=range(first, len(groups)), columns=[column], use_threads=False)
-    for array in resize(batch.column(column) for batch in batches):
-        kept = array.slice(skip)
-        skip = max(0, skip - len(array))
-        start += len(kept)
+    arrays = (batch.column(column) for batch in batches)
+    yield from _array_batches(arrays, skip, lambda read: (start - skip + read) / file.metadata.num_rows)
+
+
+def _array_batches(arrays: Iterable[pa.Array], skip: int, done: Callable[[int], float]) -> Iterator[Batch]:
+    """Batches of a table's column, without its first `skip` rows; done(rows read here) is the share that is read."""
+    read = 0
+    for array in resize(arrays):
+        kept = array.slice(max(0, skip - read))
+        read += len(array)
         if len(kept):
-            yield arrow_batch(kept, start / file.metadata.num_rows)
+            yield arrow_batch(kept, done(read))
 
 
 @contextmanager
-def _open_text(path: Path | RemoteFile, encoding: str | None) -> Iterator[tuple[Iterator[str], Callable[[], float]]]:
-    """The decompressed text of a file, in pieces, and a function that returns the share of the file that is read."""
+def _open_decompressed(path: Path | RemoteFile) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
+    """A file's decompressed bytes, and a function that returns the share of the file that is read."""
     with pa.OSFile(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open("rb"), "r") as file:
         size = max(1, file.size())
-        kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-        # Arrow's streams, unlike zstandard's, notice a file that ends too early
-        stream = pa.CompressedInputStream(file, kind) if kind else file
-        yield decode_pieces(stream, path, encoding), lambda: file.tell() / size
+        kind = COMPRESSED.get(PurePath(path.name).suffix)
+        # Arrow's streams, unlike zstandard's, notice a file that ends too early; they do not know xz
+        stream = pa.CompressedInputStream(file, kind) if kind not in (None, "xz") else file
+        stream = lzma.LZMAFile(file) if kind == "xz" else stream  # noqa: SIM115
+        yield stream, lambda: file.tell() / size

@@ -1,7 +1,11 @@
 """Files and shards of given documents."""
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +15,8 @@ import zstandard
 from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import write_shard
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
+
+COMPRESS = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 def shard_of(folder: Path, documents: list[str], tokenizer: GPT2Tokenizer | CharTokenizer) -> Path:
@@ -24,14 +30,22 @@ def shard_of(folder: Path, documents: list[str], tokenizer: GPT2Tokenizer | Char
 
 
 def write_documents(path: Path, records: list[dict]) -> Path:
-    """A file of records: .parquet, .jsonl, .jsonl.gz or .jsonl.zst."""
-    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    """A file of records: .parquet, .arrow, .csv, .json (an array) or .jsonl, the last three also compressed."""
+    table, compress = pa.Table.from_pylist(records), COMPRESS.get(path.suffix)
     if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(records), path, row_group_size=2)
-    elif path.suffix == ".gz":
-        path.write_bytes(gzip.compress(lines))
-    elif path.suffix == ".zst":
-        path.write_bytes(zstandard.compress(lines))
+        pq.write_table(table, path, row_group_size=2)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table, max_chunksize=1000)
     else:
-        path.write_bytes(lines)
+        text = io.StringIO()
+        if ".json" in path.suffixes:
+            json.dump(records, text, indent=1)
+        elif ".csv" in path.suffixes:
+            rows = csv.DictWriter(text, table.column_names, lineterminator="\n")
+            rows.writeheader()
+            rows.writerows(records)
+        else:
+            text.writelines(json.dumps(record) + "\n" for record in records)
+        path.write_bytes(compress(text.getvalue().encode()) if compress else text.getvalue().encode())
     return path

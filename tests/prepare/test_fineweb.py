@@ -127,7 +127,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
     cut.write_bytes(good.read_bytes()[:-20])
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "a"}\n{"text": \n')
-    (tmp_path / "a.csv").touch()
+    (tmp_path / "a.doc").touch()
     (tmp_path / "none").mkdir()
     out = tmp_path / "out"
     for words, status, message in (
@@ -136,7 +136,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
         (["--input", tmp_path / "none"], 1, "no such file, or none of .parquet"),
         (["--input", "nosuch://bucket/a.parquet"], 1, "nosuch"),
         (["--input", good, "--engine", "fast"], 2, "'fast'"),
-        (["--input", tmp_path / "a.csv"], 1, "unknown kind of file"),
+        (["--input", tmp_path / "a.doc"], 1, "unknown kind of file"),
         (["--input", good, "--column", "body"], 1, "no column 'body'; it has id, text"),
         (["--input", good, cut], 1, "cut.parquet"),
         (["--input", bad], 1, "bad.jsonl:2"),

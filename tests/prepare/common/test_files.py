@@ -88,10 +88,10 @@ def test_a_file_system_without_locks_is_a_warning(
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"a": "\xc3\xa9"}\n \n{"a": 3}')
-    assert list(read_json_lines(path)) == [(1, {"a": 1}), (3, {"a": "é"}), (5, {"a": 3})]
+    assert list(read_json_lines(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"a": "é"}), (f"{path}:5", {"a": 3})]
     for line, reason in ((b"{", "is not valid JSON"), (b"[1]", "is not a JSON object")):
         path.write_bytes(b'{"a": 1}\n' + line)
-        with pytest.raises(UserError, match=rf"a.jsonl:2 {reason} \(.*: fix or delete the line"):
+        with pytest.raises(UserError, match=rf"a.jsonl:2 {reason} \(.*: fix or delete"):
             list(read_json_lines(path))
     for other in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match=f"{other} cannot be read"):

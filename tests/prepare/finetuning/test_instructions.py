@@ -1,4 +1,4 @@
-"""Instructions: read from both formats, and the loss mask right to the token."""
+"""Instructions: read from every published format, and the loss mask right to the token."""
 
 import json
 from pathlib import Path
@@ -92,9 +92,8 @@ def test_too_long_a_prompt_loses_its_beginning_and_too_long_an_answer_its_end() 
     [
         ("a.json", '[{"instruction": "a",\n  "output" "b"}]', ["a.json:2 is not valid JSON", "column 12"]),
         ("a.jsonl", '{"output": "b", "instruction": "a"}\n{"instruction": }\n', ["a.jsonl:2 is not valid JSON"]),
-        ("a.json", '{"instruction": "a"}\n{"instruction": "b"}\n', ["a.json:2 is not valid JSON", ".jsonl"]),
-        ("a.json", '{"instruction": "a", "output": "b"}', ["one dict, not a list"]),
-        ("a.json", '[{"instruction": "a", "answer": "b"}]', ["entry 1 has no output, but instruction, answer"]),
+        ("a.json", '{"instruction": "a"}\n{"instruction": "b"\n', ["a.json:2 is not valid JSON"]),
+        ("a.json", '[{"instruction": "a", "answer": "b"}]', ["entry 1 has instruction, answer: give instruction and"]),
         ("a.json", '[{"instruction": "a", "output": 3}]', ["entry 1: 'assistant' with 3", "contents are text"]),
         ("a.jsonl", '\n{"messages": [{"role": "user", "content": "a"}]}', ["a.jsonl:2 has no message of the assist"]),
         ("a.json", '[{"messages": [{"role": "bot", "content": "a"}]}]', ["entry 1: 'bot' with 'a'"]),

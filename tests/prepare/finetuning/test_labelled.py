@@ -91,13 +91,13 @@ def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("a.csv", "message,kind\nhi,ham\n", r"a\.csv has no column text, but message, kind"),
-        ("a.csv", "text,label\nhi,ham\nhi, there,ham\n", r"a\.csv is not a valid \.csv \(.*Expected 2 columns, got 3"),
+        ("a.csv", "text,label\nhi,ham\nhi, there,ham\n", r"a\.csv:3 is not valid CSV \(expected 2 columns, got 3\)"),
         ("a.jsonl", '{"text": "hi"}\n', r"a\.jsonl has no column label, but text"),
         ("a.jsonl", '{"text": "hi", "label": "ham"}\n{"text": "ho"}\n', r"a\.jsonl, row 2: the label is empty"),
         ("a.jsonl", '{"text": "hi", "label": "ham"}\n{"text" "ho"}\n', r"a\.jsonl:2 is not valid JSON"),
         ("a", "ham\thi\nno tab here\n", "a:2 .*label<TAB>text"),
         ("a", "ham\thi\n\tho\n", "a, row 2: the label is empty"),
-        ("a.parquet", "PAR0", r"a\.parquet is not a valid \.parquet"),
+        ("a.parquet", "PAR0", r"cannot read .*a\.parquet"),
         ("a.tsv", "label\ttext\n", "holds no text"),
     ],
 )
@@ -109,7 +109,10 @@ def test_a_mistake_names_its_place(tmp_path: Path, name: str, text: str, message
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
-    [("a.csv", "text,label\n", "holds no text"), ("a.jsonl", '{"text": " "}\n', r"a\.jsonl, row 1: the text is empty")],
+    [
+        ("a.csv", "text,label\n", "has no column text"),
+        ("a.jsonl", '{"text": " "}\n', r"a\.jsonl, row 1: the text is empty"),
+    ],
 )
 def test_every_text_to_classify_is_needed(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
@@ -119,5 +122,5 @@ def test_every_text_to_classify_is_needed(tmp_path: Path, name: str, text: str, 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for name in ("absent", "absent.csv", "absent.jsonl", "absent.parquet"):
-        with pytest.raises(UserError, match=f"{name} cannot be read"):
+        with pytest.raises(UserError, match=f"cannot read .*{name}.*: name a file that is there"):
             read_labelled(tmp_path / name, "text", "label")

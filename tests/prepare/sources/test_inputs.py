@@ -17,7 +17,7 @@ TEXTS = ["one", "", "naïve 日本 😀"]
 def test_find_inputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    for name in ("b.jsonl", "a.jsonl", "[x].txt", "c.csv"):
+    for name in ("b.jsonl", "a.jsonl", "[x].txt", "c.doc"):
         Path(name).touch()
     known = [f"{tmp_path}/{name}" for name in ("[x].txt", "a.jsonl", "b.jsonl")]
     assert [str(path) for path in find_inputs([tmp_path])] == known
@@ -34,7 +34,7 @@ def test_find_inputs(tmp_path, monkeypatch):
         ("nosuch://a/b.txt", "nosuch"),
         ("memory://nothing/*.jsonl", "no such file"),
         ("http://127.0.0.1:9/a.jsonl", "http://127.0.0.1:9/a.jsonl: no such file"),
-        ("c.csv", "unknown kind"),
+        ("c.doc", "unknown kind"),
     ):
         with pytest.raises(UserError, match=message):
             find_inputs([wrong])
