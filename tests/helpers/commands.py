@@ -55,7 +55,7 @@ def one_line_error(result: subprocess.CompletedProcess, status: int = 1) -> str:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens at."""
+    """A TCP port that no process listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -98,7 +98,7 @@ def test_push_uploads_the_folder_or_says_how(tmp_path: Path) -> None:
         command = ("python", SCRIPT, "--model", run, "--output", output, "--push", "me/my-gpt2")
         refused = one_line_error(run_command(*command, **environment))
         assert f"hf upload me/my-gpt2 {output}" in refused
-        shutil.rmtree(output)  # it stays, whole, for another try
+        shutil.rmtree(output)  # it stays, complete, for another try
         result = run_command(*command, **environment | {"HF_TOKEN": "hf_secret"})
         assert result.returncode == 0, result.stderr
         assert result.stdout.splitlines()[-1] == f"{output} -> {hub.endpoint}/me/my-gpt2"

@@ -116,8 +116,9 @@ def test_it_stops_early_at_its_best_with_only_the_last_block_trained(init: Path,
     assert last - best == 4 or best == 0
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept[-1] == f"step_{best or last:08d}"
-    weights, began = load_model(str(run), classifier=True).model.state_dict(), load_model(str(init)).model.state_dict()
-    for name, tensor in began.items():
+    weights = load_model(str(run), classifier=True).model.state_dict()
+    initial = load_model(str(init)).model.state_dict()
+    for name, tensor in initial.items():
         assert torch.equal(weights[name], tensor) == (not name.startswith(("h.1.", "ln_f."))), name
     assert "is finished" in train(init, data, run, **changes, **options).stdout
 
@@ -125,10 +126,10 @@ def test_it_stops_early_at_its_best_with_only_the_last_block_trained(init: Path,
 @pytest.mark.slow
 def test_it_answers_and_transformers_says_the_same(reference: Path, data: Path, tmp_path: Path) -> None:
     text = "WINNER!! You have won a prize, call 09061701461 now"
-    said = run_command("python", "eval/classify.py", "--model", reference, "--text", text)
+    answered = run_command("python", "eval/classify.py", "--model", reference, "--text", text)
     loaded = load_model(str(reference), classifier=True)
     (row,), _ = classify(loaded.model, loaded.tokenizer, [text], "cpu")
-    assert said.stdout == f"{loaded.labels[row.argmax()]}\t{row.max():.4f}\t{text}\n", said.stderr
+    assert answered.stdout == f"{loaded.labels[row.argmax()]}\t{row.max():.4f}\t{text}\n", answered.stderr
 
     output = tmp_path / "hf"
     result = run_command("python", "train/export_hf.py", "--model", reference, "--output", output)

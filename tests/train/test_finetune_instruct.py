@@ -129,7 +129,7 @@ def test_generate_uses_the_runs_template(
 
 @pytest.mark.slow
 def test_a_chat_ends_each_answer_and_remembers_if_trained_on_conversations(tmp_path: Path) -> None:
-    """Taught to count its answers: what it says tells whether it was shown what was said before."""
+    """Trained to count its answers: each answer shows whether it was given the conversation so far."""
     words = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
     data, run, forgetful = tmp_path / "turns.jsonl", tmp_path / "run", tmp_path / "forgetful"
     with data.open("w") as file:
@@ -147,11 +147,11 @@ def test_a_chat_ends_each_answer_and_remembers_if_trained_on_conversations(tmp_p
     loaded = load_model(str(run))
     described = {"tokenizer": loaded.tokenizer.describe(), "template": loaded.template.describe(), "converses": False}
     save_checkpoint(forgetful, 50, loaded.model, **described)
-    for model, said in ((run, "one two one two"), (forgetful, "one one one one")):
+    for model, answers in ((run, "one two one two"), (forgetful, "one one one one")):
         command = [sys.executable, "eval/generate.py", "--model", model, "--interactive", "--temperature", "0"]
-        lines = "red\ngrey\n\nblue\nred\n"  # an empty line begins anew
+        lines = "red\ngrey\n\nblue\nred\n"  # an empty line starts a new conversation
         answered = subprocess.run([*command, "--device", "cpu"], input=lines, capture_output=True, text=True, cwd=ROOT)
-        assert answered.stdout.split("\n") == [*said.split(), ""], answered.stderr
+        assert answered.stdout.split("\n") == [*answers.split(), ""], answered.stderr
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_a_stopped_run_has_saved_exits_0_and_resumes(data: Path, tmp_path: Path,
 
 
 def test_a_stop_during_an_evaluation_does_not_wait_for_its_end(data: Path, tmp_path: Path) -> None:
-    """Of 1,000 batches; it is given up, and done anew (a shorter one) after the next start."""
+    """Of 1,000 batches; it is abandoned, and run again (a shorter one) after the next start."""
     run, long = tmp_path / "run", write_shards(tmp_path / "long", sizes=(), val=32_001)
     changes = {"eval__every": 2, "data__micro_batch_size": 1}
     process = start_training(data, run, eval__val_tokens=32_000, data__val=long / "tiny_val_000000.bin", **changes)
@@ -444,12 +444,12 @@ def test_a_run_starts_from_another_models_weights_and_is_resumed_with_its_own(da
     changes = {**shape, "train__init_from": folder, "eval__every": 1, "checkpoint__every": 1}
     windows = list(validation_batches(Windows([data / "tiny_val_000000.bin"], 32, 50257), 2048, 64))
     nll, tokens = sum_loss(load_hf(folder), windows, "cpu")
-    began = train(data, tmp_path / "run", train__max_steps=1, **changes)
-    assert "initial weights: random" in began.stdout
+    started = train(data, tmp_path / "run", train__max_steps=1, **changes)
+    assert "initial weights: random" in started.stdout
     assert rows(tmp_path / "run", "val")[0]["loss"] == pytest.approx(nll / tokens, abs=1e-4)
-    went_on = train(data, tmp_path / "run", train__max_steps=2, **changes)
-    assert "initial weights" not in went_on.stdout
-    assert "resumed at step 1" in went_on.stdout
+    resumed = train(data, tmp_path / "run", train__max_steps=2, **changes)
+    assert "initial weights" not in resumed.stdout
+    assert "resumed at step 1" in resumed.stdout
     assert "another shape" in one_line_error(attempt(data, tmp_path / "other", train__init_from=folder))
 
 
@@ -468,7 +468,7 @@ def test_fresh_refuses_and_a_finished_run_says_so(data: Path, reference: Path) -
     assert "holds a run already" in one_line_error(result)
 
 
-def damaged(folder: Path, offset: int, value: int) -> Path:
+def corrupt_token(folder: Path, offset: int, value: int) -> Path:
     """Shards of which one has another int32 in its header."""
     write_shards(folder)
     with (folder / "tiny_train_000002.bin").open("r+b") as file:
@@ -499,9 +499,9 @@ def test_mistakes_end_in_one_line(data: Path, tmp_path: Path, case: str, status:
     elif case == "empty folder":
         changes["data__train"] = str(tmp_path / "*.bin")
     elif case == "magic":
-        data = damaged(tmp_path / "d", 0, 7)
+        data = corrupt_token(tmp_path / "d", 0, 7)
     elif case == "length":
-        data = damaged(tmp_path / "d", 2, 4999)
+        data = corrupt_token(tmp_path / "d", 2, 4999)
     elif case == "cut":
         data = write_shards(tmp_path / "d")
         os.truncate(data / "tiny_train_000002.bin", 1500)

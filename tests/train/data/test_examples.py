@@ -39,11 +39,11 @@ def test_files_restore_what_was_saved(tmp_path: Path) -> None:
     again = Examples.load(tmp_path / "a.npz")
     for name in ("tokens", "targets", "offsets"):
         assert np.array_equal(getattr(again, name), getattr(examples, name))
-    whole = (tmp_path / "a.npz").read_bytes()
-    places = (300, whole.rindex(b"PK\1\2") + 8)  # in an array, and among the flags of the zip
-    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in places]
-    for damaged in (b"PK half", b"", whole[:500], whole[:-1], *flipped):
-        (tmp_path / "a.npz").write_bytes(damaged)
+    content = (tmp_path / "a.npz").read_bytes()
+    places = (300, content.rindex(b"PK\1\2") + 8)  # in an array, and among the flags of the zip
+    flipped = [content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] for place in places]
+    for corrupt in (b"PK half", b"", content[:500], content[:-1], *flipped):
+        (tmp_path / "a.npz").write_bytes(corrupt)
         with pytest.raises(UserError, match="is corrupt"):
             Examples.load(tmp_path / "a.npz")
 
@@ -71,7 +71,7 @@ def test_tokens_and_epochs_are_counted() -> None:
 
 @pytest.mark.parametrize(("micro", "size"), [(8, 1), (2, 1), (2, 2), (1, 4)])
 def test_loss_and_gradient_are_those_of_a_loop_over_single_examples(micro: int, size: int) -> None:
-    """The mean over all targets of the whole batch, however it is padded, cut and shared out."""
+    """The mean over all targets of the batch, however it is padded, cut and shared out."""
     examples = random_examples()
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=VOCAB))
@@ -154,9 +154,9 @@ def test_data_is_prepared_once_for_each_identity(tmp_path: Path) -> None:
     other, _ = prepare_once(tmp_path / "data", {"file": "b"}, make, MAIN)
     assert len(made) == 2
     assert fingerprint(other)["sha256"] != fingerprint(parts)["sha256"]
-    whole = (tmp_path / "data" / "data.json").read_text()
-    for number, damaged in enumerate(("", whole[: len(whole) // 2], "{}", "[1]", "\ufffd"), 3):
-        (tmp_path / "data" / "data.json").write_text(damaged)
+    content = (tmp_path / "data" / "data.json").read_text()
+    for number, corrupt in enumerate(("", content[: len(content) // 2], "{}", "[1]", "\ufffd"), 3):
+        (tmp_path / "data" / "data.json").write_text(corrupt)
         prepare_once(tmp_path / "data", {"file": "b"}, make, MAIN)
         assert len(made) == number
 

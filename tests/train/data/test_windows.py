@@ -94,12 +94,12 @@ def test_the_global_batch_is_the_same_for_every_world_size_and_micro_batch(paths
     reference = loader(paths, per_step=24, micro=24)
     for world, micro in [(1, 1), (1, 8), (2, 12), (2, 3), (3, 4), (4, 6), (8, 1)]:
         for step in [0, 5, 17, 18, 19, 40]:  # 442 windows an epoch: step 18 lies across its end
-            (whole,), parts = reference.micro_batches(step), []
+            (expected,), parts = reference.micro_batches(step), []
             for rank in range(world):
                 parts += loader(paths, 24, micro, rank, world).micro_batches(step)
             assert all(part.inputs.shape == (micro, T) for part in parts)
-            assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
-            assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+            assert torch.equal(torch.cat([part.inputs for part in parts]), expected.inputs)
+            assert torch.equal(torch.cat([part.targets for part in parts]), expected.targets)
 
 
 def test_a_step_depends_only_on_its_number(paths: list[Path]) -> None:
@@ -161,7 +161,7 @@ def test_nanogpts_and_build_nanogpts_files_are_read_too(tmp_path: Path) -> None:
 
 def test_validation_windows_are_the_same_set_for_every_world_and_batch_size(tmp_path: Path) -> None:
     paths = [*sorted(write_shards(tmp_path).glob("*_val_*.bin")), *sorted(tmp_path.glob("*_train_*.bin"))]
-    tokens = 100 * T + T - 1  # what is left over of the limit is no window
+    tokens = 100 * T + T - 1  # the remainder is less than a window
     windows = Windows(paths, T, VOCAB)
     reference = torch.cat([x for x, _ in validation_batches(windows, tokens, 100)])
     for world, batch in [(1, 7), (2, 8), (3, 16), (4, 100)]:

@@ -45,19 +45,19 @@ def test_a_killed_run_ends_with_the_same_weights_which_open_as_a_plain_model(tmp
     init, data = base_model(tmp_path / "base"), tmp_path / "texts"
     data.write_text("\n".join(f"{label}\t{word} number {n}" for n in range(40) for label, word in ("ap", "bq")))
     changes = {"tune__lora_rank": 2, "tune__blocks": 1, "train__max_steps": 6, "eval__every": 2, "checkpoint__every": 2}
-    runs = [tmp_path / "whole", tmp_path / "killed"]
+    runs = [tmp_path / "uninterrupted", tmp_path / "killed"]
     assert finetune("classify", init, data, runs[1], fault="die@5:0", **changes).returncode == -signal.SIGKILL
     for run in runs:
         result = finetune("classify", init, data, run, **changes)
         assert result.returncode == 0, result.stdout + result.stderr
     assert "resumed at step " in result.stdout
-    whole, again = (load_file(run / "checkpoints" / "step_00000006" / "model.safetensors") for run in runs)
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    uninterrupted, killed = (load_file(run / "checkpoints" / "step_00000006" / "model.safetensors") for run in runs)
+    assert uninterrupted.keys() == killed.keys()
+    assert all(torch.equal(uninterrupted[name], killed[name]) for name in uninterrupted)
 
-    began, plain = (load_model(str(path), classifier=None).model.state_dict() for path in (init, runs[1]))
-    assert plain.keys() - began.keys() == {"score.weight"}
-    for name, tensor in began.items():
-        assert torch.equal(whole[name], tensor), name
+    initial, plain = (load_model(str(path), classifier=None).model.state_dict() for path in (init, runs[1]))
+    assert plain.keys() - initial.keys() == {"score.weight"}
+    for name, tensor in initial.items():
+        assert torch.equal(uninterrupted[name], tensor), name
         changed = name.startswith("h.1.") and name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight"))
         assert torch.equal(plain[name], tensor) != changed, name

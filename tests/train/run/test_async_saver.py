@@ -1,4 +1,4 @@
-"""Saving in the background: what was copied is what is written, whatever moves meanwhile, and failures have a limit."""
+"""Saving in the background: the copied state is written, whatever changes meanwhile, and failures have a limit."""
 
 import errno
 import os
@@ -199,7 +199,7 @@ def test_a_full_disk_is_reported_and_ends_the_run_only_after_several_failures(tm
         assert [path.name for path in (small / "checkpoints").iterdir()] == ["step_00000005"]
         failures = [(row["step"], row["in_a_row"]) for row in rows(small) if "could not be written" in row["event"]]
         assert failures == [(10, 1), (15, 2)]
-        (small / "other").unlink()  # room again: the count begins anew
+        (small / "other").unlink()  # room again: the count starts again at 0
         background.save(20, META)
         background.report(wait=True)
         assert background.failures == 0

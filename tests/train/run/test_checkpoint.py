@@ -60,7 +60,7 @@ def test_a_checkpoint_appears_when_all_of_it_is_on_disk(tmp_path: Path, monkeypa
 def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20, 25):
         save(tmp_path, step)
-    losses = {0: 0.5, 10: 2.0, 15: 2.0, 20: 2.5}  # nobody has saved step 0
+    losses = {0: 0.5, 10: 2.0, 15: 2.0, 20: 2.5}  # step 0 was not saved
     checkpoint.prune(tmp_path, keep=2, val_losses=losses)
     assert names(tmp_path) == ["step_00000010", "step_00000020", "step_00000025"]
     save(tmp_path, 30)
@@ -89,7 +89,7 @@ def test_a_partial_checkpoint_is_not_found_and_is_removed(tmp_path: Path, monkey
 
 
 def busy(folder: Path) -> None:
-    """As NFS refuses a folder of which somebody reads a file."""
+    """The error of NFS for a folder with an open file."""
     raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
 
 

@@ -120,11 +120,11 @@ def test_a_corrupt_line_in_the_middle_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["nonsense", "\0" * 4096, '{"step": 3, "kind": "tra', "7"])
 def test_a_line_that_a_power_failure_corrupted_after_the_checkpoints_rows_is_dropped(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    before, behind = '{"step": 2, "kind": "train"}\n', f'{line}\n{line}\n{{"step": 3, "kind": "train"}}\n'
-    path.write_text(before + behind)
+    before, after = '{"step": 2, "kind": "train"}\n', f'{line}\n{line}\n{{"step": 3, "kind": "train"}}\n'
+    path.write_text(before + after)
     open_log(tmp_path, step=2)
     assert path.read_text() == before
-    path.write_text(before + behind)
+    path.write_text(before + after)
     with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a row"):
         open_log(tmp_path, step=3)
     with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a row"):

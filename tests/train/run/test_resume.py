@@ -51,12 +51,12 @@ def test_other_data_is_refused_with_what_differs(tmp_path: Path) -> None:
 
 def test_fine_tuning_resumes_with_the_model_that_it_started_from(tmp_path: Path) -> None:
     model, optimizer = trained()
-    save_checkpoint(tmp_path / "told", 5, model, optimizer, **FACTS, init="a" * 64)
+    save_checkpoint(tmp_path / "current", 5, model, optimizer, **FACTS, init="a" * 64)
     save_checkpoint(tmp_path / "older", 5, model, optimizer, **FACTS)
-    for run in ("told", "older"):
+    for run in ("current", "older"):
         assert resume(tmp_path / run, *trained(), {**FACTS, "init": "a" * 64}).step == 5
     with pytest.raises(UserError, match=r"started from another model: init aaaaaaaa \(now bbbbbbbb\); set --init back"):
-        resume(tmp_path / "told", *trained(), {**FACTS, "init": "b" * 64})
+        resume(tmp_path / "current", *trained(), {**FACTS, "init": "b" * 64})
 
 
 def test_changed_settings_are_accepted_and_listed(tmp_path: Path) -> None:

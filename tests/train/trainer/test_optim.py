@@ -59,9 +59,9 @@ def test_a_run_shorter_than_its_warmup_only_warms_up() -> None:
 def test_min_lr_is_reached_where_help_says_so(schedule: str, warmup_steps: int, last: float) -> None:
     optim = OptimConfig(max_lr=1.0, min_lr=0.1, warmup_steps=warmup_steps, schedule=schedule)
     assert learning_rate(3, optim, 4) == pytest.approx(last)
-    said = next(line for line in OptimConfig.__doc__.splitlines() if "min_lr:" in line)
+    help_line = next(line for line in OptimConfig.__doc__.splitlines() if "min_lr:" in line)
     if last != 0.1:
-        assert ("constant" if schedule == "constant" else "no longer than the warmup") in said
+        assert ("constant" if schedule == "constant" else "no longer than the warmup") in help_line
 
 
 def test_only_matrices_decay() -> None:
@@ -115,8 +115,8 @@ for number in range(5):
     step(plain, optimizers[0], number), step(sharded, optimizers[1], number)
 same(plain, sharded)
 own = sum(state["exp_avg"].numel() for state in optimizers[1].optim.state.values())
-whole = sum(parameter.numel() for parameter in plain.parameters())
-assert 0.4 * whole < own < 0.6 * whole, (own, whole)
+total = sum(parameter.numel() for parameter in plain.parameters())
+assert 0.4 * total < own < 0.6 * total, (own, total)
 
 gather_moments(optimizers[1])
 saved = [optimizers[1].state_dict()["state"] if dist.get_rank() == 0 else None]

@@ -43,14 +43,14 @@ def step(model, optimizer, micro_batches, lr=1e-3, grad_clip=1.0):
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_accumulation_is_one_large_batch(parts: int) -> None:
-    whole, optimizer = build()
-    loss, norm = step(whole, optimizer, split(8, 1))
+    one_batch, optimizer = build()
+    loss, norm = step(one_batch, optimizer, split(8, 1))
     accumulated, optimizer = build()
     loss_parts, norm_parts = step(accumulated, optimizer, split(8, parts))
     assert loss_parts.item() == pytest.approx(loss.item(), abs=1e-6)
     assert norm_parts.item() == pytest.approx(norm.item(), rel=1e-5)
     gradient_sign_flips = 0
-    for a, b in zip(whole.parameters(), accumulated.parameters(), strict=True):
+    for a, b in zip(one_batch.parameters(), accumulated.parameters(), strict=True):
         gradient_sign_flips += int(((a - b).abs() > 1e-5).sum())
     assert gradient_sign_flips == 0
 

@@ -1,4 +1,4 @@
-"""The trainer's own behaviour; whole runs are in tests/train/test_train_gpt2.py."""
+"""The trainer's own behaviour; complete runs are in tests/train/test_train_gpt2.py."""
 
 import errno
 import os

@@ -55,15 +55,15 @@ def test_a_model_without_biases_can_be_opened_again(tmp_path: Path) -> None:
     torch.testing.assert_close(load_hf(tmp_path)(idx), model(idx))
 
 
-@pytest.mark.parametrize(("whole", "save"), [("model.safetensors", save_safe), ("pytorch_model.bin", torch.save)])
-def test_weights_in_parts(folder: Path, whole: str, save: Callable[[dict, Path], None]) -> None:
+@pytest.mark.parametrize(("file_name", "save"), [("model.safetensors", save_safe), ("pytorch_model.bin", torch.save)])
+def test_weights_in_parts(folder: Path, file_name: str, save: Callable[[dict, Path], None]) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    (stem, suffix), names, weight_map = whole.split("."), sorted(tensors), {}
+    (stem, suffix), names, weight_map = file_name.split("."), sorted(tensors), {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
         weight_map |= dict.fromkeys(part, f"{stem}-{number:05}-of-00002.{suffix}")
         save({name: tensors[name] for name in part}, folder / weight_map[part[0]])
-    (folder / f"{whole}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / f"{file_name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     same_logits(folder)
     (folder / weight_map[names[1]]).unlink()
     with pytest.raises(UserError, match=rf"{stem}-00002-of-00002\.{suffix} is missing"):
@@ -108,7 +108,7 @@ def test_pytorch_model_bin(folder: Path) -> None:
 
 
 class Harm:
-    """What a pickle of somebody else's may hold."""
+    """What a pickle from an unknown source may hold."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
