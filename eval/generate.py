@@ -1,4 +1,4 @@
-"""Let a model continue a prompt, or answer an instruction."""
+"""Generate text: let a model continue a prompt, or answer an instruction."""
 
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     add_model_options(parser)
     parser.add_argument("--prompt", default="", metavar="P", help="text to continue; default: begin a new text")
     parser.add_argument("--instruction", metavar="I", help="for a model of train/finetune_instruct.py")
-    parser.add_argument("--input", default="", metavar="TEXT", help="what the instruction is about")
+    parser.add_argument("--input", default="", metavar="TEXT", help="the text that the instruction refers to")
     parser.add_argument("--max-new-tokens", type=positive, default=200, metavar="N", help="generate at most N tokens")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token")
     parser.add_argument("--top-k", type=int, default=50, metavar="K", help="the K most likely tokens; 0: all")
@@ -49,14 +49,14 @@ def main(argv: list[str] | None = None) -> None:
         elif args.instruction is None:
             print_texts(args.prompt, encode_prompt(args.prompt, loaded.tokenizer), loaded, generator, args)
         elif loaded.template is None:
-            raise UserError(f"{loaded.name} follows no instructions: fine-tune it with train/finetune_instruct.py")
+            raise UserError(f"{loaded.name} does not follow instructions: fine-tune it with train/finetune_instruct.py")
         else:
             messages = question(args.instruction, args.input)
             print_texts("", loaded.template.prompt(messages, loaded.tokenizer), loaded, generator, args)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise ArgumentError for options out of range, or that exclude each other."""
+    """Raise ArgumentError for options that are out of range or exclude each other."""
     if args.temperature < 0:
         raise ArgumentError(f"--temperature {args.temperature:g}: out of range: give 0 or more")
     if args.top_k < 0:
@@ -66,7 +66,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.instruction is not None and (args.prompt or args.interactive):
         raise ArgumentError("--instruction excludes --prompt, and --interactive, which reads instructions from input")
     if args.input and args.instruction is None:
-        raise ArgumentError("--input is what an --instruction is about: give one")
+        raise ArgumentError("--input is the text that an --instruction refers to: give one")
 
 
 def converse(loaded: LoadedModel, generator: torch.Generator, args: argparse.Namespace) -> None:
@@ -148,7 +148,7 @@ def print_texts(
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """Encode a prompt; an empty one is what precedes a text: the end-of-text token, or a new line."""
+    """Encode a prompt; for an empty one, take what precedes a text: the end-of-text token, or a line end."""
     if prompt or tokenizer.eot is None:
         return tokenizer.encode(prompt or "\n")
     return [tokenizer.eot]

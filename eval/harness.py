@@ -2,8 +2,8 @@
 
     python eval/harness.py --model gpt2_run --model_args run=runs/x --tasks hellaswag,lambada_openai
 
-`lm_eval` itself finds only the models of its own package, so this script stands in for it; every other argument is
-lm_eval's (`--include_path DIR` for tasks of your own, `--limit`, `--output_path`).
+`lm_eval` itself finds only the models of its own package, so this script replaces it; all other arguments are lm_eval's
+(`--include_path DIR` for your own tasks, `--limit`, `--output_path`).
 """
 
 import sys
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, metavar="A,B", help="names of the harness's tasks, or of your own")
     args, others = parser.parse_known_args()
     if args.model == "gpt2_run" and args.model_args and not args.model_args.startswith("run="):
-        raise ArgumentError(f"--model_args {args.model_args}: gpt2_run takes run=X; --device is an option of its own")
+        raise ArgumentError(f"--model_args {args.model_args}: gpt2_run takes run=X only; --device is a separate option")
 
     from lm_eval.__main__ import cli_evaluate
 

@@ -11,9 +11,9 @@ Published for OpenAI's GPT-2 on the original file (10,042 tasks):
     124M           0.2859           0.2955        0.2892             0.3114
     1558M          0.3842           0.4893        0.4004             0.5089
 
-build-nanogpt's hellaswag.py states all of them. Its plain scores are of the original texts, tags included: cleaned
-copies give slightly different ones. A copy without ctx_a and ctx_b is split as eval/scoring/tasks.py says. Other tasks
-in this format, such as prepare/eval_sets.py's continuation tasks, have scores that compare with nothing published.
+The numbers are from build-nanogpt's hellaswag.py. Its plain scores are of the original texts, tags included: cleaned
+copies score slightly differently. A copy without ctx_a and ctx_b is split as eval/scoring/tasks.py says. Other tasks
+in this format, such as prepare/eval_sets.py's continuation tasks, have scores that cannot be compared with these.
 """
 
 import sys

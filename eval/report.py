@@ -1,4 +1,4 @@
-"""Score a model on every dataset that is there, beside what was published for OpenAI's GPT-2.
+"""Score a model on every dataset that is there, next to the scores that were published for OpenAI's GPT-2.
 
 HellaSwag (both formats), LAMBADA, WikiText-2 and -103 from the files of prepare/eval_sets.py, and the loss on the
 shards of `--shards`, as a table (report.txt) and as JSON with all counts (report.json).
@@ -31,7 +31,7 @@ from train.weights.load_model import LoadedModel
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
-        "Score a model on all published datasets that are there, beside OpenAI's GPT-2.",
+        "Score a model on all published datasets that are there, next to OpenAI's GPT-2.",
         "python eval/report.py --model runs/quickstart --output report",
     )
     add_model_options(parser)
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         results = dict(evaluate_all(loaded, world, args.data, shards, args.limit))
     if not results:
         raise UserError(
-            f"nothing to evaluate in {args.data}, as the lines above say: fetch the datasets (python "
+            f"nothing to evaluate in {args.data}, see the lines above: fetch the datasets (python "
             "prepare/eval_sets.py), or give --shards"
         )
     if world.is_main:

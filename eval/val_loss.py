@@ -1,4 +1,4 @@
-"""Evaluate a model's loss on token shards, beside the loss of the best predictor without context.
+"""Evaluate a model's loss on token shards, next to the loss of the best predictor without context.
 
 The tokens are the first ones of the shards, in windows of the model's block size, as in the validation during training.
 The unigram entropy is that of the same targets: the difference is what the model gains from context.
@@ -20,7 +20,7 @@ from train.config.pretrain import EvalConfig
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
-        "Evaluate a model's loss and bits per byte on token shards, beside their unigram entropy.",
+        "Evaluate a model's loss and bits per byte on token shards, next to their unigram entropy.",
         "python eval/val_loss.py --model runs/quickstart --data 'data/shakespeare_bpe/*_val_*.bin'",
     )
     add_model_options(parser)

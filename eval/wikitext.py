@@ -1,8 +1,8 @@
 """Score a model on WikiText-2 or WikiText-103: perplexity per word, by sliding windows.
 
 The text is de-tokenized as eval/scoring/detokenize.py says, and read in windows of the block size that move by
-`--stride` tokens (default: half a window); each window predicts what the one before it did not. The loss of all tokens
-is divided by the words of the original file (ends of lines count as words), as in the GPT-2 paper:
+`--stride` tokens (default: half a window); each predicts the tokens that the previous one did not. The loss of all
+tokens is divided by the words of the original file (line ends count as words), as in the GPT-2 paper:
 
              WikiText-2   WikiText-103      the paper's, zero-shot; its stride is not stated and its
     124M          29.41          37.50      de-tokenizers are not published, so ours need not be equal

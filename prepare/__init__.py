@@ -1,1 +1,1 @@
-"""Text to token shards: the first stage. Imports nothing of train/ or eval/."""
+"""Stage 1: text to token shards. Its modules import prepare/ only."""

@@ -1,9 +1,9 @@
-"""How fast text becomes tokens on this machine: the engine alone, the whole pipeline, and what its parts take.
+"""Measure how fast text becomes tokens on this machine: the engine alone, the complete pipeline, and its parts.
 
     python prepare/bench.py                                        # Shakespeare's plays, repeated
-    python prepare/bench.py --input 'corpus/*.parquet'             # text of your own, repeated to --megabytes
+    python prepare/bench.py --input 'corpus/*.parquet'             # your own text, repeated to --megabytes
 
-Repeated text suits gigatoken's cache, with and without the rest of the pipeline: give much text of your own.
+Repeated text suits gigatoken's cache, in every row of the table: better give much text of your own.
 """
 
 import sys
@@ -41,7 +41,7 @@ TIKTOKEN_BYTES = 50_000_000  # of text for tiktoken: it is slow, and as fast on 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Measure how fast text becomes tokens.", "python prepare/bench.py")
-    parser.add_argument("--input", nargs="+", type=nonempty, metavar="FILE", help="text to repeat, else plays")
+    parser.add_argument("--input", nargs="+", type=nonempty, metavar="FILE", help="text to repeat; default: the plays")
     parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
     add_workers(parser)
     options = parser.parse_args(argv)
@@ -80,7 +80,7 @@ def measure(texts: list[pa.LargeStringArray], least: int, workers: int, folder: 
 
     out = folder / "out"
     verify = [sys.executable, str(ROOT / "prepare" / "verify.py"), str(out)]
-    pipeline(out)  # once before it counts: then the files are in the system's cache
+    pipeline(out)  # once before measuring, so that the files are in the page cache
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     batches = [batch.texts for path in paths for batch in LocalFile(path, "text").batches()]
     few = batches[: 1 + len(batches) * TIKTOKEN_BYTES // total]

@@ -1,4 +1,4 @@
-"""The evaluation sets: HellaSwag, LAMBADA and WikiText as published, or tasks out of held-out text of your own.
+"""The evaluation sets: HellaSwag, LAMBADA and WikiText as published, or tasks from your own held-out text.
 
 python prepare/eval_sets.py              # all -> data/{hellaswag_val,lambada_test}.jsonl, wikitext*_test.tokens
 python prepare/eval_sets.py hellaswag
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 def published(arguments: list[str]) -> None:
     """Download the published sets, or some of them."""
     parser = Parser(
-        "Download HellaSwag, LAMBADA and WikiText (or make tasks of your own text: eval_sets.py continuation --help).",
+        "Download HellaSwag, LAMBADA and WikiText (or make tasks from your text: eval_sets.py continuation --help).",
         "python prepare/eval_sets.py",
     )
     parser.add_argument(
@@ -49,30 +49,32 @@ def published(arguments: list[str]) -> None:
 
 
 def known(name: str) -> str:
-    """argparse's type for a published set."""
+    """argparse type: a published set."""
     if name not in KNOWN:
-        raise argparse.ArgumentTypeError(f"{name!r} is unknown: give {', '.join(KNOWN)}, or continuation as first word")
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is unknown: give {', '.join(KNOWN)}, or continuation as the first argument"
+        )
     return name
 
 
 def continuation(arguments: list[str]) -> None:
-    """Write tasks in HellaSwag's format out of held-out shards."""
+    """Write tasks in HellaSwag's format from held-out shards."""
     parser = Parser(
-        "Make tasks in HellaSwag's format out of held-out text: which of four endings follows?",
+        "Make tasks in HellaSwag's format from held-out text: which of four endings follows?",
         "python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'",
     )
     parser.prog += " continuation"
     parser.add_argument("--shards", required=True, nargs="+", metavar="GLOB", help="token shards of held-out text")
     default = DATA / "continuation_val.jsonl"
-    parser.add_argument("--out", type=nonempty_path, default=default, metavar="FILE", help="where to")
-    parser.add_argument("--tasks", type=positive, default=200, metavar="N", help="how many tasks")
+    parser.add_argument("--out", type=nonempty_path, default=default, metavar="FILE", help="file to write")
+    parser.add_argument("--tasks", type=positive, default=200, metavar="N", help="number of tasks")
     parser.add_argument("--seed", type=int, default=1, help="which of the possible tasks")
     options = parser.parse_args(arguments)
     if options.out.is_dir() or not options.out.absolute().parent.is_dir():
         raise ArgumentError(f"--out {options.out} is a folder, or not in one that exists: name a file in a folder")
     tasks = make_tasks(find_shards(options.shards), options.tasks, options.seed)
     atomic_write_text(options.out, "".join(json.dumps(task) + "\n" for task in tasks))
-    print(f"{options.out}: {len(tasks)} tasks out of held-out text (HellaSwag's format, not HellaSwag)")
+    print(f"{options.out}: {len(tasks)} tasks from held-out text (HellaSwag's format, not HellaSwag)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""FineWeb, or your own files, to token shards.
+"""Turn FineWeb, or your own files, into token shards.
 
 python prepare/fineweb.py                              # FineWeb sample-10BT from the hub -> data/fineweb10B
 python prepare/fineweb.py --input 'corpus/*.parquet'   # your own documents
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         dataset, revision = "local files", None
     else:
         dataset = "HuggingFaceFW/fineweb-edu" if options.edu else "HuggingFaceFW/fineweb"
-        # a folder keeps the commit that it was started with, whatever is committed to the dataset meanwhile
+        # a folder keeps the commit that it was started with, even if the dataset has changed
         pinned = pinned_revision(out, dataset) or "main"
         listing = hub_files(dataset, f"sample/{options.version}", ".parquet", pinned)
         revision = listing.revision
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     tokens = sum(shard["tokens"] for shard in manifest["shards"])
     if all("_val_" in shard["file"] for shard in manifest["shards"]):
         print(
-            f"warning: all {tokens:,} tokens are in the validation shard, and none are left to train on: delete {out} "
+            f"warning: all {tokens:,} tokens are in the validation shard, with none left to train on: delete {out} "
             f"and give a smaller shard, such as --shard-tokens {max(1, tokens // 10)}",
             file=sys.stderr,
         )
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Turn FineWeb, or files of your own, into shards of GPT-2 tokens.", "python prepare/fineweb.py")
     parser.add_argument("--edu", action="store_true", help="FineWeb-Edu instead of FineWeb")
-    parser.add_argument("--version", choices=["10BT", "100BT", "350BT"], default="10BT", help="which sample of it")
+    parser.add_argument("--version", choices=["10BT", "100BT", "350BT"], default="10BT", help="which sample")
     parser.add_argument(
         "--input",
         nargs="+",
@@ -86,7 +86,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="your own .parquet, .jsonl, .csv, .txt, .jsonl.gz, ...: names, folders, globs, URLs (s3://, hf://, ...)",
     )
-    parser.add_argument("--column", default="text", help="where a .parquet, .jsonl or .csv has the text")
+    parser.add_argument("--column", default="text", help="the column of a .parquet, .jsonl or .csv that holds the text")
     parser.add_argument(
         "--separator", type=unescaped, metavar="TEXT", help=r"between documents of a .txt (\n: line end)"
     )
@@ -94,7 +94,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--encoding", type=nonempty, metavar="NAME", help="of .txt and .jsonl without a byte-order mark (utf-8)"
     )
     parser.add_argument(
-        "--out", type=nonempty_path, help="folder of the shards (default: data/fineweb10B or as the sample is named)"
+        "--out", type=nonempty_path, help="folder of the shards (default: data/fineweb10B, or the name of the sample)"
     )
     parser.add_argument(
         "--pretokenized",
@@ -113,7 +113,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def unescaped(text: str) -> str:
-    """argparse's type for a separator, in which \\n is a line end."""
+    """argparse type: a separator, in which \\n is a line end."""
     return nonempty(text).replace("\\n", "\n")
 
 

@@ -1,11 +1,11 @@
 """OpenWebText to token shards, split as nanoGPT splits it.
 
     python prepare/openwebtext.py                              # from the hub -> data/openwebtext
-    python prepare/openwebtext.py --input 'owt/*.parquet'      # its parquet files, when they are here already
+    python prepare/openwebtext.py --input 'owt/*.parquet'      # its parquet files, if you have them already
 
 The documents, their order and the held-out split are nanoGPT's (data/openwebtext/prepare.py): train_test_split of
-`datasets` with test_size 0.0005 and seed 2357, over the hub's parquet files of what nanoGPT loads by a script, which
-`datasets` no longer runs. One thing differs: as in all our shards, end-of-text begins a document; nanoGPT's ends it.
+`datasets` with test_size 0.0005 and seed 2357, over the hub's parquet files (nanoGPT loads the same documents by a
+script, which `datasets` no longer runs). One difference: end-of-text begins each document here, and ends it in nanoGPT.
 It needs 24 GB for the download and 40 GB for the text as Arrow, both removed at the end; the shards take 18 GB.
 """
 
@@ -35,7 +35,7 @@ from prepare.tokens.tokenizer import GPT2Tokenizer
 
 REPO, FOLDER = "Skylion007/openwebtext", "plain_text"
 TEST_SIZE, SEED = 0.0005, 2357  # nanoGPT's
-ROWS = 1000  # documents read together
+ROWS = 1000  # documents read at a time
 
 
 @dataclass
@@ -54,13 +54,13 @@ class Corpus:
             try:
                 self.loaded = self._load(self.files())
             except UserError as failure:
-                self.loaded = failure  # for every part, without another try
+                self.loaded = failure  # for every part, without a retry
         if isinstance(self.loaded, UserError):
             raise self.loaded
         return self.loaded
 
     def _load(self, paths: list[Path]) -> dict:
-        import datasets  # takes two seconds, which a mistake in the arguments need not wait for
+        import datasets  # takes two seconds to import: after the arguments are checked
         from datasets.exceptions import DatasetsError
 
         if not sys.stderr.isatty():
@@ -69,19 +69,19 @@ class Corpus:
             check_documents(path, self.column)
         count = sum(pq.read_metadata(path).num_rows for path in paths)
         if count < 2:
-            raise UserError(f"the input holds {count} documents, too few to hold one out: give more")
+            raise UserError(f"the input holds {count} documents, too few to hold one out: give more documents")
         try:
             rows = datasets.Dataset.from_parquet(
                 [str(path) for path in paths],
                 columns=[self.column],
                 cache_dir=str(self.cache),
-                # one kind for all files, which takes any bytes; else it is the first file's
+                # one type for all files, which holds any bytes; by default it is the first file's
                 features=datasets.Features({self.column: datasets.Value("large_binary")}),
-                batch_size=ROWS,  # else the rows of a file's first group, which may be none
+                batch_size=ROWS,  # the default, the size of the first row group, may be 0
             )
             return rows.train_test_split(test_size=TEST_SIZE, seed=SEED, shuffle=True)
         except DatasetsError as failure:
-            for path in paths:  # it does not say which
+            for path in paths:  # the error does not name the file
                 for _ in read_documents(path, self.column):
                     pass
             reason = failure.__cause__ or failure
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Turn OpenWebText into GPT-2 token shards, split as nanoGPT does.", "python prepare/openwebtext.py")
     parser.add_argument(
-        "--input", nargs="+", type=nonempty, metavar="FILE", help="its .parquet files, when they are here already"
+        "--input", nargs="+", type=nonempty, metavar="FILE", help="its .parquet files, if you have them already"
     )
     parser.add_argument("--column", default="text", help="where the files have the text")
     parser.add_argument("--out", type=nonempty_path, default=DATA / "openwebtext", help="folder of the shards")

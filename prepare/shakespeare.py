@@ -1,10 +1,10 @@
-"""Shakespeare to token shards: a corpus that needs no network, or nanoGPT's Tiny Shakespeare, or a text of your own.
+"""Turn Shakespeare into token shards: 37 plays that need no network, nanoGPT's Tiny Shakespeare, or your own text.
 
     python prepare/shakespeare.py                              # the 37 plays, BPE -> data/shakespeare_bpe
     python prepare/shakespeare.py --level char --source tiny   # nanoGPT's shakespeare_char -> data/shakespeare_char
 
-Each play is one document; four complete plays (9.5% of the text) are held out. Tiny Shakespeare or --input makes one
-document to train on (the first 90% of the characters, as nanoGPT splits) and one to validate with (the rest).
+Each play is one document; four complete plays (9.5% of the text) are held out. Tiny Shakespeare or --input is
+split as nanoGPT does: the first 90% of the characters are one training document, the rest one validation document.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Checks a folder of token shards against its manifest, and names each missing or corrupt file.
+"""Check a folder of token shards against its manifest, and name each missing or corrupt file.
 
 python prepare/verify.py data/shakespeare_bpe
 """
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     if manifest is None and not present:
         raise UserError(f"{folder} holds no token shards: give the folder that they are in")
 
-    # what is there and should not be: temporary files of shards and downloads, shards of something else
+    # files that should not be there: temporary files of shards and downloads, shards that are not in the manifest
     left = [*folder.glob("*.tmp"), *folder.glob("*.bin.part")]
     problems = [f"{path}: left by an interrupted run" for path in left]
     if manifest is None:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         listed = {record["file"] for record in records}
         problems += [f"{folder / name}: not in the manifest" for name in present if name not in listed]
 
-    # what should be there
+    # shards that should be there
     tokenizer = load_tokenizer(None if manifest is None else manifest["tokenizer"])
     tokens = documents = 0
     sizes = [path.stat().st_size for path in (folder / record["file"] for record in records) if path.is_file()]
@@ -64,13 +64,15 @@ def main(argv: list[str] | None = None) -> None:
     for problem in sorted(problems):
         print(problem)
     if problems:
-        raise UserError(f"{folder} is not complete and valid: delete these files and run its preparation again")
+        raise UserError(
+            f"{folder} is not complete and valid: delete these files and run the command that made it again"
+        )
     checked = "checksums match" if manifest else "no manifest: only structure and token ids were checked"
     print(f"{folder}: {len(records)} shards, {tokens:,} tokens, {documents:,} documents, valid ({checked})")
 
 
 def check_shard(path: Path, record: dict, tokenizer: Tokenizer) -> tuple[int, int]:
-    """A shard's numbers of tokens and documents; UserError if it is corrupt, or not what its record says."""
+    """A shard's numbers of tokens and documents; UserError if it is corrupt, or differs from its record."""
     if not path.is_file():
         raise UserError(f"{path}: missing")
     tokens = open_shard(path)
@@ -84,12 +86,12 @@ def check_shard(path: Path, record: dict, tokenizer: Tokenizer) -> tuple[int, in
         documents += int(np.count_nonzero(chunk == tokenizer.eot))
     if tokenizer.eot is None:
         documents = record["documents"]
-    # an encoded text holds no end-of-text token, so there is exactly one for each document
+    # no text encodes to the end-of-text token, so there is exactly one for each document
     for fact, found in (("tokens", len(tokens)), ("documents", documents)):
         if found != record.get(fact, found):
             raise UserError(f"{path}: {found:,} {fact}, and the manifest says {record[fact]:,}")
     if "sha256" in record and file_sha256(path) != record["sha256"]:
-        raise UserError(f"{path}: checksum mismatch, its bytes are not those that were written")
+        raise UserError(f"{path}: checksum mismatch, its bytes have changed since it was written")
     return len(tokens), documents
 
 

@@ -20,7 +20,7 @@ from train.run.metrics_log import METRICS, read_rows
 
 Over = Literal["tokens", "steps"]
 Row = dict[str, Any]  # of metrics.jsonl
-HELLASWAG, ACCURACY = ("hellaswag", "acc_norm"), ("val", "accuracy")  # scores: kind of row, and key
+HELLASWAG, ACCURACY = ("hellaswag", "acc_norm"), ("val", "accuracy")  # scores: the kind of row and its key
 REFERENCES = {"chance": (0.25, ":"), "OpenAI's 124M": (PUBLISHED["hellaswag plain acc_norm"][1]["124M"], "--")}
 EVERY_STEP = "every step"  # marks the thin lines of single steps, below a smoothed one
 GREY = "#777777"
@@ -34,7 +34,7 @@ STYLE = {
     "grid.color": "#e8e8e8",
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "text.parse_math": False,  # two dollar signs in a label are no formula
+    "text.parse_math": False,  # dollar signs in a label do not start a formula
 }
 
 
@@ -143,7 +143,7 @@ def _label_panels(panels: Sequence[Axes], over: Over, score: tuple[str, str] | N
 
 
 def _loss_limits(panel: Axes) -> tuple[float, float]:
-    """Limits that hold the smoothed lines and the dots; a spike of a single step may leave the picture."""
+    """Limits that fit the smoothed lines and the dots; a spike of a single step may be cut off."""
     values = np.concatenate([line.get_ydata() for line in panel.get_lines() if line.get_gid() != EVERY_STEP])
     values = values[np.isfinite(values)]
     if not len(values):

@@ -21,7 +21,7 @@ def open_model(spec: str | None, device: str, classifier: bool = False) -> Itera
 
     Args:
         spec: the value of `--model`; None: the newest run.
-        classifier: whether the model must be a classifier, or a language model.
+        classifier: whether the model must be a classifier; if not, a language model.
 
     Raises:
         UserError: no such model or device, or a model of the other kind.

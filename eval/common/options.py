@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how scores are printed and written."""
+"""What the commands of eval/ share: their options, and how scores are printed and written."""
 
 import argparse
 from argparse import ArgumentParser
@@ -24,16 +24,18 @@ def add_dataset_options(parser: ArgumentParser, data: Path, unit: str) -> None:
 
     Args:
         data: default path of the dataset.
-        unit: what it consists of, in the plural.
+        unit: what the dataset consists of, in the plural.
     """
     add_model_options(parser)
     parser.add_argument("--data", type=nonempty_path, default=data, metavar="FILE", help=f"the {unit}, as JSON lines")
     parser.add_argument("--limit", type=positive, metavar="N", help=f"score the first N {unit}")
-    parser.add_argument("--output", type=output_file, metavar="FILE", help=f"write scores, and those of all {unit}")
+    parser.add_argument(
+        "--output", type=output_file, metavar="FILE", help=f"write the scores, and those of each of the {unit}"
+    )
 
 
 def output_file(text: str) -> Path:
-    """argparse type for a file to write: its folder is checked before the work begins, not after it."""
+    """argparse type: a file to write, whose folder is checked before the work begins."""
     path = nonempty_path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: give a file name in an existing folder")

@@ -1,4 +1,4 @@
-"""Scores that were published for OpenAI's GPT-2, and the table that puts a model beside them."""
+"""Scores that were published for OpenAI's GPT-2, and the table that compares a model with them."""
 
 from typing import Any
 

@@ -30,7 +30,7 @@ def generate(
     Args:
         prompts: token ids (B, n), n >= 1.
         temperature, top_k, top_p: see `choose`.
-        generator: source of randomness, on the CPU.
+        generator: the random generator, on the CPU.
         vocab_size: ids from here on are padding and are never sampled; None: all of the model's are sampled.
         stop: a row repeats this token once it has produced it; generation ends when all rows have.
 
@@ -68,8 +68,8 @@ def generate(
 def window_start(n: int, block_size: int) -> int:
     """The first of n tokens that the model sees when it predicts the next one.
 
-    It sees all of them while they fit; then the window jumps, so that about half a block is left, and grows again:
-    jumping one token at a time would recompute the whole window for each token.
+    It sees all of them while they fit; then the window jumps, so that about half a block is left, and grows again: a
+    window that moves by one token at a time would have to be recomputed for each token.
     """
     hop = block_size - block_size // 2
     return max(0, -(-(n - block_size) // hop) * hop)
@@ -121,7 +121,7 @@ def greedy_answer(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], max_n
 
 
 class TextStream:
-    """Decode one row's tokens as they come. A character whose bytes lie in several tokens is held back until it is
+    """Decode one row's tokens as they are generated. A character that spans several tokens is held back until it is
     complete, and so is text that may be the beginning of a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:

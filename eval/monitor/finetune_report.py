@@ -1,4 +1,4 @@
-"""What a finished fine-tuning run reports: scores on held-out test examples, as report.json, a picture and a line."""
+"""The report of a finished fine-tuning run: scores on held-out test examples, as report.json, a picture and a line."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Evaluation while a model is fine-tuned: validation with early stopping, and sampled answers."""
+"""Evaluation during fine-tuning: validation with early stopping, and sampled answers."""
 
 from collections.abc import Callable, Mapping
 
@@ -23,7 +23,7 @@ class FinetuneEvaluator(Evaluator):
         config = trainer.config
         self.eval = config.eval
         if self.eval.patience and not len(val):
-            reason = f"data.val_share {config.data.val_share} holds out no example, which eval.patience needs"
+            reason = f"data.val_share {config.data.val_share} holds out no examples, which eval.patience needs"
             raise UserError(f"{reason}: raise it, or set eval.patience 0")
         intervals = {"val": self.eval.every, "sample": getattr(self.eval, "sample_every", 0)}
         intervals = intervals if len(val) else dict.fromkeys(intervals, 0)
@@ -95,7 +95,7 @@ class InstructEvaluator(FinetuneEvaluator):
 
 
 def first_question(examples: Examples, number: int) -> tuple[list[int], list[int]]:
-    """The tokens of an example up to its first answer, and those of that answer, with its end-of-text token."""
+    """The tokens of an example before its first answer, and those of the answer with its end-of-text token."""
     tokens, targets = examples.row(number)
     counted = (targets != IGNORE_INDEX).tolist()
     start = counted.index(True)

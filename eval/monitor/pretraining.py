@@ -1,7 +1,7 @@
-"""Evaluation while a model trains: validation loss, HellaSwag, and a sample. All ranks share the work.
+"""Evaluation during pretraining: validation loss, HellaSwag, and a sample. All ranks share the work.
 
-Between two parts of an evaluation the ranks all-reduce their sums, and with them whether any was asked to stop: then
-the evaluation is abandoned, so that the run can be saved at once.
+Between two parts of an evaluation the ranks all-reduce their sums, and whether any rank was asked to stop; if so, the
+evaluation is abandoned, so that the run can be saved at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,18 +24,18 @@ GROUP = 8  # validation batches of a rank between two all-reduces
 
 
 class StopRequested(Exception):
-    """A rank was asked to stop; all of them know."""
+    """A rank was asked to stop; raised on all ranks."""
 
 
 class Evaluator:
-    """Runs each evaluation at its interval and logs its row. Every rank must call `run` at every step."""
+    """Run each evaluation at its interval and log its row. Every rank must call `run` at every step."""
 
     def __init__(
         self, trainer: Trainer, intervals: dict[str, int], evaluations: Mapping[str, Callable[[], Mapping]]
     ) -> None:
         """
         Args:
-            intervals: steps, by the kind of row; 0 turns it off. All run after the last step.
+            intervals: in steps, by the kind of row; 0 turns it off. All run after the last step too.
             evaluations: functions that return the row of each kind; called on every rank.
         """
         self.intervals, self.evaluations = intervals, evaluations
@@ -104,7 +104,7 @@ class PretrainEvaluator(Evaluator):
                 continue
             try:
                 if self.tokenizer is None:
-                    raise UserError("the data has no manifest.json, which says what its ids mean")
+                    raise UserError("the data has no manifest.json, which names its tokenizer")
                 prepare()
             except UserError as reason:  # no file, no manifest, or a character vocabulary
                 self.intervals[kind] = 0
@@ -135,7 +135,7 @@ class PretrainEvaluator(Evaluator):
         return {"acc": correct / tasks, "acc_norm": correct_norm / tasks, "tasks": int(tasks)}
 
     def _sample(self) -> dict[str, str]:
-        """Sample on rank 0, with a generator of its own: training's random numbers stay the same."""
+        """Sample on rank 0, with a separate generator, so that training's random numbers do not change."""
         text = ""
         if self.world.is_main:
             columns = generate(

@@ -19,11 +19,11 @@ BINS = 15  # of the expected calibration error, as in Guo et al. 2017
 
 
 class Tally:
-    """Sums over classified examples, which add up over batches and ranks."""
+    """Sums over classified examples, which can be added over batches and ranks."""
 
     def __init__(self, labels: int) -> None:
         self.labels = labels
-        self.sums = np.zeros(1 + labels**2 + 3 * BINS)  # all of it, for an all-reduce; the rest are views
+        self.sums = np.zeros(1 + labels**2 + 3 * BINS)  # one array, for an all-reduce; the others are views of it
         nll, confusion, bins = np.split(self.sums, [1, 1 + labels**2])
         self.nll = nll  # (1,) nats
         self.confusion = confusion.reshape(labels, labels)  # counts: true label, predicted label
@@ -82,7 +82,7 @@ def classify(
     """Classify texts: label probabilities, float64 (len(texts), L), and how many texts were truncated.
 
     Raises:
-        UserError: a probability is not finite; its argmax would look like a label.
+        UserError: a probability is not finite.
     """
     rows = [tokenizer.encode(text) for text in texts]
     size = model.config.block_size

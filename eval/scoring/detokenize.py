@@ -1,7 +1,7 @@
 """WikiText, de-tokenized: its file has spaces between words and punctuation, which GPT-2 never saw in web text.
 
-The GPT-2 paper (section 3.1) removes such artifacts with "invertible de-tokenizers", which were never published. These
-are the rules that others use in their place, those of Megatron-LM (tasks/zeroshot_gpt/detokenizer.py) and of the
+The GPT-2 paper (section 3.1) removes such artifacts with "invertible de-tokenizers", which were never published. The
+rules here are those that others use instead, of Megatron-LM (tasks/zeroshot_gpt/detokenizer.py) and of the
 lm-evaluation-harness (lm_eval/tasks/wikitext/preprocess_wikitext.py), which are not quite invertible: " N " becomes
 " 1 ", and some spaces around quotes are lost. Scores differ from the paper's by that.
 """
@@ -23,7 +23,7 @@ OTHERS = {" ° ": "°", " \n": "\n", "\n ": "\n", " N ": " 1 ", " 's": "'s"}
 class WikiText:
     """A test file of WikiText."""
 
-    words: int  # as its authors count them: whitespace-separated, and one for the end of each line
+    words: int  # as its authors count them: separated by whitespace, plus one for each line end
     detokenized: str
 
 

@@ -96,7 +96,7 @@ def score_on_all_ranks(loaded: LoadedModel, world: World, unit: str, requests: S
     """Score all requests, shared by the ranks, with a progress bar on rank 0.
 
     Raises:
-        UserError: a score is not finite; predictions of such a model would look like guesses.
+        UserError: a score is not finite.
     """
     with _progress("scoring", len(requests), unit, world) as update:
         share = score_requests(loaded.model, requests, world.device, None, world.rank, world.size, update)
@@ -190,7 +190,7 @@ def check_same_tokenizer(paths: Sequence[Path], tokenizer: Tokenizer) -> None:
 def count_targets(
     batches: Iterable[tuple[Tensor, Tensor]], counts: np.ndarray, update: Callable[[int], object]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pass batches through; add their targets to the counts, int64 (V,), in place, and report how many there were."""
+    """Yield the batches; add their targets to the counts, int64 (V,), in place, and call update with their number."""
     for x, y in batches:
         counts += np.bincount(y.flatten(), minlength=len(counts))
         yield x, y
@@ -205,7 +205,7 @@ def entropy(counts: np.ndarray) -> float:
 
 @contextmanager
 def _progress(what: str, total: float, unit: str, world: World) -> Iterator[Callable[[int], object]]:
-    """Show progress on rank 0, which multiplies its own by the world size: all ranks' shares are nearly equal."""
+    """Show progress on rank 0: its own, times the world size, since all ranks' shares are nearly equal."""
     if not world.is_main:
         yield lambda _amount: None
         return

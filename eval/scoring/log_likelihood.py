@@ -20,7 +20,7 @@ from train.model.gpt import GPT, IGNORE_INDEX
 from train.parallel.world import World
 
 LOGITS_SLICE = 1024  # positions; 1024 x 50257 float32 logits are 206 MB
-# tokens in a forward pass, with padding; a CPU's matrix products need no more, and larger batches have more padding
+# tokens in a forward pass, with padding; a CPU gains nothing from larger batches, which have more padding
 BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 512
 # cuDNN, a GPU's first choice, makes a plan for each new shape, which is nearly each batch (torch 2.11, Hopper)
 ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -102,8 +102,8 @@ Row = tuple[list[int], list[list[int]]]  # a context, and continuations, each of
 def rows_of(request: Request, block_size: int) -> list[Row]:
     """The model's input for a request: one row, in which all continuations share the context.
 
-    If the context with the longest of them exceeds the block size, each continuation has a row of its own, truncated on
-    the left, as in the harness.
+    If the context with the longest continuation exceeds the block size, each continuation gets its own row, truncated
+    on the left, as in the harness.
     """
     if request.longest() - 1 <= block_size:
         return [(request.context, request.continuations)]
@@ -140,7 +140,7 @@ def token_batches(requests: Sequence[Request], block_size: int, batch_tokens: in
 def _score_batch(
     model: GPT, requests: Sequence[Request], device: torch.device | str, autocast: AbstractContextManager
 ) -> list[list[Score]]:
-    """Run one forward pass. The continuations a, b of a context c stand side by side, and do not see each other:
+    """Run one forward pass. The continuations a, b of a context c are in one row, and do not attend to each other:
 
     inputs      c c c a a b b b _     the state at each place predicts the token that follows it, so the last of c
     positions   0 1 2 3 4 3 4 5 0     predicts the first of every continuation, and the last token of each
@@ -171,8 +171,8 @@ def _score_batch(
 
 
 def _unify(scores: Sequence[Score], request: Request) -> list[Score]:
-    """Give equal continuations the first one's score: in other columns they differ by rounding errors, which would
-    decide the prediction."""
+    """Give equal continuations the first one's score: theirs differ by rounding errors, which would decide the
+    prediction."""
     firsts: dict[tuple[int, ...], Score] = {}
     return [firsts.setdefault(tuple(e), score) for e, score in zip(request.continuations, scores, strict=True)]
 

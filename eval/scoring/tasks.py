@@ -1,4 +1,4 @@
-"""HellaSwag and LAMBADA: from the file to the token ids of contexts and continuations."""
+"""HellaSwag and LAMBADA: from files to token ids of contexts and continuations."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from prepare.tokens.tokenizer import Tokenizer
 Format = Literal["plain", "lm-eval"]
 FORMATS: tuple[Format, ...] = ("plain", "lm-eval")
 ENDINGS = 4
-TAG = re.compile(r"\[.*?\]")  # [header], [title], [step], [substeps]: left in the original's WikiHow texts
+TAG = re.compile(r"\[.*?\]")  # [header], [title], [step], [substeps], in the WikiHow texts of the original
 SENTENCE_END = re.compile(r"[.?!][\"')]* +")
 
 
@@ -74,7 +74,7 @@ def load_hellaswag(path: Path | str, limit: int | None = None) -> list[HellaSwag
 def hellaswag_request(task: HellaSwagTask, tokenizer: Tokenizer, style: Format) -> Request:
     """Encode a task.
 
-    plain (build-nanogpt, llm.c): ctx, then " " + ending, each encoded by itself; acc_norm is the mean per token.
+    plain (build-nanogpt, llm.c): ctx, then " " + ending, encoded separately; acc_norm is the mean per token.
     lm-eval (lm-evaluation-harness): "activity: Ctx" cleaned, then " " + cleaned ending; acc_norm is per character.
     """
     if style == "plain":
@@ -91,7 +91,7 @@ def harness_prompt(task: HellaSwagTask) -> tuple[str, list[str]]:
 
     The original's fields are treated exactly as the harness does. A copy without ctx_a and ctx_b has been cleaned
     already: its ctx is split where the last, unfinished sentence begins (WikiHow's have none), and texts are cleaned by
-    an idempotent `clean`, since the harness's own cleaning changes some of its own results.
+    an idempotent `clean`, since the harness's own cleaning changes some texts again when it is repeated.
     """
     if task.ctx_a is not None and task.ctx_b is not None:
         ctx = task.ctx_a + " " + task.ctx_b.capitalize()

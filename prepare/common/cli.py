@@ -16,7 +16,7 @@ RUNS = ROOT / "runs"
 
 
 def available_cores() -> int:
-    """The number of CPU cores that this process may use, perhaps fewer than the machine has."""
+    """The number of CPU cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -29,13 +29,13 @@ class ArgumentError(UserError):
 
 
 def write_line(line: str) -> None:
-    """Write a line to stderr in one piece; print writes its end separately, and another process may come between."""
+    """Write a line to stderr in one call; print makes two, and another process's line may come between them."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def first_line(failure: BaseException) -> str:
-    """The first line of an exception's message; its type where it has none."""
+    """The first line of an exception's message, or its type if it has none."""
     return (str(failure).splitlines() or [type(failure).__name__])[0]
 
 
@@ -45,7 +45,7 @@ def replace_surrogates(text: str) -> str:
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of an option that has one."""
+    """Show the default of an option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, "") else super()._get_help_string(action)
@@ -66,21 +66,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """argparse's type for a whole number above zero."""
+    """argparse type: an integer above zero."""
     if not text.replace("_", "").isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer above zero")
     return int(text)
 
 
 def nonempty(text: str) -> str:
-    """argparse's type for a name; an unset shell variable leaves it empty."""
+    """argparse type: a name, which an unset shell variable would leave empty."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: give a name, or leave the option out")
     return text
 
 
 def nonempty_path(text: str) -> Path:
-    """argparse's type for a file or folder; an empty one would be the current folder."""
+    """argparse type: a file or folder. An empty one would be the current folder."""
     return Path(nonempty(text))
 
 
@@ -97,7 +97,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         if sys.stderr.isatty():
             sys.stderr.write("\n")  # after ^C, and perhaps a progress bar
         _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of the output (head, less) is gone
+    except BrokenPipeError:  # the reader of the output (head, less) has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as failure:
@@ -110,8 +110,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def _leave() -> NoReturn:
-    """Exit one of torchrun's processes with status 0, without Python's finalization: a thread of the process group that
-    asks for the GIL then, to free a tensor, is ended inside C++, which aborts the process after all its work."""
+    """Exit one of torchrun's processes with status 0, without Python's finalization: during it, a thread of the process
+    group that takes the GIL to free a tensor is terminated inside C++, which aborts the process."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -119,7 +119,7 @@ def _leave() -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    with suppress(OSError):  # a full disk, perhaps
+    with suppress(OSError):  # perhaps a full disk
         sys.stdout.flush()
     rank = os.environ.get("RANK", "0")  # under torchrun every process may fail; rank 0's is the line to read
     who = "error" if rank == "0" else f"rank {rank}"

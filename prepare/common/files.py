@@ -34,10 +34,10 @@ PACKED = {  # how packed files begin, and their suffixes
 
 @contextmanager
 def atomic_write(path: Path, fsync: bool = True) -> Iterator[BinaryIO]:
-    """Write `path` under a temporary name beside it, which replaces `path` when the block ends, complete and on disk.
+    """Write a temporary file in the same folder, which replaces `path` when the block ends, complete and on disk.
 
-    A block that raises leaves `path` as it was, and no temporary file. Without `fsync` nothing waits for the disk, and
-    after a power failure the file may be empty.
+    If the block raises, `path` is unchanged and the temporary file is removed. Without `fsync` nothing waits for the
+    disk, and after a power failure the file may be empty.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -67,7 +67,7 @@ def atomic_write_json(path: Path, value: object, indent: int | None = 1) -> None
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add the file's name to an OSError of the system that lacks it, as one of a write (a full disk) does."""
+    """Add the file's name to an OSError that lacks it, such as that of a write to a full disk."""
     try:
         yield
     except OSError as failure:
@@ -77,7 +77,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
+    """Wait until a file, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -86,15 +86,15 @@ def fsync_path(path: Path) -> None:
 
 
 class FileLock:
-    """An exclusive lock on a file, acquired here; released by `release`, the end of a `with` block, or the process's
-    end, whatever ends it. The file names the holder.
+    """An exclusive lock on a file, acquired here; released by `release`, the end of a `with` block, or the end of the
+    process, even by a kill. The file names the holder.
 
-    A file system without locks (some network file systems) is a warning.
+    On a file system without locks (some network file systems) it prints a warning.
 
     Args:
         what: what is locked, for messages.
         remedy: what the user can do when it is in use.
-        wait: until it is free.
+        wait: whether to wait until it is free.
 
     Raises:
         UserError: another process holds it.
@@ -216,7 +216,7 @@ def read_json_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[s
 
 
 def parse_json_lines(pieces: Iterable[str], path: object) -> Iterator[tuple[str, dict]]:
-    """As read_json_lines, of the text that is read from `path`; it may also be one JSON array of objects."""
+    """As read_json_lines, for text that is read from `path`; it may also be one JSON array of objects."""
     lines = split_pieces(pieces, "\n")
     for number, line in enumerate(lines, start=1):
         if not (text := line.strip()):
@@ -253,7 +253,7 @@ def parse_csv(pieces: Iterable[str], path: object) -> Iterator[tuple[str, dict]]
 
 
 def read_json_object(path: Path) -> dict:
-    """The JSON object in a file; an empty one where the file is missing, corrupt, or holds something else."""
+    """The JSON object in a file; {} if the file is missing, corrupt, or holds something else."""
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

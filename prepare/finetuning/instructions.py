@@ -19,7 +19,7 @@ from prepare.tokens.tokenizer import Tokenizer
 ROLES = ("system", "user", "input", "assistant")
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of roles
 ENTRIES = (("instruction", "input", "output"), ("instruction", "context", "response"), ("prompt", "", "completion"))
-Message = tuple[str, str]  # role and content; the role input is what an instruction is about
+Message = tuple[str, str]  # role and content; the role "input" is the text that an instruction refers to
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Template:
     Args:
         system: around a system message
         user: around an instruction
-        input: around what the instruction is about
+        input: around the input that the instruction refers to
         assistant: before an answer
     """
 
@@ -39,27 +39,27 @@ class Template:
     assistant: str = "### Response:\n"
 
     def write(self, role: str, content: str) -> str:
-        """A message as the model reads it; for an answer, the text before it."""
+        """A message as the model reads it; for the assistant, the text before an answer."""
         return getattr(self, role).replace("{}", content)
 
     def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
         """The tokens that an answer to these messages continues."""
         tokens, _ = _tokens_and_loss_mask([*messages, ("assistant", "")], tokenizer, self)
-        return tokens[:-1]  # without the end of the answer, which is still to come
+        return tokens[:-1]  # without the end-of-text token, which ends an answer
 
     def describe(self) -> dict[str, str]:
         """What a checkpoint stores."""
         return asdict(self)
 
 
-def question(instruction: str, about: str = "") -> list[Message]:
-    """The messages of an instruction, and of what it is about."""
-    return [("user", instruction), *([("input", about)] if about.strip() else [])]
+def question(instruction: str, input_text: str = "") -> list[Message]:
+    """The messages of an instruction and its input."""
+    return [("user", instruction), *([("input", input_text)] if input_text.strip() else [])]
 
 
 def read_instructions(path: Path, encoding: str | None = None) -> tuple[list[list[Message]], int]:
-    """The conversations of a .json, .jsonl or .parquet file, each ending with an answer, and how many were left out
-    because an instruction or an answer is empty.
+    """The conversations of a .json, .jsonl or .parquet file, each ending with an answer, and the number of those
+    that were left out because a message is empty.
 
     Raises:
         UserError: names the file, the line or the entry, and what is wrong.
@@ -106,8 +106,8 @@ def encode_conversation(
     """Encode a conversation as at most `max_tokens` tokens.
 
     The loss mask is true for the tokens of each answer and the end-of-text after it. A conversation that is too long
-    loses tokens on the left, but not the last answer or the text directly before it; an answer that is too long by
-    itself loses its end.
+    loses tokens on the left, but not the last answer or the text directly before it; an answer that does not
+    fit loses its end.
 
     Returns:
         the tokens, their loss mask, and what was cut: "", "prompt" or "answer".

@@ -1,7 +1,7 @@
-"""Texts with labels out of a file: .csv with column names, .jsonl or .json, .parquet, or lines of label<TAB>text.
+"""Read labelled texts from a file: .csv with column names, .jsonl or .json, .parquet, or lines of label<TAB>text.
 
-Lines with tabs are taken as they are, without quotes. Their first line is a header if it names the columns; without one
-the label stands first. Labels that are numbers become text, null and NaN are empty. All but .parquet are UTF-8 or in a
+In lines with tabs, quotes are ordinary characters. The first line is a header if it names the columns; without one the
+label comes first. Labels that are numbers become text, null and NaN are empty. All but .parquet are UTF-8 or in a
 stated encoding, or a byte-order mark decides.
 """
 
@@ -18,13 +18,13 @@ from prepare.sources.readers import kind_of, read_errors, read_records
 
 
 def read_labelled(path: Path, text: str, label: str, encoding: str | None = None) -> tuple[list[tuple[str, str]], int]:
-    """The (label, text) pairs of a file, in order, and how many were left out because their text is empty.
+    """The (label, text) pairs of a file, in order, and the number of rows that were left out because the text is empty.
 
     Args:
         text, label: the names of the columns.
 
     Raises:
-        UserError: names the file, and the missing column, the row without a label, or the line that is not valid.
+        UserError: names the file, and the missing column, the row without a label, or the invalid line.
     """
     columns = _read_columns(path, text, label, encoding, needed=(text, label))
     rows = [
@@ -40,7 +40,7 @@ def read_labelled(path: Path, text: str, label: str, encoding: str | None = None
 
 
 def read_texts(path: Path, text: str, label: str, encoding: str | None = None) -> tuple[list[str], list[str] | None]:
-    """The texts of a file to be classified, and their labels if all have one.
+    """The texts of a file to classify, and their labels if all have one.
 
     Unlike in read_labelled the label may be missing, and lines without tabs are texts; an empty text is an error.
     """

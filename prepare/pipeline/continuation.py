@@ -1,11 +1,12 @@
-"""Continuation tasks out of any held-out text, in HellaSwag's format: which of four endings follows the context?
+"""Continuation tasks from held-out text, in HellaSwag's format: which of four endings follows the context?
 
     ctx      O, then unfold the passion of my love,\nSurprise her with discourse of my
     endings  dear faith:\nIt shall become thee well to act my woes; | (three from elsewhere in the text, of like length)
 
 Contexts start at the start of a line (of a speech, if one starts there) and are cut between two words of a line, so
 that context, space and true ending are the text as it was. Endings run to the end of a line, and not into the next
-speech, where the lines are short enough. They show that a model learns; their score compares with nothing else.
+speech, where the lines are short enough. Their score shows that a model
+learns; it cannot be compared with HellaSwag's.
 """
 
 import random
@@ -39,13 +40,13 @@ class Continuation(NamedTuple):
 def make_tasks(shards: Sequence[Path], count: int, seed: int) -> list[dict]:
     """`count` tasks with HellaSwag's fields, the same for the same shards, count and seed.
 
-    UserError if the shards hold too little text for as many, or text that repeats itself too often.
+    UserError if the shards hold too little text for `count` tasks, or text that repeats itself too often.
     """
     found = [continuation for document in _read_documents(shards) for continuation in find_continuations(document)]
     random.Random(seed).shuffle(found)
     if len(found) < max(count, CANDIDATES + 1):
         raise UserError(
-            f"the text in {len(shards)} shards has {len(found)} places to make tasks of, and {count} tasks need "
+            f"the text in {len(shards)} shards has {len(found)} places to make tasks from, and {count} tasks need "
             f"{max(count, CANDIDATES + 1)}: give more shards, or fewer --tasks"
         )
     return [_make_task(index, found, random.Random(f"{seed} {index}")) for index in range(count)]
@@ -72,7 +73,7 @@ def _make_task(index: int, found: list[Continuation], rng: random.Random) -> dic
 
 
 def find_continuations(document: str) -> list[Continuation]:
-    """The places in a document to make tasks of, in order."""
+    """All contexts and endings that a document can be cut into, in order."""
     words = list(re.finditer(r"\S+", document))
     gaps = [document[word.end() : after.start()] for word, after in pairwise(words)]  # gaps[i] follows word i
     found = []

@@ -1,4 +1,4 @@
-"""The command-line options that the preparing commands share."""
+"""The command-line options that the commands of prepare/ share."""
 
 import argparse
 
@@ -8,11 +8,11 @@ from prepare.tokens.tokenizer import ENGINES
 
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
-    """--shard-tokens, --workers and --engine."""
+    """Declare --shard-tokens, --workers and --engine."""
     add_shard_tokens(parser)
     add_workers(parser)
     parser.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0], help="what encodes; the tokens are the same, tiktoken's"
+        "--engine", choices=ENGINES, default=ENGINES[0], help="the encoder; the tokens are the same, tiktoken's"
     )
 
 
@@ -31,7 +31,7 @@ def add_task(parser: argparse.ArgumentParser) -> None:
 
 
 def shard_size(text: str) -> int:
-    """argparse's type for the tokens of a shard."""
+    """argparse type: the number of tokens in a shard."""
     tokens = positive(text)
     if tokens > MAX_TOKENS:
         raise argparse.ArgumentTypeError(f"{tokens:,} tokens in a shard is out of range: give 1 to {MAX_TOKENS:,}")
@@ -39,7 +39,7 @@ def shard_size(text: str) -> int:
 
 
 def array_task(text: str) -> tuple[int, int]:
-    """argparse's type for I/N: which task, from 1, of how many."""
+    """argparse type: I/N, task I (from 1) of N."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N, such as 3/8")

@@ -1,7 +1,7 @@
-"""A folder of shards in the making: which processes work on it, which shards are finished, what a later run resumes.
+"""A folder of shards while it is made: which processes work on it, which shards are finished, and how to resume.
 
 .progress holds the plan, a lock for each task, and for each input file a record of its finished shards: FFF.part.json
-while the file is unfinished, FFF.json when it is finished. The manifest replaces .progress when all of them are.
+while the file is unfinished, FFF.json when it is finished. When all are finished, the manifest replaces .progress.
 """
 
 import os
@@ -49,7 +49,7 @@ class OutputFolder:
                             self._lock_task(path).release()
                     self._start_or_resume()
                 except UserError:
-                    if not self._plan_path.is_file():  # leave a finished folder, or a strange one, as it was
+                    if not self._plan_path.is_file():  # leave a finished folder, or one of other files, as it was
                         self._remove_progress()
                     raise
             yield
@@ -72,7 +72,7 @@ class OutputFolder:
         (self.path / MANIFEST).unlink(missing_ok=True)
 
     def _refuse_difference(self, before: dict, finished: dict[int, dict]) -> None:
-        """UserError if the folder was made with another plan; input files that are not finished may have changed."""
+        """UserError if the folder was made with another plan; unfinished input files may have changed."""
 
         def facts(plan: dict, inputs: dict[int, dict]) -> dict:
             options = {key: plan[key] for key in ("dataset", "revision", "tokenizer")} | plan["options"]
@@ -94,7 +94,7 @@ class OutputFolder:
                 )
 
     def finished_inputs(self) -> dict[int, dict]:
-        """The records {input, shards} of the input files whose shards are all there, by number."""
+        """The records {input, shards} of the input files whose shards all exist, by number."""
         manifest = read_manifest(self.path)
         if manifest is None:
             found = {number: read_json_object(self._record_path(number)) for number in range(len(self.plan["inputs"]))}
@@ -103,22 +103,22 @@ class OutputFolder:
             records = {number: {"input": facts, "shards": []} for number, facts in enumerate(manifest["inputs"])}
             for shard in manifest["shards"]:
                 records[shard_number(shard["file"]) // MAX_PARTS]["shards"].append(shard)  # ty: ignore[unsupported-operator]
-        return {number: record for number, record in records.items() if self._all_there(record["shards"])}
+        return {number: record for number, record in records.items() if self._all_exist(record["shards"])}
 
-    def _all_there(self, shards: list[dict]) -> bool:
+    def _all_exist(self, shards: list[dict]) -> bool:
         paths = [(self.path / shard["file"], HEADER_BYTES + TOKEN.itemsize * shard["tokens"]) for shard in shards]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
     def partial_record(self, number: int) -> dict | None:
-        """The last save_partial of an input file, if its shards are there and the file is still the same."""
+        """The record of an input file's last save_partial, if its shards exist and the file is still the same."""
         record, identity = read_json_object(self._record_path(number, ".part")), self.plan["inputs"][number]
-        same = record and identity.items() <= record["input"].items() and self._all_there(record["shards"])
+        same = record and identity.items() <= record["input"].items() and self._all_exist(record["shards"])
         return record if same else None
 
     def save_partial(self, number: int, record: dict) -> None:
         """Record the finished shards of an unfinished input file, and how to resume after them."""
         record = record | {"input": self.plan["inputs"][number] | record["input"]}
-        atomic_write_json(self._record_path(number, ".part"), record, indent=None)  # often, and long
+        atomic_write_json(self._record_path(number, ".part"), record, indent=None)  # written often, and long
 
     def save_finished(self, number: int, record: dict) -> None:
         """Record that all shards of an input file are on disk."""
@@ -127,7 +127,7 @@ class OutputFolder:
         self._record_path(number, ".part").unlink(missing_ok=True)
 
     def remove_partial_shards(self, numbers: Iterable[int]) -> None:
-        """Remove what an interrupted run left of these input files, except the shards in their partial records."""
+        """Remove an interrupted run's leftovers of these input files, except the shards in their partial records."""
         numbers, kept = set(numbers), set()
         for number in numbers:
             if record := self.partial_record(number):
@@ -160,7 +160,9 @@ class OutputFolder:
                 if not any(facts["bytes"] for facts in inputs):
                     for number in records:
                         self._record_path(number).unlink()
-                    raise UserError(f"the input holds no text ({len(records)} files): nothing to make {self.path} of")
+                    raise UserError(
+                        f"the input holds no text ({len(records)} files): give some to make {self.path} from"
+                    )
                 facts: dict[str, Any] = {**self.plan, "inputs": inputs, "shards": shards}
                 manifest = build_manifest(**facts)
                 write_manifest(self.path, manifest)
@@ -179,16 +181,16 @@ class OutputFolder:
                 self.progress.mkdir(parents=True, exist_ok=True)
                 lock = FileLock(self._lock_path, self.path, wait=True)
             except (FileNotFoundError, FileExistsError):
-                continue  # another process has just removed it
+                continue  # another process has just removed the folder
             with lock:
-                if os.fstat(lock.file.fileno()).st_nlink:  # else removed by the process that held it
+                if os.fstat(lock.file.fileno()).st_nlink:  # else the process that held it has removed it
                     yield
                     return
 
     def _remove_progress(self) -> None:
         """Remove .progress, the lock last: a process that waits for it makes a new one."""
         for path in sorted(self.progress.iterdir(), key=lambda path: path == self._lock_path):
-            with suppress(OSError):  # NFS keeps what a process has open
+            with suppress(OSError):  # NFS keeps files that a process has open
                 path.unlink()
-        with suppress(OSError):  # another process has come
+        with suppress(OSError):  # another process has started
             self.progress.rmdir()

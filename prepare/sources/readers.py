@@ -36,7 +36,7 @@ SUFFIXES = (*TABLES, *(text + packed for text in TEXTS for packed in ("", *COMPR
 KNOWN = f"{', '.join((*TABLES, *TEXTS))}, and text compressed as {', '.join(COMPRESSED)}"
 
 BATCH_BYTES = 4 << 20  # large enough that a call of the engine costs little, small enough to keep many in memory
-READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet file at a time, at most: READ_BYTES where its row groups are large
+READ_ROWS, READ_BYTES = 1000, 1 << 15  # of a parquet file at a time, at most; READ_BYTES if its row groups are large
 SMALL_GROUP = 16 << 20  # bytes of a row group that may be read BATCH_BYTES at a time
 FIRST_LINES = 100  # of a .jsonl file, one of which must have the column
 BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
@@ -45,10 +45,10 @@ TEXT = (pa.string(), pa.large_string(), pa.string_view(), *BINARY)  # Arrow's ty
 
 @dataclass(frozen=True)
 class Batch:
-    """Some consecutive documents, and the share of the input that is read so far."""
+    """Consecutive documents of an input."""
 
     texts: pa.LargeStringArray  # valid UTF-8, without nulls
-    done: float
+    done: float  # share of the input that is read so far, 0 to 1
     rows: np.ndarray | range  # the position of each document among the `read` rows
     read: int  # rows that were read: documents, and values that were skipped
 
@@ -89,7 +89,7 @@ def kind_of(path: Path | RemoteFile) -> str:
 
 
 def check_documents(path: Path | RemoteFile, column: str, encoding: str | None = None) -> None:
-    """Look at a file's start (a table's schema). UserError if it has no documents in `column`."""
+    """Check a file's start (a table's schema). UserError if it has no documents in `column`."""
     with read_errors(path):
         check_content(path)
         kind = kind_of(path)
@@ -165,7 +165,7 @@ def read_errors(path: Path | RemoteFile | str) -> Iterator[None]:
             remedy = "check the address, the network and the credentials"
         elif isinstance(failure, (OSError, EOFError, lzma.LZMAError, pa.ArrowException)):
             missing = isinstance(failure, FileNotFoundError)
-            remedy = "name a file that is there" if missing else "fix it, or get it again if it is corrupt or truncated"
+            remedy = "name a file that is there" if missing else "fix it, or download it again if it is corrupt or truncated"
         else:
             raise
         raise UserError(f"cannot read {path} ({failure}): {remedy}") from failure
@@ -175,7 +175,7 @@ def read_errors(path: Path | RemoteFile | str) -> Iterator[None]:
 
 
 def group(values: Iterable[object], done: Callable[[], float], start: int = 0) -> Iterator[Batch]:
-    """Group values, without the first `start`, into batches of about BATCH_BYTES."""
+    """Group values, after skipping `start` of them, into batches of about BATCH_BYTES."""
     batch: list[object] = []
     characters = 0
     for value in islice(values, start, None):
@@ -246,7 +246,7 @@ def _cast_large(array: pa.Array) -> pa.Array:
 
 
 def _open_parquet(path: Path | RemoteFile) -> pq.ParquetFile:
-    # with a buffer, a column of a row group is read in small pieces, however large it is
+    # with a buffer, even a large column of a row group is read in small pieces
     return pq.ParquetFile(path if isinstance(path, Path) else path.open("rb"), buffer_size=1 << 17)
 
 
@@ -261,8 +261,8 @@ def _check_schema(path: Path | RemoteFile, schema: pa.Schema, column: str) -> No
 
 def _parquet_batches(file: pq.ParquetFile, column: str, start: int) -> Iterator[Batch]:
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    # rows to read at a time: few, since a group's size hides its longest documents, and how often a dictionary repeats
-    # them; but no document is longer than its group
+    # rows to read at a time: few, since the size of a group does not tell the length of its longest document, nor how
+    # often a dictionary repeats it; but no document is longer than its group
     leaves = [i for i in range(len(file.schema)) if file.schema.column(i).path == column]
     sizes = [sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups]
     average = max((size / max(1, group.num_rows) for size, group in zip(sizes, groups, strict=True)), default=0)
@@ -293,7 +293,7 @@ def _open_decompressed(path: Path | RemoteFile) -> Iterator[tuple[BinaryIO, Call
     with pa.OSFile(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open("rb"), "r") as file:
         size = max(1, file.size())
         kind = COMPRESSED.get(PurePath(path.name).suffix)
-        # Arrow's streams, unlike zstandard's, notice a file that ends too early; they do not know xz
+        # Arrow's streams, unlike zstandard's, raise an error at a truncated file; they do not support xz
         stream = pa.CompressedInputStream(file, kind) if kind not in (None, "xz") else file
         stream = lzma.LZMAFile(file) if kind == "xz" else stream  # noqa: SIM115
         yield stream, lambda: file.tell() / size

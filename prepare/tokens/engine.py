@@ -1,4 +1,4 @@
-"""gigatoken, a fast engine with tiktoken's tokens: Arrow's text buffers to GPT-2's ids, and the texts where it differs.
+"""gigatoken, a fast engine with tiktoken's tokens: from Arrow's text buffers to GPT-2's ids, and where the two differ.
 
 It is over twenty times as fast as tiktoken because it caches words. The cache grows with the text, so it is emptied
 when the process has grown by CACHE_BYTES for each encoding thread.
@@ -19,16 +19,16 @@ from gigatoken.gigatoken_rs import BPETokenizer
 
 from prepare.common.files import naming
 
-# Emptying each cache after 256 MB of text instead took three times the memory on words that never repeat (docs/log.md).
+# Emptying each cache after 256 MB of text took three times the memory on words that never repeat (docs/log.md).
 CACHE_BYTES = 400 << 20  # of memory, for each thread
-CACHE_TEXT_BYTES = 32 << 20  # of text that a cache serves at least, for when something else takes the memory
-MANY_LEAD_BYTES = 1000  # in a batch: then NumPy finds all of them
+CACHE_TEXT_BYTES = 32 << 20  # of text that each cache encodes at least, in case something else takes the memory
+MANY_LEAD_BYTES = 1000  # in a batch; above that NumPy searches faster than memchr
 
 _memchr = ctypes.CDLL(None).memchr
 _memchr.restype, _memchr.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
 
 # Where the Unicode tables of tiktoken 0.14.0 (version 16) and gigatoken 0.10.0 (17) differ: first and last code points.
-# gigatoken takes them for letters (U+11DE0 to 11DE9: digits). Found by trying every code point (make exhaustive).
+# gigatoken treats them as letters (U+11DE0 to 11DE9: digits). Found by trying every code point (make exhaustive).
 DIFFERING_CODE_POINTS = np.array([
     (0x88F, 0x88F), (0xC5C, 0xC5C), (0xCDC, 0xCDC), (0xA7CE, 0xA7CF), (0xA7D2, 0xA7D2), (0xA7D4, 0xA7D4),
     (0xA7F1, 0xA7F1), (0x10940, 0x10959), (0x10EC5, 0x10EC7), (0x11DB0, 0x11DDB), (0x11DE0, 0x11DE9),
@@ -39,16 +39,16 @@ DIFFERING_CODE_POINTS = np.array([
 
 
 class Gigatoken:
-    """GPT-2's encoding by gigatoken. Each calling thread gets a tokenizer of its own, which releases the GIL."""
+    """GPT-2's encoding by gigatoken. Each calling thread gets its own tokenizer, which releases the GIL."""
 
     def __init__(self, ranks: Mapping[bytes, int]) -> None:
         self._ranks = "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
         self._thread = threading.local()
         self._lock = threading.Lock()
         self._cache_generation = 0
-        self._threads = 0  # that have a tokenizer of this generation
-        self._base_memory = 0  # bytes, before the first of them
-        self._text_bytes = 0  # that they have encoded
+        self._threads = 0  # with a tokenizer of this generation
+        self._base_memory = 0  # bytes, before the first tokenizer
+        self._text_bytes = 0  # encoded by this generation
 
     def encode(self, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
         """The ids (uint32) of all texts, concatenated, and len(texts) + 1 offsets (int64) into them.
@@ -88,7 +88,7 @@ class Gigatoken:
 
 
 def documents_for_tiktoken(texts: pa.LargeStringArray) -> np.ndarray:
-    """The indices (int64, sorted) of the texts that hold one of DIFFERING_CODE_POINTS.
+    """The indices (int64, sorted) of the texts that contain one of DIFFERING_CODE_POINTS.
 
     In UTF-8 those begin with the bytes E0, EA or F0, which are rare in English, so that this costs 2% of encoding.
     """
@@ -108,7 +108,7 @@ def documents_for_tiktoken(texts: pa.LargeStringArray) -> np.ndarray:
 
 
 def _find_lead_bytes(data: np.ndarray) -> np.ndarray:
-    """Where the bytes E0, EA and F0 are (int64, unsorted). A few are found by C's memchr, much faster than by NumPy."""
+    """The positions of the bytes E0, EA and F0 (int64, unsorted). C's memchr finds a few much faster than NumPy."""
     start, found = data.ctypes.data, []
     end = start + len(data)
     for lead in (0xE0, 0xEA, 0xF0):
@@ -123,14 +123,14 @@ def _find_lead_bytes(data: np.ndarray) -> np.ndarray:
 
 
 def arrow_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Arrow's own memory of an array without nulls: len + 1 offsets (int64), and the bytes they point into."""
+    """The buffers of an Arrow array without nulls, not copied: len + 1 offsets (int64), and the bytes."""
     _, offsets, data = texts.buffers()
     offsets = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     return offsets, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
 
 
 def _resident_bytes() -> int:
-    """This process's resident memory; 0 where there is no /proc."""
+    """This process's resident memory in bytes; 0 on systems without /proc."""
     try:
         with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (called often)
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

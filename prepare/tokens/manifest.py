@@ -1,4 +1,4 @@
-"""manifest.json beside a folder's shards: what they were made of, with what, and their checksums."""
+"""manifest.json of a folder of shards: its inputs, its tokenizer, its options, library versions, and checksums."""
 
 import importlib.metadata
 import json
@@ -14,12 +14,12 @@ MANIFEST = "manifest.json"
 def build_manifest(
     dataset: str, revision: str | None, inputs: list[dict], tokenizer: dict, options: dict, shards: list[dict]
 ) -> dict:
-    """A folder's manifest: the inputs, the software, the shards. The same input gives the same bytes.
+    """Build a folder's manifest. The same input gives the same bytes.
 
     Args:
         inputs: {name, documents, tokens, skipped, ...} of each input file.
         tokenizer: its describe().
-        options: those that decide the bytes.
+        options: those that the bytes depend on.
         shards: {file, tokens, documents, sha256} of each.
     """
     libraries = ("gigatoken", "tiktoken", "numpy", "pyarrow")
@@ -41,7 +41,7 @@ def write_manifest(folder: Path, manifest: dict) -> None:
 
 
 def read_manifest(folder: Path | str) -> dict | None:
-    """The manifest of a folder of shards; None when there is none. UserError if it is cut short or lacks a key."""
+    """The manifest of a folder of shards; None if there is none. UserError if it is truncated or lacks a key."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         return None

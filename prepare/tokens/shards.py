@@ -2,7 +2,7 @@
 
 NAME_{train,val}_FFFPPP.bin: 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros), then the
 tokens as little-endian uint16. FFF numbers the input file, PPP the part of it. This is the format of llm.c
-(data_common.py) and modded-nanogpt. manifest.json beside the shards records their inputs and checksums.
+(data_common.py) and modded-nanogpt. manifest.json in the same folder records their inputs and checksums.
 """
 
 import glob
@@ -44,7 +44,7 @@ def shard_number(file_name: str) -> int | None:
 
 
 def find_shards(globs: str | Sequence[str]) -> list[Path]:
-    """The .bin and .npy files that match, each once, sorted by path with numbers as numbers.
+    """The .bin and .npy files that match, each once, sorted by path with numbers in numerical order.
 
     A relative glob is tried from the working directory, then from the repository's root. UserError if one matches none.
     """
@@ -92,7 +92,7 @@ def open_shard(path: Path | str) -> np.ndarray:
     found = [int(number) for number in header[:2]]
     if len(header) < HEADER_INTS or found != [MAGIC, VERSION]:
         wanted = f"magic number {MAGIC} and version {VERSION}"
-        raise UserError(f"{path} ({size:,} bytes) begins with {found}, not with a shard's {wanted}: {remedy}")
+        raise UserError(f"{path} ({size:,} bytes) starts with {found}, not with a shard's {wanted}: {remedy}")
     tokens = int(header[2])
     expected = HEADER_BYTES + tokens * TOKEN.itemsize
     if tokens < 1 or size != expected:
@@ -116,7 +116,7 @@ def _open_npy(path: Path) -> np.ndarray:
 
 
 class ShardWriter:
-    """Cuts the token stream of one input file into shards of `shard_tokens`; the last may be shorter.
+    """Cut the token stream of one input file into shards of `shard_tokens` tokens; the last may be shorter.
 
     A shard has a temporary name until it is complete and on disk. `records` lists the finished ones as the manifest
     does: file, tokens, documents (those that begin in it) and sha256. Nothing is created before the first token.
@@ -124,7 +124,7 @@ class ShardWriter:
     Args:
         name, file, split: of the shards' names, see shard_name.
         records: of shards that an earlier run has finished.
-        defer: called with the work that remains when a shard is full, to be done later, in order.
+        defer: called with the work that publishes a full shard (fsync, checksum, rename), to be run later, in order.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _publish(stream: BinaryIO, path: Path, tokens: int, documents: int) -> dict:
-    """Bring a temporary file to disk and rename it to its final name; its record for the manifest."""
+    """Bring a temporary file to disk, rename it to its final name, and return its record for the manifest."""
     with naming(_temporary(path)):
         stream.flush()
         os.fsync(stream.fileno())

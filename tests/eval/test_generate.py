@@ -155,7 +155,7 @@ def test_text_streams_in_whole_characters(tmp_path):
         (["--max-new-tokens=0"], "--max-new-tokens"),
         (["--prompt=a", "--instruction=b"], "--instruction excludes --prompt"),
         (["--interactive", "--instruction=a"], "--interactive"),
-        (["--prompt=a", "--input=b"], "--input is what an --instruction is about"),
+        (["--prompt=a", "--input=b"], "--input is the text that an --instruction refers to"),
     ],
 )
 def test_options_out_of_range_or_that_exclude_each_other_are_errors(options, words):

@@ -1,4 +1,4 @@
-"""The lm-evaluation-harness on a run, with local tasks, beside its own HFLM on the exported directory."""
+"""The lm-evaluation-harness on a run, with local tasks, compared with its own HFLM on the exported directory."""
 
 import json
 from collections.abc import Iterable

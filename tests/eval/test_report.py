@@ -1,4 +1,4 @@
-"""report.py on a small run: every dataset that is there, the commands' own scores, and published ones beside them."""
+"""report.py on a small run: every dataset that is there, with the scores of each command and the published ones."""
 
 import json
 

@@ -141,7 +141,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
         (["--input", good, cut], 1, "cut.parquet"),
         (["--input", bad], 1, "bad.jsonl:2"),
         (["--input", empty], 1, "no text"),
-        (["--input", good, "--shard-tokens", "0"], 2, "'0' is not a whole number above zero"),
+        (["--input", good, "--shard-tokens", "0"], 2, "'0' is not an integer above zero"),
         (["--input", good, "--shard-tokens", "3_000_000_000"], 2, "3,000,000,000"),
         (["--input", bad, "--separator", ""], 2, "--separator: it is empty"),
         (["--input", "x" * 300], 1, "File name too long"),

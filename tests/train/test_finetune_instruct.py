@@ -123,7 +123,7 @@ def test_generate_uses_the_runs_template(
     generate.main([*ask, "--interactive"])
     prompt = loaded.template.prompt(question("Add."), loaded.tokenizer)
     assert capsys.readouterr().out == 2 * (greedy_answer(loaded.model, loaded.tokenizer, prompt, 8) + "\n")
-    with pytest.raises(UserError, match="follows no instructions"):
+    with pytest.raises(UserError, match="does not follow instructions"):
         generate.main(["--model", str(init), *options, "--instruction", "Add."])
 
 

@@ -28,10 +28,10 @@ def path(tmp_path: Path) -> Path:
 def test_a_shard_of_another_size_is_not_finished(path: Path) -> None:
     record = write_shard(path / "x_train_000001.bin", np.arange(5))
     folder = OutputFolder(path, PLAN)
-    assert folder._all_there([record])
+    assert folder._all_exist([record])
     with (path / "x_train_000001.bin").open("ab") as file:
         file.write(bytes(2))  # a token more
-    assert not folder._all_there([record])
+    assert not folder._all_exist([record])
 
 
 def test_a_folder_of_another_dataset_has_no_revision_to_keep(path: Path) -> None:
