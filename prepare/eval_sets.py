@@ -38,7 +38,7 @@ def published(arguments: list[str]) -> None:
         "python prepare/eval_sets.py",
     )
     parser.add_argument(
-        "sets", nargs="*", type=known, metavar="SET", default=[*KNOWN], help=f"all when not given: {', '.join(KNOWN)}"
+        "sets", nargs="*", type=set_name, metavar="SET", default=[*KNOWN], help=f"default: all, {', '.join(KNOWN)}"
     )
     parser.add_argument("--out", type=nonempty_path, default=DATA, help="folder of the files")
     options = parser.parse_args(arguments)
@@ -48,7 +48,7 @@ def published(arguments: list[str]) -> None:
         print(f"{path}: {len(path.read_bytes().splitlines()):,} {unit}")
 
 
-def known(name: str) -> str:
+def set_name(name: str) -> str:
     """argparse type: a published set."""
     if name not in KNOWN:
         raise argparse.ArgumentTypeError(

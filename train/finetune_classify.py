@@ -27,7 +27,7 @@ from train.parallel.device import prepare_device
 from train.parallel.world import World, init_distributed
 from train.run.run_dir import open_run
 from train.run.stop_request import StopRequest
-from train.trainer.finetune import best_model, data_identity, describe, example_loader, freeze, run_identity
+from train.trainer.finetune import best_model, data_identity, example_loader, freeze, print_summary, run_identity
 from train.trainer.trainer import Trainer, one_line_errors
 from train.weights.load_model import LoadedModel, load_model
 
@@ -74,7 +74,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     identity = {**run_identity(config, base, splits), "labels": labels}
     trainer = Trainer(config, world, run, stop, model, loader, identity)
     evaluator = ClassifyEvaluator(trainer, splits["val"])
-    describe(trainer, splits)
+    print_summary(trainer, splits)
     trainer.train(evaluator.run)
     if world.is_main:
         from eval.common.curves import plot_runs  # imports matplotlib, which only rank 0 needs, at the end

@@ -26,7 +26,7 @@ from train.parallel.device import prepare_device
 from train.parallel.world import World, init_distributed
 from train.run.run_dir import open_run
 from train.run.stop_request import StopRequest
-from train.trainer.finetune import best_model, data_identity, describe, example_loader, freeze, run_identity
+from train.trainer.finetune import best_model, data_identity, example_loader, freeze, print_summary, run_identity
 from train.trainer.trainer import Trainer, one_line_errors
 from train.weights.load_model import LoadedModel, load_model
 
@@ -70,7 +70,7 @@ def finetune(config: InstructConfig, world: World) -> None:
     template = {"template": config.template.describe(), "converses": facts["converses"]}
     trainer = Trainer(config, world, run, stop, model, loader, run_identity(config, base, splits) | template)
     evaluator = InstructEvaluator(trainer, splits["val"], base.tokenizer)
-    describe(trainer, splits)
+    print_summary(trainer, splits)
     trainer.train(evaluator.run)
     if world.is_main:
         from eval.common.curves import plot_runs  # imports matplotlib, which only rank 0 needs, at the end

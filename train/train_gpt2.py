@@ -19,7 +19,7 @@ from train.data.windows import WindowLoader, WindowOrder, Windows, common_tokeni
 from train.model.gpt import GPT
 from train.parallel.device import find_micro_batch_size, precision_name, prepare_device
 from train.parallel.world import World, init_distributed
-from train.run.checkpoint import latest
+from train.run.checkpoint import latest_checkpoint
 from train.run.run_dir import open_run
 from train.run.stop_request import StopRequest
 from train.trainer.trainer import Trainer, one_line_errors
@@ -56,7 +56,7 @@ def train(config: Config, world: World) -> None:
     # The model
     torch.manual_seed(config.train.seed)
     model = GPT(config.model, config.train.recompute).to(world.device)
-    if config.train.init_from and not latest(run.path):
+    if config.train.init_from and not latest_checkpoint(run.path):
         world.print(f"initial weights: {load_initial_weights(config.train.init_from, model, tokenizer)}")
 
     # The data loader
@@ -71,7 +71,7 @@ def train(config: Config, world: World) -> None:
     identity = {"tokenizer": tokenizer, "data": windows.fingerprint(), "batches": batches}
     trainer = Trainer(config, world, run, stop, model, loader, identity, model.flops_per_token())
     evaluator = PretrainEvaluator(trainer, val_shards, micro)
-    describe(trainer)
+    print_summary(trainer)
     trainer.train(evaluator.run)
     if world.is_main:
         from eval.common.curves import plot_runs  # imports matplotlib, which only rank 0 needs, at the end
@@ -80,7 +80,7 @@ def train(config: Config, world: World) -> None:
     trainer.finish()
 
 
-def describe(trainer: Trainer) -> None:
+def print_summary(trainer: Trainer) -> None:
     """Print the model, the data and the steps of the run that is about to start."""
     config, world, loader, windows = trainer.config, trainer.world, trainer.loader, trainer.loader.windows
     steps, compiled = config.train.max_steps, "compiled" if config.train.compile else "not compiled"

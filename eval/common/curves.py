@@ -94,7 +94,7 @@ def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "
         for number, (name, rows, scale) in enumerate(zip(names, runs, scales, strict=True)):
             _draw_run(panels, rows, scale, name, f"C{number % 10}", score)
         _label_panels(panels, over, score)
-        return save(figure, Path(output))
+        return save_figure(figure, Path(output))
 
 
 def _draw_run(
@@ -182,10 +182,10 @@ def plot_confusion(
             right.annotate(f"{n:.0f}", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
         right.set(xlabel="confidence", ylabel="accuracy", title=f"calibration: ECE {metrics['ece']:.3f}")
         right.set(xlim=(0, 1.03), ylim=(0, 1.08))
-        return save(figure, output)
+        return save_figure(figure, output)
 
 
-def save(figure: Figure, output: Path) -> Path:
+def save_figure(figure: Figure, output: Path) -> Path:
     """Write a picture atomically, close it, and return its path. UserError if the suffix is not a picture's."""
     suffix = output.suffix.removeprefix(".").lower()
     try:

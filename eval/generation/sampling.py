@@ -29,7 +29,7 @@ def generate(
 
     Args:
         prompts: token ids (B, n), n >= 1.
-        temperature, top_k, top_p: see `choose`.
+        temperature, top_k, top_p: see `choose_tokens`.
         generator: the random generator, on the CPU.
         vocab_size: ids from here on are padding and are never sampled; None: all of the model's are sampled.
         stop: a row repeats this token once it has produced it; generation ends when all rows have.
@@ -55,7 +55,7 @@ def generate(
             logits = logits[:, :vocab_size].float().cpu()  # (B, V)
             if not logits.isfinite().all():
                 raise UserError(DIVERGED)
-            new = choose(logits, temperature, top_k, top_p, generator)
+            new = choose_tokens(logits, temperature, top_k, top_p, generator)
             if stop is not None:
                 new[ended] = stop
                 ended |= new == stop
@@ -75,7 +75,7 @@ def window_start(n: int, block_size: int) -> int:
     return max(0, -(-(n - block_size) // hop) * hop)
 
 
-def choose(
+def choose_tokens(
     logits: Tensor,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -92,10 +92,10 @@ def choose(
     if temperature == 0:
         return logits.argmax(-1)
     logits = (logits - logits.max(-1, keepdim=True).values) / temperature
-    return torch.multinomial(restrict(logits, top_k, top_p).softmax(-1), 1, generator=generator).squeeze(1)
+    return torch.multinomial(restrict_logits(logits, top_k, top_p).softmax(-1), 1, generator=generator).squeeze(1)
 
 
-def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+def restrict_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
     """Set logits (B, V) outside the top k, and of what is left outside the top p, to -inf."""
     if top_k is not None:
         lowest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)

@@ -41,7 +41,7 @@ def atomic_write(path: Path, fsync: bool = True) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with naming(temporary), temporary.open("wb") as file:
+        with name_in_errors(temporary), temporary.open("wb") as file:
             yield file
             file.flush()
             if fsync:
@@ -66,7 +66,7 @@ def atomic_write_json(path: Path, value: object, indent: int | None = 1) -> None
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_in_errors(path: Path) -> Iterator[None]:
     """Add the file's name to an OSError that lacks it, such as that of a write to a full disk."""
     try:
         yield

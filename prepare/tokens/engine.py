@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from gigatoken.gigatoken_rs import BPETokenizer
 
-from prepare.common.files import naming
+from prepare.common.files import name_in_errors
 
 # Emptying each cache after 256 MB of text took three times the memory on words that never repeat (docs/log.md).
 CACHE_BYTES = 400 << 20  # of memory, for each thread
@@ -80,7 +80,7 @@ class Gigatoken:
             self._threads += 1
             self._thread.generation = self._cache_generation
         with tempfile.NamedTemporaryFile("w", suffix=".tiktoken") as file:  # the engine reads ranks from files only
-            with naming(Path(file.name)):
+            with name_in_errors(Path(file.name)):
                 file.write(self._ranks)
                 file.flush()
             self._thread.tokenizer = BPETokenizer.from_tiktoken(file.name, "gpt2", {})

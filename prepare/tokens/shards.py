@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from prepare.common.cli import ROOT, UserError
-from prepare.common.files import file_sha256, naming
+from prepare.common.files import file_sha256, name_in_errors
 
 MAGIC = 20240520
 VERSION = 1
@@ -156,7 +156,7 @@ class ShardWriter:
             if self._stream is None:
                 self._begin_shard()
             end = min(len(tokens), position + self.shard_tokens - self._tokens)
-            with naming(_temporary(self._path)):
+            with name_in_errors(_temporary(self._path)):
                 self._stream.write(np.ascontiguousarray(tokens[position:end], dtype=TOKEN).data)
             self._tokens += end - position
             first, last = np.searchsorted(starts, (position, end))
@@ -170,7 +170,7 @@ class ShardWriter:
         if self._stream is None:
             return
         stream, path, tokens, documents = self._stream, self._path, self._tokens, self._documents
-        with naming(_temporary(path)):
+        with name_in_errors(_temporary(path)):
             stream.seek(0)
             stream.write(_header(tokens))
         self._stream = None
@@ -191,7 +191,7 @@ class ShardWriter:
 
 def write_shard(path: Path, tokens: np.ndarray, documents: int = 1) -> dict:
     """Write one complete shard (1-D tokens below 65,536) and return its record for the manifest."""
-    with naming(_temporary(path)), _temporary(path).open("wb") as stream:
+    with name_in_errors(_temporary(path)), _temporary(path).open("wb") as stream:
         stream.write(_header(len(tokens)))
         stream.write(np.ascontiguousarray(tokens, dtype=TOKEN).data)
         return _publish(stream, path, len(tokens), documents)
@@ -209,7 +209,7 @@ def _temporary(path: Path) -> Path:
 
 def _publish(stream: BinaryIO, path: Path, tokens: int, documents: int) -> dict:
     """Bring a temporary file to disk, rename it to its final name, and return its record for the manifest."""
-    with naming(_temporary(path)):
+    with name_in_errors(_temporary(path)):
         stream.flush()
         os.fsync(stream.fileno())
         stream.close()

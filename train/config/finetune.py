@@ -138,15 +138,15 @@ FinetuneConfig = ClassifyConfig | InstructConfig
 
 def load_classify_config(argv: list[str] | None, opening: str) -> ClassifyConfig:
     """The configuration of a classifier's run; see train.config.parsing.read_config."""
-    return read_config(argv, opening, ClassifyConfig, "finetune_classify.yaml", check)
+    return read_config(argv, opening, ClassifyConfig, "finetune_classify.yaml", check_config)
 
 
 def load_instruct_config(argv: list[str] | None, opening: str) -> InstructConfig:
     """The configuration of an instruction follower's run; see train.config.parsing.read_config."""
-    return read_config(argv, opening, InstructConfig, "finetune_instruct.yaml", check)
+    return read_config(argv, opening, InstructConfig, "finetune_instruct.yaml", check_config)
 
 
-def check(config: FinetuneConfig) -> None:
+def check_config(config: FinetuneConfig) -> None:
     """Refuse values that no run can use.
 
     Raises:

@@ -185,10 +185,10 @@ class Config:
 
 def load_config(argv: list[str] | None, opening: str) -> Config:
     """The configuration of a pretraining run; see read_config. Without `--config` it is gpt2_124m.yaml."""
-    return read_config(argv, opening, Config, "gpt2_124m.yaml", check)
+    return read_config(argv, opening, Config, "gpt2_124m.yaml", check_config)
 
 
-def check(config: Config) -> None:
+def check_config(config: Config) -> None:
     """Refuse values that no run can use, before anything is read or built.
 
     Raises:

@@ -27,13 +27,13 @@ class Watchdog:
         self.store, self.rank, self.size, self.seconds = store, rank, size, seconds
         self.interval = min(10.0, seconds / 10)
         self.count = self.step = 0
-        self.arrived(0)
+        self.record_arrival(0)
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.thread.start()
         atexit.register(self.close)  # a daemon thread that is inside the store when Python exits would crash it
 
-    def arrived(self, step: int | None = None) -> None:
+    def record_arrival(self, step: int | None = None) -> None:
         """Record that this rank has arrived at a common point of `step`; None: of the same step as last time."""
         self.count, self.since = self.count + 1, time.monotonic()
         self.step = self.step if step is None else step

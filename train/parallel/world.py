@@ -66,10 +66,10 @@ class World:
         numbers = [int(value[:12], 16) if isinstance(value, str) else value for value in values]
         return all(self.min(number) == -self.min(-number) for number in numbers)
 
-    def arrived(self, step: int) -> None:
+    def record_arrival(self, step: int) -> None:
         """Tell the watchdog that this rank is about to compute `step`."""
         if self.watchdog:
-            self.watchdog.arrived(step)
+            self.watchdog.record_arrival(step)
 
     def set_flag(self, name: str) -> None:
         """Set a flag that survives torchrun's restarts (--max-restarts), until torchrun itself ends."""
@@ -88,7 +88,7 @@ class World:
     def _all_reduce(self, values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return [float(value) for value in values]
-        self.watchdog.arrived()
+        self.watchdog.record_arrival()
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)  # (number of values,)
         dist.all_reduce(tensor, operation)
         return tensor.tolist()

@@ -92,7 +92,7 @@ def roll_back_to_best(run_dir: Path, val_losses: Mapping[int, float]) -> Path | 
         return None
     for step in [step for step in reversed(checkpoints) if step > best]:
         _remove(checkpoints[step])
-    if (newest := latest(run_dir)) != checkpoints[best]:
+    if (newest := latest_checkpoint(run_dir)) != checkpoints[best]:
         raise UserError(
             f"{newest} is later than the best checkpoint, that of step {best}, and could not be removed: remove it"
         )
@@ -160,7 +160,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def latest(run_dir: Path) -> Path | None:
+def latest_checkpoint(run_dir: Path) -> Path | None:
     """A run's latest checkpoint, valid or not."""
     return next(reversed(all_checkpoints(run_dir)), None)
 

@@ -14,7 +14,7 @@ from train.config.finetune import FinetuneConfig
 from train.config.parsing import save_config
 from train.config.pretrain import Config
 from train.parallel.world import World
-from train.run.checkpoint import latest, remove_unfinished, rename_corrupt
+from train.run.checkpoint import latest_checkpoint, remove_unfinished, rename_corrupt
 from train.run.metrics_log import METRICS
 
 DONE, CONFIG, HEARTBEAT = "DONE", "config.yaml", "heartbeat.json"
@@ -46,7 +46,7 @@ class RunDir:
     def __init__(self, config: Config | FinetuneConfig, world: World) -> None:
         self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps  # ty: ignore[invalid-argument-type]
         metrics, started = self.path / METRICS, f"started {self.path}"
-        used = latest(self.path) or (metrics.exists() and metrics.stat().st_size > 0)
+        used = latest_checkpoint(self.path) or (metrics.exists() and metrics.stat().st_size > 0)
         if config.run.fresh and used and not world.has_flag(started):  # torchrun may restart the run that it started
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
         self.is_main = world.is_main

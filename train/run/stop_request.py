@@ -27,7 +27,7 @@ class StopRequest:
             raise KeyboardInterrupt  # a second Ctrl-C ends the process at once
         self.signal = number
 
-    def allow_for(self, save_seconds: float) -> None:
+    def allow_for_save(self, save_seconds: float) -> None:
         """Leave at least twice this duration of a save before Slurm's time limit."""
         self.margin = max(self.margin, 2 * save_seconds)
 
@@ -46,7 +46,7 @@ class StopRequest:
             return signal.Signals(self.signal).name
         return "Slurm's time limit" if self._limit_is_near() else "another process's request"
 
-    def ignore(self) -> None:
+    def ignore_signals(self) -> None:
         """Ignore signals once the run is saved: none may end the process, even while Python removes its handlers."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)

@@ -88,7 +88,7 @@ def example_loader(config: FinetuneConfig, world: World, train: Examples, shares
     return ExampleLoader(train, shares, *sizes, config.train.seed, pin)
 
 
-def describe(trainer: Trainer, splits: dict[str, Examples]) -> None:
+def print_summary(trainer: Trainer, splits: dict[str, Examples]) -> None:
     """Print the model, the data and the steps of the run that is about to start."""
     config, world, model, loader = trainer.config, trainer.world, trainer.model, trainer.loader
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

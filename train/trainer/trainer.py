@@ -116,7 +116,7 @@ class Trainer:
             # step
             start = time.perf_counter()
             micro_batches = next(batches)
-            world.arrived(self.step + 1)
+            world.record_arrival(self.step + 1)
             lr = learning_rate(self.step, config.optim, last)
             loss, grad_norm = train_step(
                 self.train_model, self.optimizer, micro_batches, self.context, lr, config.optim.grad_clip
@@ -150,7 +150,7 @@ class Trainer:
         gather_moments(self.optimizer)
         if self.saver:
             self.saver.save(self.step, self.identity)
-            self.stop.allow_for(self.saver.slowest)
+            self.stop.allow_for_save(self.saver.slowest)
 
     def check_step(self, grad_norm: float, saves_failed: bool) -> None:
         """Log a skipped step, and the result of the last save once it is known.
@@ -184,7 +184,7 @@ class Trainer:
             self.run.finish(max(self.step, self.config.train.max_steps))  # also after early stopping
             self.world.print(f"finished {self.step} steps: {self.run.path}")
         self.log.close()
-        self.stop.ignore()
+        self.stop.ignore_signals()
 
 
 def changeable_settings(config: Config | FinetuneConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from train.config.pretrain import ModelConfig
 from train.model.classifier import Classifier
 from train.model.gpt import GPT
 from train.model.lora import merge_lora
-from train.run.checkpoint import META, WEIGHTS, latest, latest_valid_checkpoint, read_meta, read_weights
+from train.run.checkpoint import META, WEIGHTS, latest_checkpoint, latest_valid_checkpoint, read_meta, read_weights
 from train.run.resume import differences, shape_of
 from train.weights.huggingface import HUB_NAME, download_hf, is_hf_folder, load_hf
 
@@ -145,7 +145,7 @@ def model_tokenizer(description: Mapping[str, Any] | None, vocab_size: int) -> T
 
 def newest_run() -> Path:
     """The run under runs/ with the most recently written checkpoint."""
-    runs = [run for run in RUNS.glob("*") if latest(run)]
+    runs = [run for run in RUNS.glob("*") if latest_checkpoint(run)]
     if not runs:
         raise UserError(f"no run with a checkpoint under {RUNS}: train one (make quickstart), or name a --model")
-    return max(runs, key=lambda run: latest(run).stat().st_mtime)
+    return max(runs, key=lambda run: latest_checkpoint(run).stat().st_mtime)

@@ -47,7 +47,7 @@ def _picture(path):
 def figures(monkeypatch):
     """The figures that are drawn, which are not written."""
     figures = []
-    monkeypatch.setattr(curves, "save", lambda figure, output: figures.append(figure) or output)
+    monkeypatch.setattr(curves, "save_figure", lambda figure, output: figures.append(figure) or output)
     yield figures
     plt.close("all")
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from eval.generation.sampling import TextStream, choose, generate, greedy_answer, restrict, stream_texts, window_start
+from eval.generation.sampling import (
+    TextStream,
+    choose_tokens,
+    generate,
+    greedy_answer,
+    restrict_logits,
+    stream_texts,
+    window_start,
+)
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.helpers.random_gpt2 import save_random_gpt2
 from train.config.pretrain import ModelConfig
@@ -80,7 +88,7 @@ def test_distribution_is_transformers(top_k, top_p, temperature):
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    torch.testing.assert_close(restrict(logits / temperature, top_k, top_p), expected)
+    torch.testing.assert_close(restrict_logits(logits / temperature, top_k, top_p), expected)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.8, "top_k": 40, "top_p": 0.9}, {"temperature": 2.5}])
@@ -111,9 +119,9 @@ def test_each_step_draws_from_the_distribution_of_transformers_generate(tmp_path
 def test_choices_follow_the_distribution():
     logits = torch.tensor([[0.1, 2.0, 1.0, -1.0, 0.5]])
     generator = torch.Generator().manual_seed(0)
-    drawn = choose(logits.expand(40_000, -1), 0.7, top_k=3, generator=generator)
+    drawn = choose_tokens(logits.expand(40_000, -1), 0.7, top_k=3, generator=generator)
     frequencies = torch.bincount(drawn, minlength=5) / len(drawn)
-    expected = torch.softmax(restrict(logits / 0.7, 3), -1)[0]
+    expected = torch.softmax(restrict_logits(logits / 0.7, 3), -1)[0]
     torch.testing.assert_close(frequencies, expected, atol=0.01, rtol=0)
     assert frequencies[[0, 3]].sum() == 0
 
@@ -121,7 +129,7 @@ def test_choices_follow_the_distribution():
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1e-30}, {"top_k": 1}, {"top_p": 1e-6}])
 def test_the_coldest_settings_take_the_most_likely_token(options):
     logits = torch.randn(50, 80, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(choose(logits, **options), logits.argmax(-1))
+    assert torch.equal(choose_tokens(logits, **options), logits.argmax(-1))
 
 
 def test_a_seed_fixes_the_samples_and_rows_differ():

@@ -21,7 +21,7 @@ from prepare.common.files import (
     atomic_write_json,
     atomic_write_text,
     file_sha256,
-    naming,
+    name_in_errors,
     read_json_lines,
     read_json_object,
     read_text,
@@ -53,7 +53,11 @@ def test_a_failed_atomic_write_leaves_the_file_as_it_was(tmp_path: Path) -> None
 
 def test_a_failed_write_names_its_file() -> None:
     path = Path("/dev/full")
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), naming(path), path.open("w") as file:
+    with (
+        pytest.raises(OSError, match="No space left on device: '/dev/full'"),
+        name_in_errors(path),
+        path.open("w") as file,
+    ):
         file.write("x")
 
 

@@ -14,7 +14,7 @@ def watchdogs(*steps: int) -> list[Watchdog]:
     ranks = [Watchdog(store, rank, len(steps), seconds=0.5) for rank in range(len(steps))]
     for watchdog, last in zip(ranks, steps, strict=True):
         for step in range(1, last + 1):
-            watchdog.arrived(step)
+            watchdog.record_arrival(step)
     return ranks
 
 
@@ -47,8 +47,8 @@ def test_a_living_rank_that_does_not_arrive_is_named_with_the_step() -> None:
     assert late == {1}
     assert message.startswith("rank 1 (")
     assert "did not arrive at step 8 within 0.5 s (train.timeout_seconds): " in message
-    ranks[1].arrived(8)
-    ranks[1].arrived()
+    ranks[1].record_arrival(8)
+    ranks[1].record_arrival()
     late, message = find_missing(ranks[1], [ranks[0], ranks[2]])
     assert late == {0, 2}
     assert "did not arrive at the end of step 8" in message

@@ -83,7 +83,7 @@ def test_a_partial_checkpoint_is_not_found_and_is_removed(tmp_path: Path, monkey
             save(tmp_path, 10)
     assert names(tmp_path) == ["step_00000005"]
     (tmp_path / "checkpoints" / ".step_00000015.tmp" / "x").mkdir(parents=True)  # as a kill would leave it
-    assert checkpoint.latest(tmp_path).name == "step_00000005"
+    assert checkpoint.latest_checkpoint(tmp_path).name == "step_00000005"
     checkpoint.remove_unfinished(tmp_path)
     assert names(tmp_path) == ["step_00000005"]
 

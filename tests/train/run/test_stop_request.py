@@ -74,7 +74,7 @@ def test_a_signal_does_not_kill_a_process_that_is_ending(number: signal.Signals)
         "stop = StopRequest(pathlib.Path('STOP'), 0, True); sys.last = Last()\n"
     )
     assert run_command("python", "-c", code, fresh=True).returncode == -number
-    assert run_command("python", "-c", code + "stop.ignore()", fresh=True).returncode == 0
+    assert run_command("python", "-c", code + "stop.ignore_signals()", fresh=True).returncode == 0
 
 
 def test_slurms_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_slurms_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_margin_covers_the_slowest_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
     stop = StopRequest(tmp_path, 60, is_main=True)
-    stop.allow_for(20)
+    stop.allow_for_save(20)
     assert not stop.requested()
-    stop.allow_for(55)
+    stop.allow_for_save(55)
     assert stop.requested()

@@ -12,7 +12,7 @@ from prepare.tokens.tokenizer import CharTokenizer
 from tests.helpers.checkpoints import CHARACTERS, FACTS, damage, save, trained
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig
-from train.run.checkpoint import latest
+from train.run.checkpoint import latest_checkpoint
 from train.weights import load_model as open_model
 from train.weights.load_model import load_initial_weights, load_model, model_tokenizer
 
@@ -49,7 +49,7 @@ def test_without_a_name_the_newest_run_is_taken(tmp_path: Path, monkeypatch: pyt
         load_model(None)
     save(tmp_path / "a", 5)
     save(tmp_path / "b", 3)
-    os.utime(latest(tmp_path / "a"), (2e9, 2e9))
+    os.utime(latest_checkpoint(tmp_path / "a"), (2e9, 2e9))
     assert load_model(None).name == "a at step 5"
     (tmp_path / "empty").mkdir()
     assert load_model(None).name == "a at step 5"
