@@ -59,5 +59,5 @@ def _no_skip_in_ci(report: pytest.TestReport | pytest.CollectReport) -> pytest.T
     if report.skipped and os.environ.get("CI") and REAL_DATA.is_dir() and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if not any(word in reason for word in ("GPU", "CUDA")):
-            report.outcome, report.longrepr = "failed", f"CI skips no test that it could run; this one said: {reason}"
+            report.outcome, report.longrepr = "failed", f"CI skips no test that it could run; the reason: {reason}"
     return report

@@ -157,7 +157,7 @@ def test_help_of_every_command_opens_with_a_sentence_and_a_command_from_any_fold
     with ThreadPoolExecutor(2) as pool:
         results = zip(COMMANDS, pool.map(find_problems, COMMANDS), strict=True)
         assert not {name_of(path): found for path, found in results if found}
-    assert not list(tmp_path.iterdir()), "--help leaves files behind"
+    assert not list(tmp_path.iterdir()), "--help creates files"
 
 
 def test_commands_of_another_clone_import_their_own_modules(tmp_path: Path) -> None:

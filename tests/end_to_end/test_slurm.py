@@ -75,7 +75,7 @@ def losses(run: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def finished(slurm: SlurmCluster, work: Path) -> Path:
-    """A run that a job of two nodes has trained; its log is next to it."""
+    """A run that a job of two nodes has trained; its log is beside it."""
     # common mistakes that do no harm: a task for each process, and no environment but these variables
     habits = ("--ntasks-per-node=2", "--export=" + ",".join(f"{name}={value}" for name, value in NODES_USE.items()))
     job = slurm.sbatch("--nodes=2", *habits, TRAIN, "--config", "toy.yaml", "--run.dir", "two", cwd=work)

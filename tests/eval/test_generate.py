@@ -69,10 +69,10 @@ def test_seeds_and_samples(bpe, capsys):
 
 
 def test_characters_decode_beyond_the_block(characters, capsys):
-    said = _say(capsys, f"--model={characters}", "--prompt=abc é", "--max-new-tokens=216", "--temperature=0.9")
-    assert said.startswith("abc é")
-    assert len(said) == 5 + 216 + 1
-    assert set(said) <= set(CHARACTERS)
+    printed = _say(capsys, f"--model={characters}", "--prompt=abc é", "--max-new-tokens=216", "--temperature=0.9")
+    assert printed.startswith("abc é")
+    assert len(printed) == 5 + 216 + 1
+    assert set(printed) <= set(CHARACTERS)
     greedy = [f"--model={characters}", "--max-new-tokens=30", "--temperature=0"]
     assert _say(capsys, *greedy, "--prompt=\n") == "\n" + _say(capsys, *greedy)  # a text begins after a new line
 
@@ -84,28 +84,28 @@ def test_generation_ends_at_the_end_of_text(tmp_path, capsys):
         theirs.transformer.wte.weight[50256] *= 4
         theirs.transformer.ln_f.bias *= 9
     theirs.save_pretrained(tmp_path / "ends")
-    said = _say(capsys, f"--model={tmp_path / 'ends'}", "--prompt=The end", "--num-samples=2")
-    assert said == "--- sample 1 of 2 ---\nThe end\n--- sample 2 of 2 ---\nThe end\n"
+    printed = _say(capsys, f"--model={tmp_path / 'ends'}", "--prompt=The end", "--num-samples=2")
+    assert printed == "--- sample 1 of 2 ---\nThe end\n--- sample 2 of 2 ---\nThe end\n"
 
 
 def test_a_stop_text_ends_it(characters, capsys):
     options = [f"--model={characters}", "--max-new-tokens=60", "--temperature=0.9", "--prompt=abc"]
-    whole = _say(capsys, *options)[3:-1]
-    stop = whole[20:22]
-    assert _say(capsys, *options, f"--stop={stop}") == f"abc{whole[: whole.index(stop)]}\n"
+    continued = _say(capsys, *options)[3:-1]
+    stop = continued[20:22]
+    assert _say(capsys, *options, f"--stop={stop}") == f"abc{continued[: continued.index(stop)]}\n"
 
 
 def test_each_line_of_a_conversation_continues_the_text_so_far(characters, monkeypatch, capsys):
-    """Each answer is that of the whole text so far, typed as one prompt; an empty line forgets it."""
+    """Each answer is that of the complete text so far, typed as one prompt; an empty line forgets it."""
     settings = [f"--model={characters}", "--max-new-tokens=9", "--temperature=0"]
     first = _say(capsys, *settings, "--prompt=abc")
-    whole = _say(capsys, *settings, f"--prompt={first}xyz")
+    continued = _say(capsys, *settings, f"--prompt={first}xyz")
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\nxyz\n\nxyz\n"))
-    assert _say(capsys, *settings, "--interactive") == whole + _say(capsys, *settings, "--prompt=xyz")
+    assert _say(capsys, *settings, "--interactive") == continued + _say(capsys, *settings, "--prompt=xyz")
     monkeypatch.setattr("sys.stdin", io.StringIO("xyz\nWHAT\n"))
     generate.main([*settings, "--interactive", "--prompt=abc", "--device=cpu"])  # --prompt is the first line
     out, err = capsys.readouterr()
-    assert out == whole
+    assert out == continued
     assert err.count("error: ") == 1
     assert "'W'" in err  # is not in the vocabulary, and does not end the conversation
 
@@ -129,7 +129,7 @@ def test_on_a_terminal_the_up_key_brings_back_the_line_before(characters, monkey
     assert expected in shown.decode().replace("\r\n", "\n").replace("> abc\n", "")
 
 
-def test_text_streams_in_whole_characters(tmp_path):
+def test_text_streams_in_complete_characters(tmp_path):
     """Every token is written when it is there, and no write ends within a character."""
     save_random_gpt2(tmp_path, n_layer=1, n_positions=128)
     command = [sys.executable, "eval/generate.py", "--model", tmp_path, "--top-k", "0", "--max-new-tokens", "120"]

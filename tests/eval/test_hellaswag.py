@@ -18,7 +18,7 @@ from tests.helpers.random_gpt2 import log_likelihood, save_random_gpt2
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A small random GPT-2 with the whole vocabulary: its directory, and transformers' model."""
+    """A small random GPT-2 with the full vocabulary: its directory, and transformers' model."""
     folder = tmp_path_factory.mktemp("models") / "random"
     return folder, save_random_gpt2(folder, n_layer=1, n_positions=256)
 

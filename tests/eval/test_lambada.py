@@ -43,7 +43,7 @@ def test_perplexity_and_accuracy_of_real_passages_are_transformers(real_data, mo
     assert printed["passages"].startswith("40 of ")
 
 
-def test_words_that_the_model_says_itself_are_right(model, tmp_path, capsys):
+def test_words_that_the_model_generates_itself_are_correct(model, tmp_path, capsys):
     """Half of the passages end in the model's own first choice, half in another word."""
     folder, theirs = model
     tokenizer, rows = GPT2Tokenizer(), []

@@ -72,7 +72,7 @@ def test_loss_is_transformers_and_entropy_that_of_the_targets(model, tmp_path, c
     assert printed["data"].startswith(f"{len(targets):,} tokens of ")
     p = np.unique(targets, return_counts=True)[1] / len(targets)
     assert unigram == pytest.approx(-(p * np.log(p)).sum(), abs=1e-4)
-    text = GPT2Tokenizer().decode_bytes(targets[targets != 50256])  # an end-of-text token is no text
+    text = GPT2Tokenizer().decode_bytes(targets[targets != 50256])  # an end-of-text token has no text
     assert (targets == 50256).any() == ends
     bits = expected * len(targets) / math.log(2) / len(text)
     assert float(printed["bits"].split()[0]) == pytest.approx(bits, abs=1e-3)

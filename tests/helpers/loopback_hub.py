@@ -27,7 +27,7 @@ import pytest
 from huggingface_hub.utils import close_session
 
 LFS_SUFFIXES = (".parquet", ".bin", ".safetensors", ".gz", ".zst")
-CLOSED = "http://127.0.0.1:9"  # nobody listens there
+CLOSED = "http://127.0.0.1:9"  # no process listens there
 
 
 @dataclass

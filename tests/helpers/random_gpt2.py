@@ -21,7 +21,7 @@ def save_random_gpt2(folder: Path, seed: int = 0, **shape: int) -> GPT2LMHeadMod
 
 @torch.no_grad()
 def log_likelihood(model: GPT2LMHeadModel, context: list[int], continuation: list[int]) -> tuple[float, bool]:
-    """Of one continuation, by itself: summed over its tokens, and whether each is the first choice."""
+    """The log-likelihood of one continuation, summed over its tokens, and whether each token is the first choice."""
     tokens = torch.tensor([(context + continuation)[-(model.config.n_positions + 1) :]])
     logits = model(tokens[:, :-1], logits_to_keep=len(continuation)).logits[0]  # (n, V)
     wanted = tokens[0, -len(continuation) :]

@@ -89,7 +89,7 @@ def test_without_a_network(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest
         eval_sets.main(["wikitext5"])
 
 
-def test_tasks_out_of_held_out_text(tmp_path: Path) -> None:
+def test_tasks_from_held_out_text(tmp_path: Path) -> None:
     shard = shard_of(tmp_path / "data", [read_play(HELD_OUT[0])], GPT2Tokenizer())
     out = tmp_path / "tasks.jsonl"
     command = ("python", SCRIPT, "continuation", "--shards", tmp_path / "data/*_val_*.bin", "--out", out)

@@ -87,7 +87,7 @@ def test_any_dataset_of_the_hub_as_input(tmp_path: Path, dataset: Path) -> None:
         assert not (tmp_path / "no").exists()
 
 
-def test_a_file_that_is_missing_for_a_while_and_other_commits_meanwhile(tmp_path: Path, dataset: Path) -> None:
+def test_a_file_that_is_missing_for_a_while_during_other_commits(tmp_path: Path, dataset: Path) -> None:
     out = tmp_path / "out"
     with LoopbackHub(tmp_path / "served", [Fault("001_00000", status=404, method="HEAD")]) as hub:
         command = ("python", SCRIPT, "--edu", "--out", out, "--shard-tokens", 5000)

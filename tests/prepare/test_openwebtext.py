@@ -98,11 +98,11 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_corrupt_file_is_named_and_may_be_replaced(tmp_path: Path, parquet: list[Path]) -> None:
     command = ("python", SCRIPT, "--input", *parquet, "--out", tmp_path / "out", "--workers", 1)
-    whole = parquet[1].read_bytes()
-    parquet[1].write_bytes(whole[:4] + bytes(2000) + whole[2004:])
+    content = parquet[1].read_bytes()
+    parquet[1].write_bytes(content[:4] + bytes(2000) + content[2004:])
     assert str(parquet[1]) in one_line_error(run_command(*command))
     assert not (tmp_path / "out").exists()
-    parquet[1].write_bytes(whole)
+    parquet[1].write_bytes(content)
     result = run_command(*command)
     assert result.returncode == 0, result.stderr
 

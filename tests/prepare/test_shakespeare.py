@@ -83,7 +83,7 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not list(out.iterdir())
 
 
-def test_a_text_of_ones_own(tmp_path: Path) -> None:
+def test_an_input_text(tmp_path: Path) -> None:
     text = "Größe: naïve café, 日本語 — ok\r\n" * 20
     (tmp_path / "text.txt").write_bytes(text.encode())
     tokens = prepared(tmp_path / "out", "--level", "char", "--input", tmp_path / "text.txt")

@@ -115,7 +115,7 @@ def test_a_spike_of_one_step_may_leave_the_picture(tmp_path, figures):
 
 
 @pytest.mark.filterwarnings("error")
-def test_runs_that_have_barely_begun_are_drawn_too(tmp_path):
+def test_runs_that_have_just_started_are_drawn_too(tmp_path):
     bad = {"step": 1, "kind": "train", "loss": None, "lr": 0.1, "tokens": 8, "tokens_per_s": 2.0, "mfu": None}
     for rows in ([{"step": 0, "kind": "val", "loss": 11.0, "tokens": 9}], [], [bad]):
         _picture(plot_runs([_write(tmp_path, rows)], tmp_path / "out.png"))

@@ -69,10 +69,10 @@ def test_greedy_text_is_transformers(tmp_path):
 def test_an_answer_ends_before_the_end_of_text():
     model = _model()
     tokenizer = SimpleNamespace(eot=None, vocab_size=90, decode=list)
-    whole = greedy_answer(model, tokenizer, [1, 2, 3], 12)
-    assert len(whole) == 12
-    tokenizer.eot = whole[5]
-    assert greedy_answer(model, tokenizer, [1, 2, 3], 12) == whole[: whole.index(tokenizer.eot)]
+    unstopped = greedy_answer(model, tokenizer, [1, 2, 3], 12)
+    assert len(unstopped) == 12
+    tokenizer.eot = unstopped[5]
+    assert greedy_answer(model, tokenizer, [1, 2, 3], 12) == unstopped[: unstopped.index(tokenizer.eot)]
 
 
 # --- which token is chosen --------------------------------------------------------------------------------------------

@@ -42,9 +42,9 @@ def last_step(evaluator: FinetuneEvaluator, first: int = 0) -> int | None:
 @pytest.mark.parametrize(
     ("losses", "patience", "expected"),
     [
-        ([5, 4, 4.5, 4.1, 1], 2, 6),  # 4.5 and 4.1 are no better than 4
+        ([5, 4, 4.5, 4.1, 1], 2, 6),  # neither 4.5 nor 4.1 is better than 4
         ([5, 4, 4.5, 3.9, 4, 4], 2, 10),  # the count restarts at 3.9
-        ([5, 5, 5, 1], 2, 4),  # as good is no better
+        ([5, 5, 5, 1], 2, 4),  # equal is not better
         ([5, 6, 1], 1, 2),
         ([5, 4, 3, 2, 1, 2, 1, 0.9, 0.8, 0.7, 0.6], 3, None),
         ([5] * 11, 0, None),

@@ -1,4 +1,4 @@
-"""What a pretraining run checks before it evaluates; whole runs are in tests/train/test_train_gpt2.py."""
+"""What a pretraining run checks before it evaluates; complete runs are in tests/train/test_train_gpt2.py."""
 
 from pathlib import Path
 

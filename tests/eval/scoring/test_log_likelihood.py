@@ -77,9 +77,9 @@ def test_each_log_likelihood_is_transformers_computed_alone(pair):
     requests = _requests(25, theirs.config.vocab_size, theirs.config.n_positions + 10)
     assert any(request.longest() - 1 > theirs.config.n_positions for request in requests)  # some are truncated
     context = [1, 2, 3]
-    said = theirs.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False, pad_token_id=0)[0, 3:].tolist()
-    wrong_end = [*said[:3], (said[3] + 1) % theirs.config.vocab_size]
-    requests.append(Request(context, [said, wrong_end, said[:1]], [1, 1, 1], 0))
+    greedy = theirs.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False, pad_token_id=0)[0, 3:].tolist()
+    wrong_end = [*greedy[:3], (greedy[3] + 1) % theirs.config.vocab_size]
+    requests.append(Request(context, [greedy, wrong_end, greedy[:1]], [1, 1, 1], 0))
     scores = score_requests(ours, requests, CPU)
     for index, request in enumerate(requests):
         for ending, score in zip(request.continuations, scores[index], strict=True):

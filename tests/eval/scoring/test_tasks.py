@@ -138,14 +138,14 @@ def test_real_cleaned_tasks_keep_their_text(real_data):
         query, choices = harness_prompt(task)
         assert (clean(query), [clean(choice) for choice in choices]) == (query, choices)
         capitalized += task.ctx not in query
-    # ActivityNet's 3,243 tasks end in a begun sentence, a few with a digit or a quote; WikiHow's are unchanged.
+    # ActivityNet's 3,243 tasks end in an unfinished sentence, a few with a digit or a quote; WikiHow's are unchanged.
     assert 3230 < capitalized < 3260
 
 
 # --- HellaSwag: the tokens --------------------------------------------------------------------------------------------
 
 
-def test_plain_request_encodes_context_and_endings_by_themselves():
+def test_plain_request_encodes_context_and_endings_separately():
     tokenizer = GPT2Tokenizer()
     request = hellaswag_request(_task(), tokenizer, "plain")
     assert tokenizer.decode(request.context) == ROW["ctx"]
@@ -185,6 +185,6 @@ def test_real_lambada(real_data):
     assert not any(passage.endswith(" ") for passage in passages)
 
 
-def test_truncated_counts_what_a_model_cannot_see_whole():
+def test_truncated_counts_requests_longer_than_the_block_size():
     fits, too_long = Request([1] * 5, [[2] * 4, [2]], [1, 1], 0), Request([1] * 6, [[2], [2] * 4], [1, 1], 0)
     assert truncated([fits, too_long, fits], 8) == 1  # the last token is a target only

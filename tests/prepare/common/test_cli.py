@@ -44,7 +44,7 @@ def test_under_torchrun_only_rank_0_says_error() -> None:
     assert (result.returncode, result.stderr) == (1, "rank 3: no\n")
 
 
-def test_a_mistake_is_one_write_and_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_one_write_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

@@ -78,9 +78,9 @@ def test_the_loss_mask_covers_each_answer_of_a_conversation(tmp_path: Path) -> N
 
 def test_too_long_a_prompt_loses_its_beginning_and_too_long_an_answer_its_end() -> None:
     messages = [("user", "word " * 50 + "last"), ("assistant", "an answer of some tokens")]
-    whole, _, _ = encode_conversation(messages, TOKENIZER, TEMPLATE, 1000)
+    complete, _, _ = encode_conversation(messages, TOKENIZER, TEMPLATE, 1000)
     tokens, loss_mask, cut = encode_conversation(messages, TOKENIZER, TEMPLATE, 20)
-    assert (tokens, cut) == (whole[-20:], "prompt")
+    assert (tokens, cut) == (complete[-20:], "prompt")
     assert trained_text(tokens, loss_mask) == "an answer of some tokens<|endoftext|>"
     tokens, loss_mask, cut = encode_conversation(messages, TOKENIZER, TEMPLATE, 7)
     assert (len(tokens), cut) == (7, "answer")

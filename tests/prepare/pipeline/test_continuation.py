@@ -13,7 +13,7 @@ from tests.helpers.documents import shard_of
 
 
 @pytest.mark.parametrize("level", ["bpe", "char"])
-def test_tasks_out_of_plays(tmp_path: Path, level: str) -> None:
+def test_tasks_from_plays(tmp_path: Path, level: str) -> None:
     plays = [read_play(name) for name in HELD_OUT]
     tokenizer = GPT2Tokenizer() if level == "bpe" else CharTokenizer("".join(plays))
     shard = shard_of(tmp_path / "data", plays, tokenizer)
@@ -38,7 +38,7 @@ def test_tasks_out_of_plays(tmp_path: Path, level: str) -> None:
     assert ends.count("") > 140, "most endings run to the end of a line"
 
 
-def test_tasks_out_of_long_lines(tmp_path: Path) -> None:
+def test_tasks_from_long_lines(tmp_path: Path) -> None:
     words = [f"w{number}" for number in range(4000)]
     documents = [" ".join(words[start : start + 500]) for start in range(0, 4000, 500)]
     tasks = make_tasks([shard_of(tmp_path / "data", documents, GPT2Tokenizer())], 50, 0)
@@ -51,7 +51,7 @@ def test_tasks_out_of_long_lines(tmp_path: Path) -> None:
         assert len(true) == 14
 
 
-def test_a_refrain_is_no_wrong_ending_of_its_own(tmp_path: Path) -> None:
+def test_a_refrain_is_not_a_wrong_ending(tmp_path: Path) -> None:
     lines = [" ".join(f"w{line if line % 5 else 0}x{word}" for word in range(14)) for line in range(200)]
     tasks = make_tasks([shard_of(tmp_path / "data", ["\n".join(lines)], GPT2Tokenizer())], 100, 0)
     assert sum(task["endings"][task["label"]].startswith("w0x4 ") for task in tasks) > 3

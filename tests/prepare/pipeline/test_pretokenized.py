@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_what_is_there_and_right_stays(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_correct_shards_are_kept(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.adopt(monkeypatch, tmp_path)
     repo, two = publish(hub, "finewebedu10B"), tmp_path / "two"
     shards = sorted(path.name for path in repo.iterdir())

@@ -57,10 +57,10 @@ def test_another_column_and_nulls(path):
 def test_small_batches_hold_the_same(path, monkeypatch):
     texts = [f"document {i} " * (i % 50) for i in range(3000)]
     write_documents(path, [{"text": text} for text in texts])
-    whole = read(path)
+    content = read(path)
     monkeypatch.setattr(readers, "BATCH_BYTES", 5000)
     assert len(list(read_documents(path, "text"))) > 50
-    assert read(path) == whole == (texts, 0)
+    assert read(path) == content == (texts, 0)
 
 
 def test_a_missing_column_is_named_before_and_while_reading(path):
@@ -77,8 +77,8 @@ def test_truncated_or_corrupt_files_are_named(path):
     if path.suffix == ".csv":
         return  # any text will do
     write_documents(path, [{"text": f"some text {i * i}"} for i in range(20_000)])
-    whole = path.read_bytes()
-    for corrupt in (whole[: len(whole) // 2], whole[:-3], b"not this kind of file, surely"):
+    content = path.read_bytes()
+    for corrupt in (content[: len(content) // 2], content[:-3], b"not this kind of file, surely"):
         path.write_bytes(corrupt)
         with pytest.raises(UserError, match=str(path)):
             read(path)

@@ -61,7 +61,7 @@ def test_writer_cuts_a_stream_however_it_arrives(tmp_path, shard_tokens, togethe
     assert sorted(tmp_path.iterdir()) == paths
 
 
-def test_only_the_very_first_shard_is_held_out_unless_told():
+def test_only_the_very_first_shard_is_held_out_unless_a_split_is_given():
     names = [shard_name("x", file, part) for file, part in ((0, 0), (0, 1), (1, 0), (12, 999), (1234, 5))]
     expected = ["x_val_000000", "x_train_000001", "x_train_001000", "x_train_012999", "x_train_1234005"]
     assert names == [f"{name}.bin" for name in expected]

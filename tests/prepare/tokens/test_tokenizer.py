@@ -138,7 +138,7 @@ def test_characters():
         CharTokenizer("")
 
 
-def test_load_tokenizer_gives_back_what_was_described():
+def test_load_tokenizer_restores_what_was_described():
     assert load_tokenizer(None).name == "gpt2"
     for tokenizer in (GPT2Tokenizer(), CharTokenizer("hello\n")):
         again = load_tokenizer(tokenizer.describe())
