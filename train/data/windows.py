@@ -242,11 +242,12 @@ def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
             f"{one} was made with the {a['name']} vocabulary of {a['vocab_size']} ids, {other} with another, "
             f"{b['name']} with {b['vocab_size']}: prepare them with the same"
         )
-    for folder, tokenizer in found.values():
-        if tokenizer["vocab_size"] > vocab_size:
-            raise UserError(
-                f"{folder} was made with the {tokenizer['name']} tokenizer of {tokenizer['vocab_size']} ids, but "
-                f"model.vocab_size is {vocab_size}: set it to {tokenizer['vocab_size']}, or prepare other data"
-            )
-        return tokenizer
-    return None
+    if not found:
+        return None
+    [(folder, tokenizer)] = found.values()
+    if tokenizer["vocab_size"] > vocab_size:
+        raise UserError(
+            f"{folder} was made with the {tokenizer['name']} tokenizer of {tokenizer['vocab_size']} ids, but "
+            f"model.vocab_size is {vocab_size}: set it to {tokenizer['vocab_size']}, or prepare other data"
+        )
+    return tokenizer

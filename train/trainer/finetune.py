@@ -33,8 +33,8 @@ def data_identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> 
         raise UserError(f"data.train {path} cannot be read ({failure.strerror}): name a file of examples") from None
     shares = {"val_share": config.data.val_share, "test_share": config.data.test_share, "seed": config.train.seed}
     vocabulary = base.tokenizer.describe()["sha256"]
-    cut = {"block_size": base.model.config.block_size, "tokenizer": vocabulary}
-    return {"file": path.name, "sha256": digest, **shares, **cut, **options}
+    encoding = {"block_size": base.model.config.block_size, "tokenizer": vocabulary}
+    return {"file": path.name, "sha256": digest, **shares, **encoding, **options}
 
 
 def run_identity(config: FinetuneConfig, base: LoadedModel, splits: dict[str, Examples]) -> dict[str, Any]:
