@@ -165,7 +165,9 @@ def read_errors(path: Path | RemoteFile | str) -> Iterator[None]:
             remedy = "check the address, the network and the credentials"
         elif isinstance(failure, (OSError, EOFError, lzma.LZMAError, pa.ArrowException)):
             missing = isinstance(failure, FileNotFoundError)
-            remedy = "name a file that is there" if missing else "fix it, or download it again if it is corrupt or truncated"
+            remedy = (
+                "name a file that is there" if missing else "fix it, or fetch it again if it is corrupt or truncated"
+            )
         else:
             raise
         raise UserError(f"cannot read {path} ({failure}): {remedy}") from failure
