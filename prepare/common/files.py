@@ -127,13 +127,13 @@ class FileLock:
 
 
 def check_content(path: Any) -> None:
-    """UserError, with the remedy, for a file that is something else than its name says."""
+    """UserError, with the remedy, for a file that is not what its name says."""
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         raise UserError(f"{path} is a Git LFS pointer, not the file itself: git lfs pull, or download the file")
     if head.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise UserError(f"{path} is a web page: look into it for the reason, and download the file again")
+        raise UserError(f"{path} is a web page: it may say why; download the file again")
     for start, suffix in PACKED.items():
         if head.startswith(start) and not path.name.endswith(suffix):
             raise UserError(f"{path} holds what a {suffix} file holds: unpack it, or give it that suffix")
@@ -157,7 +157,7 @@ def decode_pieces(file: BinaryIO, path: object, encoding: str | None = None) -> 
     codec = encodings.search_function(name.lower())  # codecs.lookup asks packages too, of which some take any name
     if not codec or not codec.incrementaldecoder:
         raise ArgumentError(f"encoding {name!r} is unknown: give utf-16, gb18030, cp1252, shift_jis ...")
-    if codec.name in ("utf-16", "utf-32"):  # which insist on a mark
+    if codec.name in ("utf-16", "utf-32"):  # which require a mark
         codec = encodings.search_function(codec.name + "-le") or codec
     decoder = codec.incrementaldecoder()
     data, end = read[len(mark) :], len(read)  # end: of what is read, in the file
@@ -238,7 +238,7 @@ def parse_json_lines(pieces: Iterable[str], path: object) -> Iterator[tuple[str,
 def parse_csv(pieces: Iterable[str], path: object) -> Iterator[tuple[str, dict]]:
     """The place (file:line) of each row of a .csv, and its values by the names in the first line. Commas, semicolons or
     tabs separate them: what the first line has most of."""
-    csv.field_size_limit(sys.maxsize)  # else 131,072 characters
+    csv.field_size_limit(sys.maxsize)  # by default 131,072 characters
     lines = (f"{line}\n" for line in split_pieces(pieces, "\n"))
     first = next(lines, "")
     rows = csv.reader(chain([first], lines), delimiter=max(",;\t", key=first.count), strict=True)

@@ -64,7 +64,7 @@ def read_instructions(path: Path, encoding: str | None = None) -> tuple[list[lis
     Raises:
         UserError: names the file, the line or the entry, and what is wrong.
     """
-    from prepare.sources.readers import read_records  # takes a moment, which opening a model need not wait for
+    from prepare.sources.readers import read_records  # slow to import, and not needed to open a model
 
     conversations = [_conversation(place, entry) for place, entry in read_records(path, encoding)]
     complete = [messages for messages in conversations if all(content.strip() for _, content in messages)]

@@ -42,7 +42,7 @@ def write(
     """Write the checkpoint of `step` finished steps; it becomes visible by one rename, when it is complete and on disk.
 
     Args:
-        weights, train_state: tensors on the CPU, which must not change meanwhile.
+        weights, train_state: tensors on the CPU, which must not change until this returns.
         meta: JSON-serializable: `model`, `tokenizer`, and the run's identity (see Trainer).
 
     Raises:
