@@ -482,7 +482,7 @@ def corrupt_token(folder: Path, offset: int, value: int) -> Path:
     [
         ("missing glob", 1, "no token shards match"),
         ("empty folder", 1, "no token shards match"),
-        ("magic", 1, "tiny_train_000002.bin starts with 7, not with the magic number 20240520"),
+        ("magic", 1, "starts with [7, 1], not with a shard's magic number 20240520"),
         ("length", 1, "tiny_train_000002.bin holds 11,024 bytes where its header says 4,999 tokens"),
         ("cut", 1, "tiny_train_000002.bin holds 1,500 bytes where its header says 5,000 tokens"),
         ("token", 1, "holds token 64, but model.vocab_size is 64"),
