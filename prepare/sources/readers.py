@@ -1,8 +1,8 @@
 """Read documents from files, a batch at a time.
 
     .parquet, .arrow                 tables; .arrow as datasets.save_to_disk writes it
-    .jsonl, .ndjson, .json           an object a line, or one array of objects, which is read whole
-    .csv                             names of columns in the first line; separated by commas, semicolons or tabs
+    .jsonl, .ndjson, .json           an object a line, or one array of objects, which is read at once
+    .csv                             column names in the first line; separated by commas, semicolons or tabs
     .txt                             one document, or with a separator those between separators
     .gz, .zst, .bz2, .xz after them  compressed; not after tables
 
@@ -165,9 +165,7 @@ def read_errors(path: Path | RemoteFile | str) -> Iterator[None]:
             remedy = "check the address, the network and the credentials"
         elif isinstance(failure, (OSError, EOFError, lzma.LZMAError, pa.ArrowException)):
             missing = isinstance(failure, FileNotFoundError)
-            remedy = (
-                "name a file that is there" if missing else "fix it, or fetch it again if it is corrupt or truncated"
-            )
+            remedy = "name a file that is there" if missing else "fix it, or fetch it again if it is corrupt"
         else:
             raise
         raise UserError(f"cannot read {path} ({failure}): {remedy}") from failure
