@@ -55,11 +55,11 @@ def main(argv: list[str] | None = None) -> None:
         )
     if world.is_main:
         table = render_table(loaded.name, results)
-        print(table)
         datasets = {name: {k: v for k, v in scores.items() if k != "examples"} for name, scores in results.items()}
         facts = {"model": loaded.name, "step": loaded.step, "sets": datasets, "rows": table_rows(results)}
         atomic_write_json(args.output / "report.json", facts)
         atomic_write_text(args.output / "report.txt", table)
+        print(table)
         print(f"{args.output}/report.txt report.json")
 
 

@@ -122,4 +122,4 @@ def label_weights(kind: str, train: Examples, labels: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, unattended=True)

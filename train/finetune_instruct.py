@@ -111,4 +111,4 @@ def make_examples(config: InstructConfig, base: LoadedModel) -> tuple[dict[str, 
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, unattended=True)

@@ -96,4 +96,4 @@ def print_summary(trainer: Trainer) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, unattended=True)

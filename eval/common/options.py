@@ -45,12 +45,13 @@ def output_file(text: str) -> Path:
 def report_scores(
     loaded: LoadedModel, lines: Mapping[str, str], output: Path | None = None, data: Path | None = None, **scores: Any
 ) -> None:
-    """Print labelled lines, leaving out empty ones, and write the scores to `output` as JSON."""
+    """Write the scores to `output` as JSON, and print labelled lines, leaving out empty ones."""
+    if output:
+        about = {"model": loaded.name, "step": loaded.step, "data": str(data)}
+        atomic_write_json(output, about | scores)
     lines = {"model": loaded.name} | {label: text for label, text in lines.items() if text}
     width = max(map(len, lines)) + 2
     for label, text in lines.items():
         print(f"{label + ':':<{width}}{text}")
     if output:
-        about = {"model": loaded.name, "step": loaded.step, "data": str(data)}
-        atomic_write_json(output, about | scores)
         print(f"{'written:':<{width}}{output}")

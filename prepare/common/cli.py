@@ -3,12 +3,14 @@
 import argparse
 import atexit
 import errno
+import fcntl
+import io
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data"
@@ -84,8 +86,15 @@ def nonempty_path(text: str) -> Path:
     return Path(nonempty(text))
 
 
-def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a command's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments)."""
+def run_script(main: Callable[[], None], unattended: bool = False) -> NoReturn:
+    """Run a command's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments).
+
+    Args:
+        unattended: whether the command runs on though nobody reads its standard output any more (a full disk, a closed
+            pipe), as training, whose results are files. A closed terminal and a broken standard error end no command.
+    """
+    _prepare_console(unattended)
+    fcntl.flock = _flock  # ty: ignore[invalid-assignment]
     try:
         main()
         sys.stdout.flush()
@@ -107,6 +116,50 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         where = f" ({failure.filename})" if failure.filename else ""
         _fail(f"{failure.strerror}{where}: free space or choose another folder, then run the same command again", 1)
     raise SystemExit(0)
+
+
+class _Console:
+    """A text stream that loses what cannot be written, except for the errors `raised`."""
+
+    def __init__(self, stream: Any, raised: tuple[int, ...] = ()) -> None:
+        self.stream, self.raised = stream, raised
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self._attempt(self.stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, work: Callable, *arguments: str) -> Any:
+        try:
+            return work(*arguments)
+        except OSError as failure:
+            if failure.errno in self.raised:
+                raise
+
+
+def _prepare_console(unattended: bool) -> None:
+    """Make each print safe: a character that the console's encoding lacks is escaped, and a stream may break."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+    if sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__:  # not in a test that captures them
+        sys.stderr = _Console(sys.stderr)
+        sys.stdout = _Console(sys.stdout, () if unattended else (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def _flock(file: Any, operation: int, flock: Callable = fcntl.flock) -> None:
+    """fcntl.flock with ENOSYS for each error of a file system without locks: only then the libraries' filelock, under
+    every download from the hub, does without. Lustre and NFS say ENOLCK, EOPNOTSUPP, or Linux's ENOTSUPP, 524."""
+    try:
+        flock(file, operation)
+    except OSError as failure:
+        if failure.errno in (errno.ENOLCK, errno.EOPNOTSUPP, 524):
+            failure.errno = errno.ENOSYS
+        raise
 
 
 def _leave() -> NoReturn:
