@@ -3,11 +3,12 @@
 import io
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from prepare.common.cli import ArgumentError, Parser, UserError, run_script
-from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 
 FAIL = "import sys\nfrom prepare.common.cli import *\ndef main(): {}\nrun_script(main)"
 
@@ -63,6 +64,27 @@ def test_a_mistake_is_one_write_of_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(SystemExit):
             run_script(fail)
         assert writes == printed
+
+
+def test_a_console_without_a_character_prints_its_escape() -> None:
+    script = FAIL.format(r"print('caf\xe9 \u2603', input()); print('\u2603', file=sys.stderr)")
+    result = run_command(
+        "sh", "-c", 'printf "\\377\\n" | "$0" -c "$1"', sys.executable, script, PYTHONIOENCODING="ascii"
+    )
+    assert (result.returncode, result.stderr) == (0, "\\u2603\n")
+    assert result.stdout.startswith("caf\\xe9 \\u2603 ")
+
+
+@pytest.mark.parametrize(
+    ("unattended", "streams", "status"),
+    [(True, "> /dev/full 2> /dev/full", 0), (False, "2> /dev/full", 0), (False, "> /dev/full", 1)],
+)
+def test_what_cannot_be_printed_ends_no_training(tmp_path: Path, unattended: bool, streams: str, status: int) -> None:
+    body = "[print(i, flush=True, file=file) for i in range(9) for file in (sys.stderr, sys.stdout)]; open('end', 'w')"
+    script = FAIL.format(body).replace("(main)", f"(main, unattended={unattended})")
+    command = f'cd {tmp_path} && PYTHONPATH={ROOT} "$0" -c "$1" {streams}'
+    result = run_command("sh", "-c", command, sys.executable, script)
+    assert (result.returncode, (tmp_path / "end").exists()) == (status, status == 0), result
 
 
 def test_output_into_a_closed_pipe_is_no_traceback() -> None:
