@@ -169,18 +169,18 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
     """A checkpoint's meta.json, after the checksums of it and of these files have been verified.
 
     Raises:
-        CorruptCheckpoint: a file is missing, changed, or a link out of the checkpoint.
-        UserError: a file may not be read.
+        CorruptCheckpoint: a file is missing or changed.
+        UserError: a file may not be read, or is a link (as in a hub's cache) that leads nowhere.
     """
 
-    def inside(name: str) -> Path:
-        path = checkpoint / name
-        if path.resolve().parent != checkpoint.resolve():
-            raise ValueError(f"it is a link to {path.resolve()}, outside the checkpoint")
-        return path
+    def existing(name: str) -> Path:
+        for path in (checkpoint, checkpoint / name):
+            if path.is_symlink() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path} is a link to {path.readlink()}, which is not a file here: restore it")
+        return checkpoint / name
 
     try:
-        meta = json.loads(inside(META).read_bytes())
+        meta = json.loads(existing(META).read_bytes())
         if not isinstance(meta, dict) or not {"step", "model", "tokenizer", "sha256"} <= meta.keys():
             raise ValueError("it lacks step, model, tokenizer or sha256")
         if meta["sha256"].get(META) != _meta_sha256(meta):
@@ -189,7 +189,7 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
         raise corruption_error(checkpoint / META, failure) from None
     for name in files:
         try:
-            if file_sha256(inside(name)) != meta["sha256"].get(name):
+            if file_sha256(existing(name)) != meta["sha256"].get(name):
                 raise ValueError(f"checksum mismatch with {META}")
         except (OSError, ValueError) as failure:
             raise corruption_error(checkpoint / name, failure) from None

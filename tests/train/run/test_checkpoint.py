@@ -209,17 +209,21 @@ def test_opening_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert proof.exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "meta.json"])
-def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path: Path, name: str) -> None:
+def test_links_to_files_are_followed_and_one_that_leads_nowhere_renames_nothing(tmp_path: Path) -> None:
+    """As in a cache of the hub, or where a run was moved to another disk."""
     save(tmp_path, 5)
-    file, outside = tmp_path / "checkpoints" / "step_00000005" / name, tmp_path / "outside"
-    file.rename(outside)
-    file.symlink_to(outside)
-    with pytest.raises(UserError, match="none of the 1 checkpoints"):
-        resume(tmp_path, *trained(), FACTS)
-    with pytest.raises(UserError, match=f"{name} is corrupt .it is a link to {outside}, outside the checkpoint"):
-        checkpoint.read_meta(file.parent)
+    folder, blobs = tmp_path / "checkpoints" / "step_00000005", tmp_path / "blobs"
+    blobs.mkdir()
+    for file in list(folder.iterdir()):
+        file.rename(blobs / file.name)
+        file.symlink_to(Path("..", "..", "blobs", file.name))
+    assert resume(tmp_path, *trained(), FACTS).step == load_model(str(folder)).step == 5
     link = tmp_path / "link"
-    link.symlink_to(tmp_path / "checkpoints")  # the folder itself may be anywhere
-    outside.rename(file)
+    link.symlink_to(tmp_path / "checkpoints")
     assert checkpoint.read_meta(link / "step_00000005")["step"] == 5
+    for target in (blobs / "train_state.pt", blobs):
+        target.rename(tmp_path / "unmounted")
+        with pytest.raises(UserError, match=r"is a link to .*blobs.*not a file here") as failure:
+            resume(tmp_path, *trained(), FACTS)
+        assert not isinstance(failure.value, checkpoint.CorruptCheckpoint)
+        (tmp_path / "unmounted").rename(target)
