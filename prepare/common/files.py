@@ -135,7 +135,7 @@ def check_content(path: Any) -> None:
     if head.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{path} is a web page: it may say why; download the file again")
     for start, suffix in PACKED.items():
-        if head.startswith(start) and not path.name.endswith(suffix):
+        if head.startswith(start) and not path.name.endswith((suffix, ".pt")):  # torch.save writes a .zip
             raise UserError(f"{path} holds what a {suffix} file holds: unpack it, or give it that suffix")
 
 

@@ -1,12 +1,15 @@
-"""manifest.json of a folder of shards: its inputs, its tokenizer, its options, library versions, and checksums."""
+"""manifest.json of a folder of shards: its inputs, tokenizer, options, library versions, checksums; and meta.pkl."""
 
 import importlib.metadata
 import json
+import pickle
 import platform
 from pathlib import Path
+from typing import NoReturn
 
-from prepare.common.cli import UserError
+from prepare.common.cli import UserError, first_line, write_line
 from prepare.common.files import atomic_write_json
+from prepare.tokens.tokenizer import CharTokenizer
 
 MANIFEST = "manifest.json"
 
@@ -54,3 +57,28 @@ def read_manifest(folder: Path | str) -> dict | None:
         if key not in manifest:
             raise UserError(f"{path} lacks {key}: {remedy}")
     return manifest
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads containers, strings and numbers, and nothing that would run code."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+
+def read_meta_pkl(folder: Path) -> dict | None:
+    """The describe() of the character vocabulary in a folder's meta.pkl, which nanoGPT writes beside train.bin; None
+    where there is none, and, with a warning, if it holds something else."""
+    path = folder / "meta.pkl"
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            ids = _PlainUnpickler(file).load()["stoi"]
+        tokenizer = CharTokenizer("".join(ids))
+        if ids != {character: number for number, character in enumerate(tokenizer.characters)}:
+            raise ValueError("its ids are not those of sorted characters")
+    except Exception as failure:  # whatever a pickle leads to
+        write_line(f"warning: {path} is not read ({first_line(failure)}): what text the ids stand for is not known")
+        return None
+    return tokenizer.describe()

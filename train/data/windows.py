@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from prepare.common.cli import UserError
-from prepare.tokens.manifest import read_manifest
+from prepare.tokens.manifest import read_manifest, read_meta_pkl
 from prepare.tokens.shards import open_shard
 
 
@@ -227,15 +227,16 @@ def validation_batches(
 
 
 def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
-    """The tokenizer that the manifests of these shards describe; None where there is no manifest.
+    """The tokenizer that the manifests of these shards describe, or nanoGPT's meta.pkl; None where there is neither.
 
     Raises:
         UserError: the manifests disagree, or the tokenizer has more ids than vocab_size.
     """
     found: dict[str, tuple[Path, dict]] = {}
     for folder in sorted({path.parent for path in paths}):
-        if manifest := read_manifest(folder):
-            found.setdefault(manifest["tokenizer"]["sha256"], (folder, manifest["tokenizer"]))
+        manifest = read_manifest(folder)
+        if tokenizer := manifest["tokenizer"] if manifest else read_meta_pkl(folder):
+            found.setdefault(tokenizer["sha256"], (folder, tokenizer))
     if len(found) > 1:
         (one, a), (other, b), *_ = found.values()
         raise UserError(

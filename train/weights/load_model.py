@@ -1,4 +1,4 @@
-"""Open what --model names everywhere: a run, a checkpoint, a Hugging Face directory or a hub name."""
+"""Open what --model names everywhere: a run, a checkpoint, nanoGPT's too, a Hugging Face directory or a hub name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +17,9 @@ from train.model.lora import merge_lora
 from train.run.checkpoint import META, WEIGHTS, latest_checkpoint, latest_valid_checkpoint, read_meta, read_weights
 from train.run.resume import differences, shape_of
 from train.weights.huggingface import HUB_NAME, download_hf, is_hf_folder, load_hf
+from train.weights.nanogpt import load_nanogpt
+
+NANOGPT = "ckpt.pt"  # in nanoGPT's out_dir
 
 
 @dataclass
@@ -38,7 +41,8 @@ class LoadedModel:
         if self.known_tokenizer is None:
             raise UserError(
                 f"{self.name} has no tokenizer, since its data had no manifest.json: it can be resumed, exported and "
-                "evaluated on shards; for text, prepare its data with prepare/ and train again"
+                "evaluated on shards; for text, prepare its data with prepare/ and train again (of nanoGPT: put "
+                "meta.pkl beside ckpt.pt)"
             )
         return self.known_tokenizer
 
@@ -46,7 +50,8 @@ class LoadedModel:
 def load_model(
     spec: str | None, device: torch.device | str = "cpu", option: str = "--model", classifier: bool | None = False
 ) -> LoadedModel:
-    """Open what `--model` names: a run directory, a checkpoint, a Hugging Face directory or a hub name.
+    """Open what `--model` names: a run directory, a checkpoint (nanoGPT's .pt too), a Hugging Face directory or
+    a hub name.
 
     Args:
         spec: None takes the newest run under runs/.
@@ -67,10 +72,14 @@ def load_model(
         loaded = load_checkpoint(path, read_meta(path, [WEIGHTS]))
     elif is_hf_folder(path):
         loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name)
+    elif path.suffix == ".pt" or (path / NANOGPT).is_file():
+        file = path if path.suffix == ".pt" else path / NANOGPT
+        model, tokenizer, step = load_nanogpt(file)
+        loaded = LoadedModel(model, tokenizer, f"{file.resolve().parent.name}/{file.name}", step)
     elif path.exists():
         raise UserError(
-            f"{option} {path}: neither a run (checkpoints/), nor a checkpoint (meta.json), nor a Hugging Face "
-            "directory (config.json)"
+            f"{option} {path}: neither a run (checkpoints/), nor a checkpoint (meta.json, or nanoGPT's .pt), "
+            "nor a Hugging Face directory (config.json)"
         )
     elif HUB_NAME.fullmatch(str(spec)):
         loaded = LoadedModel(load_hf(download_hf(str(spec), option)), load_tokenizer(None), str(spec))
