@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -153,6 +154,36 @@ def test_a_stopped_run_has_saved_exits_0_and_resumes(data: Path, tmp_path: Path,
     assert (run / "DONE").exists()
     assert losses(run) == losses(reference)
     assert_same_weights(run, reference)
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
+def test_a_closed_terminal_ends_the_run_saved_unless_nohup_ignores_it(
+    data: Path, tmp_path: Path, ignored: bool
+) -> None:
+    """torchrun on a terminal that goes away: it hands the SIGHUP on, unless told not to; what is printed is EIO."""
+    run, terminal = tmp_path / "run", pty.fork()
+    if not terminal[0]:
+        os.environ.update(ONE_THREAD)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        kept = ["--signals-to-handle=SIGINT,SIGTERM"] if ignored else []
+        words = [
+            "-m",
+            "torch.distributed.run",
+            *kept,
+            "--standalone",
+            "--nproc_per_node=2",
+            str(SCRIPT),
+            *settings(data, run, log__every=1),
+        ]
+        os.execv(sys.executable, [sys.executable, *words])
+    child, master = terminal
+    while b"step  5/20" not in os.read(master, 1 << 16):
+        pass
+    os.close(master)
+    os.waitpid(child, 0)
+    assert (run / "DONE").exists() == ignored
+    last = int(next((run / "checkpoints").iterdir()).name.removeprefix("step_"))
+    assert last == 20 if ignored else "SIGHUP" in rows(run, "event")[-1]["event"] and 5 <= last < 20
 
 
 def test_a_stop_during_an_evaluation_does_not_wait_for_its_end(data: Path, tmp_path: Path) -> None:
