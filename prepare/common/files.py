@@ -4,6 +4,7 @@ import codecs
 import csv
 import encodings
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -126,6 +127,15 @@ class FileLock:
         self.release()
 
 
+def find_paths(pattern: str | Path) -> list[Path]:
+    """The paths that match a glob, sorted as strings. Its first folders, as far as they exist under those names, are no
+    patterns: there may be a [ in them."""
+    path = Path(pattern)
+    exact = next((folder for folder in (path, *path.parents) if folder.exists()), Path())
+    escaped = Path(glob.escape(str(exact)), path.relative_to(exact))
+    return [Path(name) for name in sorted(glob.glob(str(escaped), recursive=True))]  # noqa: PTH207
+
+
 def check_content(path: Any) -> None:
     """UserError, with the remedy, for a file that is not what its name says."""
     with path.open("rb") as file:
@@ -135,7 +145,7 @@ def check_content(path: Any) -> None:
     if head.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{path} is a web page: it may say why; download the file again")
     for start, suffix in PACKED.items():
-        if head.startswith(start) and not path.name.endswith((suffix, ".pt")):  # torch.save writes a .zip
+        if head.startswith(start) and not path.name.endswith((suffix, ".pt", ".bin")):  # torch.save writes a .zip
             raise UserError(f"{path} holds what a {suffix} file holds: unpack it, or give it that suffix")
 
 

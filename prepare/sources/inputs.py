@@ -3,17 +3,21 @@
 import glob
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import fsspec
 
-from prepare.common.cli import UserError
+from prepare.common.cli import UserError, write_line
+from prepare.common.files import find_paths
 from prepare.sources.hub import fetch_hub_file
 from prepare.sources.readers import KNOWN, SUFFIXES, Batch, RemoteFile, read_documents, read_errors
 
 FINGERPRINT_BYTES = 1 << 16
+# files of a data set's folder that hold no documents, though their suffixes are known
+NOT_DATA = re.compile(r"(?i)(licen[cs]e|readme)\b.*\.txt|(dataset_infos?|dataset_dict|state)\.json|cache-\w+\.arrow")
 
 
 class Source:
@@ -112,16 +116,25 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
 
 
 def _find_local(pattern: str) -> list[Path | RemoteFile]:
-    names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-    return list(dict.fromkeys(path for name in names for path in _files(Path(name))))  # ** finds some twice
+    return list(dict.fromkeys(path for found in find_paths(pattern) for path in _files(found)))  # ** finds some twice
 
 
 def _files(path: Path) -> list[Path]:
     """The path itself, or the known files in a folder (a corpus, or out.parquet of Spark and Dask), sorted."""
     if not path.is_dir():
         return [path]
-    inside = map(Path, glob.glob(f"{glob.escape(str(path))}/**", recursive=True))  # noqa: PTH207  it follows links
-    return sorted(file for file in inside if file.name.endswith(SUFFIXES) and file.is_file())
+    inside = glob.glob(f"{glob.escape(str(path))}/**", recursive=True)  # noqa: PTH207  it follows links
+    return sorted(map(Path, _known_files(path, (name for name in inside if Path(name).is_file()))))
+
+
+def _known_files(folder: Path | str, names: Iterable[str]) -> set[str]:
+    """The files of a folder that are read; a line says which are passed over."""
+    names = set(names)
+    known = {name for name in names if name.endswith(SUFFIXES) and not NOT_DATA.fullmatch(PurePath(name).name)}
+    if passed := sorted(PurePath(name).name for name in names - known):
+        some = ", ".join(passed[:5]) + (" ..." if len(passed) > 5 else "")
+        write_line(f"{folder}: {len(known):,} files are read, {len(passed):,} are passed over: {some}")
+    return known
 
 
 def _find_remote(pattern: str) -> list[Path | RemoteFile]:
@@ -134,7 +147,7 @@ def _find_remote(pattern: str) -> list[Path | RemoteFile]:
         for match, facts in system.glob(path, detail=True).items():
             if facts["type"] == "directory":
                 inside = [name for name in system.find(match) if "/." not in name.removeprefix(match)]
-                found |= {name for name in inside if name.endswith(SUFFIXES)}
+                found |= _known_files(system.unstrip_protocol(match), inside)
             else:
                 found.add(match)
         return [RemoteFile(system.unstrip_protocol(name)) for name in sorted(found)]

@@ -5,7 +5,6 @@ tokens as little-endian uint16. FFF numbers the input file, PPP the part of it. 
 (data_common.py) and modded-nanogpt. manifest.json in the same folder records their inputs and checksums.
 """
 
-import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from prepare.common.cli import ROOT, UserError
-from prepare.common.files import file_sha256, name_in_errors
+from prepare.common.files import check_content, file_sha256, find_paths, name_in_errors
 
 MAGIC = 20240520
 VERSION = 1
@@ -51,8 +50,7 @@ def find_shards(globs: str | Sequence[str]) -> list[Path]:
     found: set[Path] = set()
     for pattern in [globs] if isinstance(globs, str) else globs:
         for start in (Path.cwd(), ROOT):
-            paths = (start / name for name in glob.glob(pattern, root_dir=start, recursive=True))  # noqa: PTH207
-            shards = {path for path in paths if path.suffix in SUFFIXES and path.is_file()}
+            shards = {path for path in find_paths(start / pattern) if path.suffix in SUFFIXES and path.is_file()}
             if shards:
                 break
         else:
@@ -81,6 +79,8 @@ def open_shard(path: Path | str) -> np.ndarray:
         size = path.stat().st_size
         with path.open("rb") as file:
             header = np.frombuffer(file.read(HEADER_BYTES)[: size // 4 * 4], dtype="<i4")
+        if not len(header) or header[0] != MAGIC:
+            check_content(path)
         if path.suffix == ".npy":
             return _open_npy(path)
     except OSError as failure:

@@ -8,6 +8,7 @@ import pytest
 from prepare.common.cli import UserError
 from prepare.finetuning.instructions import Template, encode_conversation, question, read_instructions
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
+from tests.helpers.documents import write_documents
 
 TOKENIZER, TEMPLATE = GPT2Tokenizer(), Template()
 ALPACA = [
@@ -39,6 +40,26 @@ def test_both_formats_become_messages(tmp_path: Path, suffix: str) -> None:
     assert red == [("user", "Name a colour."), ("assistant", "Red.")]
     assert three == [("user", "Add."), ("input", "1 + 2"), ("assistant", "3")] == [*question("Add.", "1 + 2"), three[2]]
     assert [role for role, _ in talk] == ["system", "user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ".jsonl.gz"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"instruction": "Add.", "context": "1 + 2", "response": "3", "category": "closed_qa"},  # Dolly's
+        {"prompt": "Add.\n1 + 2", "completion": "3"},
+        {"conversations": [{"from": "human", "value": "Add."}, {"from": "gpt", "value": "3"}], "id": "x"},  # ShareGPT's
+    ],
+    ids=["dolly", "prompt", "sharegpt"],
+)
+def test_formats_as_they_are_published(tmp_path: Path, entry: dict, suffix: str) -> None:
+    path = write_documents(tmp_path / f"a{suffix}", [entry])
+    if suffix == ".json":
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    ((question, *about, answer),), _ = read_instructions(path)
+    assert question == ("user", entry.get("prompt", "Add."))
+    assert about == ([("input", "1 + 2")] if "context" in entry else [])
+    assert answer == ("assistant", "3")
 
 
 def test_empty_answers_are_counted_and_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import fsspec
 import pytest
 
@@ -38,6 +39,30 @@ def test_find_inputs(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             find_inputs([wrong])
+
+
+def test_what_a_folder_passes_over_is_printed(tmp_path, capsys):
+    folder = tmp_path / "c4 [en]*"
+    folder.mkdir()
+    files = [write_documents(folder / f"c4-train.{i}.json.gz", [{"text": "a"}]) for i in range(2)]
+    for name in ("LICENSE.txt", "README.txt", "state.json", "cache-1f.arrow", "a.pdf"):
+        (folder / name).write_text("not documents")
+    for pattern in (folder, f"file://{tmp_path}"):
+        assert [Path(getattr(found, "path", found)) for found in find_inputs([pattern])] == files
+        assert "2 files are read, 5 are passed over: LICENSE.txt, README.txt, a.pdf" in capsys.readouterr().err
+    for pattern in (folder / "*.gz", tmp_path / "c4*" / "*.gz", files[0]):
+        assert find_inputs([pattern])[0] == files[0]
+    assert find_inputs([folder / "README.txt"]) == [folder / "README.txt"]
+    assert not capsys.readouterr().err
+
+
+def test_a_saved_data_set(tmp_path):
+    """datasets.save_to_disk's folders."""
+    texts = ["one", "", "naïve 日本"]
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "saved")
+    (found,) = find_inputs([tmp_path])
+    check_documents(found, "text")
+    assert [text for batch in read_documents(found, "text", 1) for text in batch.texts.to_pylist()] == texts[1:]
 
 
 def test_folders_named_as_files_and_hidden_files(tmp_path):

@@ -173,3 +173,15 @@ def test_find_shards(tmp_path, monkeypatch):
     for missing in ("none/*.bin", "data/*.json", ["data/*", "data/z*"]):
         with pytest.raises(UserError, match="no token shards match"):
             find_shards(missing)
+
+
+def test_folders_with_a_bracket_and_git_lfs_pointers(tmp_path):
+    folder = tmp_path / "run [1]"
+    folder.mkdir()
+    write_shard(folder / "x_train_000001.bin", np.arange(5, dtype=np.uint16))
+    assert find_shards(f"{folder}/*_train_*.bin") == find_shards(f"{folder}/x_train_000001.bin")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 146946961\n"
+    for name in ("train.bin", "x_val_000000.bin", "x.npy"):
+        (folder / name).write_text(pointer)
+        with pytest.raises(UserError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
+            open_shard(folder / name)
