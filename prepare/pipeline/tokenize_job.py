@@ -22,6 +22,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from prepare.common.cli import UserError
 from prepare.common.progress import Progress
 from prepare.pipeline.output_folder import OutputFolder
@@ -32,6 +34,7 @@ from prepare.tokens.tokenizer import Encoded, Mismatch, Tokenizer
 
 KEEP_FILES = 2  # downloaded input files on disk: the one that is tokenized and the next
 MAX_FAILED = 3  # input files that cannot be fetched before the run gives up
+END_OF_TEXT = "<|endoftext|>"
 DISK_BACKLOG = 2  # full shards that may wait for the disk thread
 
 
@@ -114,6 +117,7 @@ class _Pipeline:
         self.disk = _DiskThread()
         self.queue: deque[Callable[[], None]] = deque()  # writes, in the order in which their batches were read
         self.text = self.tokens = self.documents = 0
+        self.noticed = False  # whether a literal <|endoftext|> was
         self.start = time.monotonic()
 
     def run(self, todo: list[int]) -> None:
@@ -169,6 +173,13 @@ class _Pipeline:
                 f"{output.source.name}, row {output.rows + batch.rows[mismatch.index]}: gigatoken's tokens are not "
                 "tiktoken's: report this, delete the folder, and use --engine tiktoken"
             ) from None
+        # a literal end-of-text, looked for in a file's first batch alone, since it would cost a fifth of reading
+        if not (self.noticed or output.rows) and pc.any(pc.match_substring(batch.texts, END_OF_TEXT)).as_py():
+            self.noticed = True
+            progress.note(
+                f"{output.source.name} holds a literal {END_OF_TEXT}, which is tokenized as text: to split a .txt "
+                f"there, give --separator '{END_OF_TEXT}'"
+            )
         output.write(batch, result)
         self.text += batch.size
         self.tokens += len(result.tokens)

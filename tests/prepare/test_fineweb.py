@@ -162,3 +162,13 @@ def test_help_opens_with_a_sentence_and_a_command():
     lines = fineweb("--help").stdout.splitlines()
     assert lines[0].endswith(".")
     assert lines[2].strip() == "python prepare/fineweb.py"
+
+
+def test_a_literal_end_of_text_is_noticed_once(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("one<|endoftext|>two")
+    words = ("python", "prepare/fineweb.py", "--input", tmp_path / "a.txt", tmp_path / "b.txt")
+    result = run_command(*words, "--out", tmp_path / "out")
+    assert result.stderr.count("literal <|endoftext|>") == result.stderr.count("--separator '<|endoftext|>'") == 1
+    result = run_command(*words, "--out", tmp_path / "split", "--separator", "<|endoftext|>")
+    assert "literal" not in result.stderr
