@@ -91,7 +91,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--separator", type=unescaped, metavar="TEXT", help=r"between documents of a .txt (\n: line end)"
     )
     parser.add_argument(
-        "--encoding", type=nonempty, metavar="NAME", help="of .txt and .jsonl without a byte-order mark (utf-8)"
+        "--encoding", type=nonempty, metavar="NAME", help="of .txt, .jsonl and .csv without a byte-order mark (utf-8)"
     )
     parser.add_argument(
         "--out", type=nonempty_path, help="folder of the shards (default: data/fineweb10B, or the name of the sample)"

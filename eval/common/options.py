@@ -13,7 +13,7 @@ from train.weights.load_model import LoadedModel
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Declare `--model` and `--device`."""
-    kinds = "a run, a checkpoint, a Hugging Face directory, or a hub name; default: the newest run"
+    kinds = "a run, a checkpoint, nanoGPT's .pt, a Hugging Face directory, or a hub name; default: the newest run"
     parser.add_argument("--model", type=nonempty, metavar="X", help=kinds)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
 

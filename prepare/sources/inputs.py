@@ -133,7 +133,7 @@ def _known_files(folder: Path | str, names: Iterable[str]) -> set[str]:
     known = {name for name in names if name.endswith(SUFFIXES) and not NOT_DATA.fullmatch(PurePath(name).name)}
     if passed := sorted(PurePath(name).name for name in names - known):
         some = ", ".join(passed[:5]) + (" ..." if len(passed) > 5 else "")
-        write_line(f"{folder}: {len(known):,} files are read, {len(passed):,} are passed over: {some}")
+        write_line(f"{folder}: {len(known):,} files read, {len(passed):,} passed over: {some}")
     return known
 
 

@@ -30,7 +30,7 @@ class LabelledData:
     """Labelled texts, and how many a step takes.
 
     Args:
-        train: a .tsv, .csv, .jsonl or .parquet file; others are read as label<TAB>text
+        train: a .tsv, .csv, .jsonl, .json or .parquet file; others are read as label<TAB>text
         encoding: of the file; null is UTF-8, or what a byte-order mark states
         text: the column of the texts; in a file without column names the second
         label: the column of the labels; in a file without column names the first
@@ -57,7 +57,7 @@ class InstructionData:
     """Instructions with answers, or conversations, and how many a step takes.
 
     Args:
-        train: a .json or .jsonl file of {instruction, input, output} or {messages}
+        train: a .json, .jsonl or .parquet file of {instruction, input, output}, {prompt, completion}, {messages} ...
         encoding: of the file; null is UTF-8, or what a byte-order mark states
         val_share: share of the examples that is held out for the validation loss and early stopping
         test_share: share of the examples that is held out for the final report

@@ -49,7 +49,7 @@ def test_what_a_folder_passes_over_is_printed(tmp_path, capsys):
         (folder / name).write_text("not documents")
     for pattern in (folder, f"file://{tmp_path}"):
         assert [Path(getattr(found, "path", found)) for found in find_inputs([pattern])] == files
-        assert "2 files are read, 5 are passed over: LICENSE.txt, README.txt, a.pdf" in capsys.readouterr().err
+        assert "2 files read, 5 passed over: LICENSE.txt, README.txt, a.pdf" in capsys.readouterr().err
     for pattern in (folder / "*.gz", tmp_path / "c4*" / "*.gz", files[0]):
         assert find_inputs([pattern])[0] == files[0]
     assert find_inputs([folder / "README.txt"]) == [folder / "README.txt"]
