@@ -30,6 +30,7 @@ from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import hub_files
 from prepare.sources.inputs import HubFile, LocalFile, Source, find_inputs
 from prepare.sources.readers import check_documents
+from prepare.sources.splits import assign_splits, group_small_files, hold_out, leave_out_copies
 from prepare.tokens.tokenizer import GPT2Tokenizer
 
 
@@ -42,12 +43,17 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # the input files
+    tokenizer = GPT2Tokenizer(options.engine)
     if options.input:
-        paths = find_inputs(options.input)
-        for path in paths:
-            check_documents(path, options.column, options.encoding)
         choices = options.column, options.separator, options.encoding
-        sources: list[Source] = [LocalFile(path, *choices) for path in paths]
+        files = [LocalFile(path, *choices) for path in find_inputs(options.input)]
+        files = assign_splits(files, options.split)
+        for file in files:
+            check_documents(file.path, options.column, options.encoding)
+        own = group_small_files(leave_out_copies(files), options.shard_tokens)
+        if not any(source.split for source in own):
+            hold_out(own, options.shard_tokens, options.val_fraction, tokenizer.encode_texts)
+        sources: list[Source] = [*own]
         dataset, revision = "local files", None
     else:
         dataset = "HuggingFaceFW/fineweb-edu" if options.edu else "HuggingFaceFW/fineweb"
@@ -60,19 +66,15 @@ def main(argv: list[str] | None = None) -> None:
     # tokenize them
     facts = {"column": options.column}
     facts |= {key: value for key in ("separator", "encoding") if (value := getattr(options, key))}
-    tokenizer = GPT2Tokenizer(options.engine)
     job = TokenizeJob(sources, name, dataset, revision, tokenizer, facts, options.shard_tokens)
     manifest = run_job(job, out, options.workers, options.task)
     if manifest is None:
         return
     shutil.rmtree(out / ".download", ignore_errors=True)
-    tokens = sum(shard["tokens"] for shard in manifest["shards"])
-    if all("_val_" in shard["file"] for shard in manifest["shards"]):
-        print(
-            f"warning: all {tokens:,} tokens are in the validation shard, with none left to train on: delete {out} "
-            f"and give a smaller shard, such as --shard-tokens {max(1, tokens // 10)}",
-            file=sys.stderr,
-        )
+    held_out, tokens = (
+        sum(shard["tokens"] for shard in manifest["shards"] if part in shard["file"]) for part in ("_val_", "")
+    )
+    print(f"{out}: {held_out:,} tokens ({held_out / tokens:.1%}) are held out for validation")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -94,6 +96,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--encoding", type=nonempty, metavar="NAME", help="of .txt, .jsonl and .csv without a byte-order mark (utf-8)"
     )
     parser.add_argument(
+        "--split",
+        choices=["auto", "none", "train", "val"],
+        default="auto",
+        help="auto: as names say (train, valid, dev, test ...); none: names do not count; or what all of --input is",
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=fraction,
+        metavar="F",
+        help="share of --input to hold out where no file validates (default: about 0.05, at most a shard)",
+    )
+    parser.add_argument(
         "--out", type=nonempty_path, help="folder of the shards (default: data/fineweb10B, or the name of the sample)"
     )
     parser.add_argument(
@@ -110,6 +124,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if options.pretokenized is not None and options.input:
         raise ArgumentError("--pretokenized downloads shards and --input reads local files: give one of them")
     return options
+
+
+def fraction(text: str) -> float:
+    """argparse's type for a share."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1 (--split train holds out nothing)")
+    return share
 
 
 def unescaped(text: str) -> str:

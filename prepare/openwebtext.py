@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
             check_documents(path, options.column)
             paths.append(path)
         dataset, revision, count = "local files", None, len(paths)
-        facts["files"] = [LocalFile(path, options.column).identity() for path in paths]
+        facts["files"] = [LocalFile(path, options.column).contents for path in paths]
         corpus = Corpus(lambda: paths, options.column, scratch)
     else:
         listing = hub_files(REPO, FOLDER, ".parquet", pinned_revision(options.out, REPO) or "main")

@@ -15,7 +15,7 @@ from eval.monitor.pretraining import PretrainEvaluator
 from prepare.common.cli import run_script
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import Config, load_config, sequences_per_rank
-from train.data.windows import WindowLoader, WindowOrder, Windows, common_tokenizer
+from train.data.windows import WindowLoader, WindowOrder, Windows, check_training_shards, common_tokenizer
 from train.model.gpt import GPT
 from train.parallel.device import find_micro_batch_size, precision_name, prepare_device
 from train.parallel.world import World, init_distributed
@@ -50,6 +50,7 @@ def train(config: Config, world: World) -> None:
     # The shards
     shards = find_shards(config.data.train)
     val_shards = find_shards(config.data.val) if config.eval.every else []
+    check_training_shards(shards, val_shards)
     windows = Windows(shards, config.model.block_size, config.model.vocab_size)
     tokenizer = common_tokenizer([*shards, *val_shards], config.model.vocab_size)
 

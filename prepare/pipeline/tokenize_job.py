@@ -14,6 +14,7 @@ every Nth input file; the one that finishes the last of them writes the manifest
 """
 
 import functools
+import sys
 import threading
 import time
 from collections import deque
@@ -202,8 +203,9 @@ class _InputFileOutput:
         self.rows = record["rows"]  # rows of the input file that the facts cover
         # tokens of the next rows that are already in the last finished shard: encoded again, but not written
         self.skip = sum(shard["tokens"] for shard in record["shards"]) - self.facts["tokens"]
+        held_out = {"val": sys.maxsize, "train": 0, None: self.source.held_out}[self.source.split]
         self.writer = ShardWriter(
-            folder.path, job.name, number, job.shard_tokens, self.source.split, record["shards"], self._queue_full_shard
+            folder.path, job.name, number, job.shard_tokens, held_out, record["shards"], self._queue_full_shard
         )
 
     def write(self, batch: Batch, encoded: Encoded) -> None:

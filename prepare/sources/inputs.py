@@ -3,9 +3,11 @@
 import glob
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 
 import fsspec
@@ -23,11 +25,13 @@ NOT_DATA = re.compile(r"(?i)(licen[cs]e|readme)\b.*\.txt|(dataset_infos?|dataset
 class Source:
     """One unit of work for the pipeline, usually an input file; its number is in the names of its shards.
 
-    `split` ("train" or "val") overrides the rule that the very first shard of a folder is held out.
+    The very first shard of a folder is held out, unless `split` ("train" or "val") names what all of the source is, or
+    `held_out` the number of tokens at its beginning that are.
     """
 
     name: str
     split: str | None = None
+    held_out: int | None = None
     takes_disk = False  # fetch downloads a file, which release removes
 
     def identity(self) -> dict:
@@ -59,6 +63,10 @@ class LocalFile(Source):
         return self.path.name
 
     def identity(self) -> dict:
+        return self.contents | {"split": self.split, "held_out": self.held_out}
+
+    @cached_property
+    def contents(self) -> dict:
         """Name, size, and a checksum of the size and both ends (reading the complete file twice would be slow)."""
         with read_errors(self.path), self.path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
@@ -102,7 +110,8 @@ class HubFile(Source):
 
 def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
     """Find the files of --input: names, globs, folders (all files of a known kind) and URLs, in the order given, sorted
-    within one pattern. Hidden files are left out. UserError for a pattern without files, or an unknown kind."""
+    within one pattern. Hidden files are left out, and a file that is found again, perhaps by a link, is read once.
+    UserError for a pattern without files, or an unknown kind."""
     paths: list[Path | RemoteFile] = []
     for pattern in map(str, patterns):
         matches = _find_remote(pattern) if "://" in pattern else _find_local(pattern)
@@ -112,7 +121,12 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
     for path in paths:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"--input {path}: unknown kind of file: give {KNOWN}")
-    return paths
+    once: dict[str, Path | RemoteFile] = {}
+    for path in paths:
+        once.setdefault(os.path.realpath(path) if isinstance(path, Path) else str(path), path)
+    if len(once) < len(paths):
+        print(f"--input names {len(paths) - len(once):,} files again: each is read once")
+    return list(once.values())
 
 
 def _find_local(pattern: str) -> list[Path | RemoteFile]:

@@ -122,7 +122,8 @@ class ShardWriter:
     does: file, tokens, documents (those that begin in it) and sha256. Nothing is created before the first token.
 
     Args:
-        name, file, split: of the shards' names, see shard_name.
+        name, file: of the shards' names, see shard_name.
+        held_out: tokens at the beginning that go to validation shards; None: those of shard 0 of file 0.
         records: of shards that an earlier run has finished.
         defer: called with the work that publishes a full shard (fsync, checksum, rename), to be run later, in order.
     """
@@ -133,17 +134,19 @@ class ShardWriter:
         name: str,
         file: int = 0,
         shard_tokens: int = SHARD_TOKENS,
-        split: str | None = None,
+        held_out: int | None = None,
         records: Sequence[dict] = (),
         defer: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
-        self.folder, self.name, self.file, self.shard_tokens, self.split = folder, name, file, shard_tokens, split
+        self.folder, self.name, self.file, self.shard_tokens = folder, name, file, shard_tokens
+        self.held_out = (0 if file else shard_tokens) if held_out is None else held_out  # of the tokens to come
         self.records = list(records)
+        self.held_out -= sum(record["tokens"] for record in self.records)
         self._part = len(self.records)
         self._defer = defer
         self._stream: BinaryIO | None = None  # of the shard being written
         self._path = folder
-        self._tokens = self._documents = 0
+        self._room = self._tokens = self._documents = 0
 
     def write(self, tokens: np.ndarray, starts: np.ndarray) -> None:
         """Append 1-D tokens; `starts` are the positions in them where documents begin.
@@ -155,14 +158,14 @@ class ShardWriter:
         while position < len(tokens):
             if self._stream is None:
                 self._begin_shard()
-            end = min(len(tokens), position + self.shard_tokens - self._tokens)
+            end = min(len(tokens), position + self._room - self._tokens)
             with name_in_errors(_temporary(self._path)):
                 self._stream.write(np.ascontiguousarray(tokens[position:end], dtype=TOKEN).data)
             self._tokens += end - position
             first, last = np.searchsorted(starts, (position, end))
             self._documents += int(last - first)
             position = end
-            if self._tokens == self.shard_tokens:
+            if self._tokens == self._room:
                 self.finish_shard()
 
     def finish_shard(self) -> None:
@@ -175,6 +178,7 @@ class ShardWriter:
             stream.write(_header(tokens))
         self._stream = None
         self._part += 1
+        self.held_out -= tokens
         self._tokens = self._documents = 0
         self._defer(lambda: self.records.append(_publish(stream, path, tokens, documents)))
 
@@ -184,7 +188,9 @@ class ShardWriter:
                 f"input file {self.file} fills more than {MAX_PARTS:,} shards of {self.shard_tokens:,} tokens: delete "
                 f"{self.folder} and give a larger --shard-tokens"
             )
-        self._path = self.folder / shard_name(self.name, self.file, self._part, self.split)
+        held_out = self.held_out > 0
+        self._room = min(self.held_out, self.shard_tokens) if held_out else self.shard_tokens
+        self._path = self.folder / shard_name(self.name, self.file, self._part, "val" if held_out else "train")
         self._stream = _temporary(self._path).open("wb")
         self._stream.write(bytes(HEADER_BYTES))
 

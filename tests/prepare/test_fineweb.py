@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import tiktoken
 
+from prepare.common.cli import UserError
+from prepare.fineweb import main
 from prepare.tokens.manifest import read_manifest
-from prepare.tokens.shards import find_shards, open_shard
+from prepare.tokens.shards import open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
 from tests.helpers.commands import one_line_error, run_command
 
@@ -78,14 +80,12 @@ def test_every_kind_of_input_gives_the_same_tokens(tmp_path):
         token for name in sorted(seen[0], key=lambda name: name[-10:]) for token in open_shard(out / name).tolist()
     ]
     assert tokens == [token for text in texts for token in (EOT, *GPT2Tokenizer().encode(text))]
-    for number, text in enumerate(texts[:4]):
-        (tmp_path / f"{number}.txt").write_bytes(text.encode())
-    names = [tmp_path / f"{number}.txt" for number in range(4)]
-    result = fineweb("--edu", "--input", *names, "--out", tmp_path / "txt")
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number:02d}.txt").write_bytes(text.encode())
+    result = fineweb("--edu", "--input", f"{tmp_path}/*.txt", "--out", tmp_path / "txt")
     assert result.returncode == 0, result.stderr
-    for number, text in enumerate(texts[:4]):
-        shard = tmp_path / "txt" / f"finewebedu_{'train' if number else 'val'}_{number:03d}000.bin"
-        assert open_shard(shard).tolist() == [EOT, *GPT2Tokenizer().encode(text)]
+    shards = [open_shard(tmp_path / f"txt/finewebedu_{name}.bin").tolist() for name in ("val_000000", "train_000001")]
+    assert shards == [tokens[:129], tokens[129:]]
 
 
 def test_the_same_from_a_folder_a_url_a_separated_text_and_either_engine(tmp_path):
@@ -108,16 +108,49 @@ def test_the_same_from_a_folder_a_url_a_separated_text_and_either_engine(tmp_pat
     assert "separator" in other
 
 
-def test_all_in_the_validation_shard_is_a_warning_with_a_way_out(tmp_path):
-    path = parquet(tmp_path / "a.parquet", ["some words to train on"] * 50)
-    result = fineweb("--input", path, "--out", tmp_path / "out")
-    assert result.returncode == 0
-    warning = next(line for line in result.stderr.splitlines() if line.startswith("warning: "))
-    assert "all 300 tokens are in the validation shard" in warning
-    proposed = warning.split()[-1]
-    result = fineweb("--input", path, "--out", tmp_path / "again", "--shard-tokens", proposed)
-    assert "warning" not in result.stderr
-    assert len(find_shards(str(tmp_path / "again" / "*_train_*.bin"))) == 9
+def tokens_by_split(out: Path) -> tuple[list[int], list[int]]:
+    """The tokens of the validation shards and of the training shards, each in order."""
+    shards = [out / shard["file"] for shard in read_manifest(out)["shards"]]
+    val, train = ([path for path in shards if split in path.name] for split in ("_val_", "_train_"))
+    return tuple([token for path in paths for token in open_shard(path).tolist()] for paths in (val, train))
+
+
+def encoded(texts: list[str]) -> list[int]:
+    return [token for text in texts for token in (EOT, *GPT2Tokenizer().encode(text))]
+
+
+@pytest.mark.parametrize("shape", ["book", "poems", "mixed", "large"])
+def test_text_of_any_shape_has_a_held_out_set(tmp_path, shape):
+    """About 5% of it, at its beginning, and all the rest to train on, in every number of tasks."""
+    source, texts = tmp_path / "in", [" ".join(f"poem {n} line {line}" for line in range(30)) for n in range(500)]
+    if shape == "book":
+        texts = ["\n".join(texts)]
+    source.mkdir()
+    for number, text in enumerate(texts):
+        (source / f"{number:03d}.txt").write_text(text)
+    if shape == "mixed":  # two files that are not small, between small ones
+        for name in ("100_.jsonl", "200_.jsonl"):
+            texts.append(name + texts[0] * 3000)
+            (source / name).write_text(json.dumps({"text": texts[-1]}))
+    tokens = encoded(sorted(texts, key=lambda text: text.split(".")[0] if ".jsonl" in text else "0"))
+    words = ["--input", source, *(["--shard-tokens", len(tokens) // 3] if shape == "large" else [])]
+
+    def run(out: str, *more: object) -> Path:
+        main([str(word) for word in (*words, "--out", tmp_path / out, *more)])
+        return tmp_path / out
+
+    val, train = tokens_by_split(run("out"))
+    assert val + train == tokens
+    assert 0.045 < len(val) / len(tokens) < 0.055
+    assert len(list((tmp_path / "out").glob("*.bin"))) == {"mixed": 4, "large": 4}.get(shape, 2)
+    for index in (2, 1, 3):
+        run("tasks", "--task", f"{index}/3", "--workers", 1)
+    assert contents(tmp_path / "tasks") == contents(tmp_path / "out")
+    val, train = tokens_by_split(run("more", "--val-fraction", 0.5))
+    assert val + train == tokens
+    assert 0.45 < len(val) / len(tokens) < 0.55
+    with pytest.raises(UserError, match="held_out of input file 0"):
+        run("more")
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path):

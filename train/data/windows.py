@@ -11,6 +11,7 @@ them. The batch of a step is therefore the same for every world size and micro-b
 import hashlib
 import json
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,17 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return np.argsort(np.random.Philox(seed).random_raw(n), kind="stable")
 
 
+def check_training_shards(train: Sequence[Path], val: Sequence[Path]) -> None:
+    """UserError if one of the training shards is named as a validation shard, or is one of data.val."""
+    held_out = {path.resolve() for path in val}
+    for path in train:
+        if re.search(r"(^|_)val(_\d+)?\.(bin|npy)$", path.name) or path.resolve() in held_out:
+            raise UserError(
+                f"data.train takes in the validation shard {path}: give a glob of training shards alone, such as "
+                f"'{path.parent}/*train*{path.suffix}'"
+            )
+
+
 class WindowOrder:
     """The data order: windows shuffled within their shard, and shards shuffled, again in each epoch."""
 
@@ -98,10 +110,13 @@ class Windows:
             open_shard
         )  # shards are read one after another: the pages of others can be dropped
         if sum(self.counts) == 0:
-            several = f" and {len(paths) - 1} more shards hold" if len(paths) > 1 else " holds"
+            several = (
+                f" and {len(paths) - 1} more shards hold {self.tokens}" if len(paths) > 1 else f" holds {self.tokens}"
+            )
             raise UserError(
-                f"{self.paths[0]}{several} {self.tokens} tokens, less than one window of "
-                f"model.block_size + 1 = {block_size + 1}: prepare more text, or lower model.block_size"
+                f"{self.paths[0]}{several} tokens, none of them as many as one window of model.block_size + 1 = "
+                f"{block_size + 1}: prepare more text (prepare/fineweb.py puts small files into one shard), hold out "
+                "more (--val-fraction), or lower model.block_size"
             )
 
     def read(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from train.data.windows import (
     WindowLoader,
     WindowOrder,
     Windows,
+    check_training_shards,
     common_tokenizer,
     permutation,
     validation_batches,
@@ -140,10 +141,21 @@ def test_prefetch_raises_what_its_thread_raised_and_ends_it(paths: list[Path], t
             assert not thread.is_alive()
 
 
+def test_a_validation_shard_is_not_trained_on(tmp_path: Path) -> None:
+    train = [tmp_path / name for name in ("x_train_000001.bin", "train.bin", "val_train_000001.npy", "interval.bin")]
+    check_training_shards(train, [tmp_path / "x_val_000000.bin"])
+    for name in ("x_val_000000.bin", "val.bin", "edufineweb_val_000000.npy", "tiny_val_1000001.bin"):
+        with pytest.raises(UserError, match=f"data.train takes in the validation shard {tmp_path / name}"):
+            check_training_shards([*train, tmp_path / name], [])
+    with pytest.raises(UserError, match=r"interval\.bin"):
+        check_training_shards(train, [tmp_path / "interval.bin"])
+
+
 def test_less_text_than_a_window_is_refused(tmp_path: Path) -> None:
     write_shard(tmp_path / "a_train_000001.bin", markov_tokens(T, seed=0))
-    with pytest.raises(UserError, match=r"less than one window of model.block_size \+ 1 = 33"):
-        Windows([tmp_path / "a_train_000001.bin"], T, VOCAB)
+    for paths in ([tmp_path / "a_train_000001.bin"], [tmp_path / "a_train_000001.bin"] * 3):
+        with pytest.raises(UserError, match=rf"{T * len(paths)} tokens.* one window of model.block_size \+ 1 = 33"):
+            Windows(paths, T, VOCAB)
     write_shard(tmp_path / "a_train_000001.bin", markov_tokens(T + 1, seed=0))
     assert Windows([tmp_path / "a_train_000001.bin"], T, VOCAB).counts == [1]
 
