@@ -103,7 +103,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--val-fraction",
-        type=fraction,
+        type=float,
         metavar="F",
         help="share of --input to hold out where no file validates (default: about 0.05, at most a shard)",
     )
@@ -123,18 +123,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.pretokenized is not None and options.input:
         raise ArgumentError("--pretokenized downloads shards and --input reads local files: give one of them")
+    if options.val_fraction is not None and not 0 < options.val_fraction < 1:
+        raise ArgumentError(f"--val-fraction {options.val_fraction} is not between 0 and 1, such as 0.05")
     return options
-
-
-def fraction(text: str) -> float:
-    """argparse's type for a share."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1 (--split train holds out nothing)")
-    return share
 
 
 def unescaped(text: str) -> str:

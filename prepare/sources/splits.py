@@ -17,7 +17,6 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prepare.common.cli import write_line
-from prepare.sources import readers
 from prepare.sources.inputs import LocalFile, Source
-from prepare.sources.readers import COMPRESSED, SUFFIXES, TABLES, Batch
+from prepare.sources.readers import COMPRESSED, SUFFIXES, TABLES, Batch, group
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 SMALL_FILE = 1 << 20  # of a megabyte, what does not fill a window of 1,024 tokens is 0.2%
@@ -89,13 +87,13 @@ def leave_out_copies(files: Sequence[LocalFile]) -> list[LocalFile]:
     kept = [file for file in files if id(file) not in left_out]
 
     first: dict[str, LocalFile] = {}
-    pairs = [(file, first.setdefault(file.contents["sha256_of_ends"], file)) for file in kept]
-    equal = [(file, other) for file, other in pairs if file is not other and file.contents["size"]]
-    if equal:
-        file, other = next((pair for pair in equal if pair[0].split != pair[1].split), equal[0])
+    pairs = [(file, first.setdefault(file.contents["sha256_of_ends"], file)) for file in kept if file.contents["size"]]
+    equal = [(file, other) for file, other in pairs if file is not other]
+    for file, other in sorted(equal, key=lambda pair: pair[0].split == pair[1].split)[:1]:
         where = "" if file.split == other.split else ", and one of them validates what the other trains"
-        more = f" (and {len(equal) - 1:,} more such files)" if len(equal) > 1 else ""
-        write_line(f"warning: {file.path} has the contents of {other.path}{where}{more}: leave it out")
+        write_line(
+            f"warning: {file.path} has the contents of {other.path}{where}: leave out one ({len(equal):,} such files)"
+        )
     return kept
 
 
@@ -125,46 +123,26 @@ class SmallFiles(Source):
         return facts | {"split": self.split, "held_out": self.held_out, "files": [file["name"] for file in files]}
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """As Source.batches: the files' batches, joined to about BATCH_BYTES."""
-        parts: list[Batch] = []
-        size = 0
-        for batch in self._each_file():
-            skipped, start = min(start, batch.read), max(0, start - batch.read)
-            kept = int(np.searchsorted(batch.rows, skipped))
-            rows = np.asarray(batch.rows[kept:], np.int64) - skipped
-            parts.append(Batch(batch.texts[kept:], batch.done, rows, batch.read - skipped))
-            size += parts[-1].size
-            if size >= readers.BATCH_BYTES:
-                yield _join(parts)
-                parts, size = [], 0
-        if parts:
-            yield _join(parts)
+        sizes, begun = [_text_bytes(file) for file in self.files], 0
 
-    def _each_file(self) -> Iterator[Batch]:
-        ends = np.cumsum([_text_bytes(file) for file in self.files]).tolist()
-        for file, start, end in zip(self.files, [0, *ends], ends, strict=False):
-            for batch in file.batches():
-                yield replace(batch, done=(start + (end - start) * batch.done) / max(1, ends[-1]))
+        def values() -> Iterator[str | None]:
+            nonlocal begun
+            for file, size in zip(self.files, sizes, strict=True):
+                begun += size
+                for batch in file.batches():
+                    texts = dict(zip(batch.rows, batch.texts.to_pylist(), strict=True))
+                    yield from map(texts.get, range(batch.read))
 
-
-def _join(parts: Sequence[Batch]) -> Batch:
-    before = np.cumsum([0, *(part.read for part in parts)])
-    rows = np.concatenate([part.rows + offset for part, offset in zip(parts, before, strict=False)])
-    return Batch(pa.concat_arrays([part.texts for part in parts]), parts[-1].done, rows, int(before[-1]))
+        return group(values(), lambda: begun / max(1, sum(sizes)), start)
 
 
 def group_small_files(files: Sequence[LocalFile], shard_tokens: int) -> list[LocalFile | SmallFiles]:
     """The files, with the small ones of each split as one source in the place of their first."""
-    groups: list[list[LocalFile]] = []
-    small: dict[str | None, list[LocalFile]] = {}
+    groups: dict[object, list[LocalFile]] = {}
     for file in files:
-        if _text_bytes(file) < min(SMALL_FILE, shard_tokens):
-            if file.split not in small:
-                groups.append(small.setdefault(file.split, []))
-            small[file.split].append(file)
-        else:
-            groups.append([file])
-    return [group[0] if len(group) == 1 else SmallFiles(group) for group in groups]
+        small = _text_bytes(file) < min(SMALL_FILE, shard_tokens)
+        groups.setdefault(file.split if small else file.path, []).append(file)
+    return [files[0] if len(files) == 1 else SmallFiles(files) for files in groups.values()]
 
 
 def _text_bytes(source: LocalFile | SmallFiles) -> int:
@@ -192,10 +170,10 @@ def hold_out(
         if fraction is None and here >= shard_tokens and shard_tokens <= MOST_HELD_OUT * total:
             source.held_out = shard_tokens if number else None  # its first shard; None: as every first file's
             return
-        source.held_out = round(left) if here > left else EVERYTHING
         if here > left:
+            source.held_out = round(left)
             return
-        left -= here
+        source.held_out, left = EVERYTHING, left - here
 
 
 def _estimate_tokens(source: Source, encode: Callable[[pa.Array], Any]) -> float:

@@ -110,13 +110,10 @@ class Windows:
             open_shard
         )  # shards are read one after another: the pages of others can be dropped
         if sum(self.counts) == 0:
-            several = (
-                f" and {len(paths) - 1} more shards hold {self.tokens}" if len(paths) > 1 else f" holds {self.tokens}"
-            )
+            several = f" and {len(paths) - 1} more shards have up to" if len(paths) > 1 else " has"
             raise UserError(
-                f"{self.paths[0]}{several} tokens, none of them as many as one window of model.block_size + 1 = "
-                f"{block_size + 1}: prepare more text (prepare/fineweb.py puts small files into one shard), hold out "
-                "more (--val-fraction), or lower model.block_size"
+                f"{self.paths[0]}{several} {max(self.lengths)} tokens, less than one window of model.block_size + 1 = "
+                f"{block_size + 1}: prepare more text, hold out more (--val-fraction), or lower model.block_size"
             )
 
     def read(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:

@@ -154,7 +154,7 @@ def test_a_validation_shard_is_not_trained_on(tmp_path: Path) -> None:
 def test_less_text_than_a_window_is_refused(tmp_path: Path) -> None:
     write_shard(tmp_path / "a_train_000001.bin", markov_tokens(T, seed=0))
     for paths in ([tmp_path / "a_train_000001.bin"], [tmp_path / "a_train_000001.bin"] * 3):
-        with pytest.raises(UserError, match=rf"{T * len(paths)} tokens.* one window of model.block_size \+ 1 = 33"):
+        with pytest.raises(UserError, match=rf"{T} tokens, less than one window of model.block_size \+ 1 = 33"):
             Windows(paths, T, VOCAB)
     write_shard(tmp_path / "a_train_000001.bin", markov_tokens(T + 1, seed=0))
     assert Windows([tmp_path / "a_train_000001.bin"], T, VOCAB).counts == [1]
