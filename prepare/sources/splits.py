@@ -92,7 +92,7 @@ def leave_out_copies(files: Sequence[LocalFile]) -> list[LocalFile]:
     for file, other in sorted(equal, key=lambda pair: pair[0].split == pair[1].split)[:1]:
         where = "" if file.split == other.split else ", and one of them validates what the other trains"
         write_line(
-            f"warning: {file.path} has the contents of {other.path}{where}: leave out one ({len(equal):,} such files)"
+            f"warning: {file.path} has the contents of {other.path}{where}: leave it out ({len(equal):,} such pairs)"
         )
     return kept
 

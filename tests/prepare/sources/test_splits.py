@@ -29,8 +29,8 @@ def files_of(folder: Path, choice: str = "auto", *patterns: str) -> dict[str, st
          "val data/validation-0-of-1.txt train data/train-0-of-1.txt"),
         ("dev/a.txt test/a.txt train/a.txt", "val dev/a.txt train train/a.txt"),
         ("dev/train.txt dev/val.txt", "val dev/val.txt train dev/train.txt"),  # the file's own name decides
-        ("c4.train.00000.txt c4-validation.00000.txt README.txt",
-         "val c4-validation.00000.txt train README.txt c4.train.00000.txt"),
+        ("c4.train.00000.txt c4-validation.00000.txt more.txt",
+         "val c4-validation.00000.txt train c4.train.00000.txt more.txt"),
         ("book.txt my_val_1.txt", "val my_val_1.txt train book.txt"),
         ("test_sft.txt train_sft.txt", "None train_sft.txt"),
         ("a.txt test.txt", "None a.txt"),
