@@ -88,7 +88,7 @@ def _conversation(place: str, entry: dict) -> list[Message]:
                 f"{place} has {', '.join(entry)}: give instruction and output (or response), prompt and completion, "
                 "messages, or conversations"
             )
-        instruction, about, answer = map(entry.get, keys)
+        instruction, about, answer = (entry.get(key, "") for key in keys)
         messages = [*question(instruction, about or ""), ("assistant", answer)]
     for role, content in messages:
         if role not in ROLES or not isinstance(content, str):

@@ -148,7 +148,7 @@ def read_records(path: Path, encoding: str | None = None) -> list[tuple[str, dic
             return list(_parse_records(file, path, encoding))
 
 
-def _parse_records(file: BinaryIO, path: object, encoding: str | None) -> Iterator[tuple[str, dict]]:
+def _parse_records(file: BinaryIO, path: Path | RemoteFile, encoding: str | None) -> Iterator[tuple[str, dict]]:
     parse = parse_csv if kind_of(path) == ".csv" else parse_json_lines
     return parse(decode_pieces(file, path, encoding), path)
 
@@ -296,4 +296,4 @@ def _open_decompressed(path: Path | RemoteFile) -> Iterator[tuple[BinaryIO, Call
         # Arrow's streams, unlike zstandard's, raise an error at a truncated file; they do not support xz
         stream = pa.CompressedInputStream(file, kind) if kind not in (None, "xz") else file
         stream = lzma.LZMAFile(file) if kind == "xz" else stream  # noqa: SIM115
-        yield stream, lambda: file.tell() / size
+        yield stream, lambda: file.tell() / size  # ty: ignore[invalid-yield]

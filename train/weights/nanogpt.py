@@ -39,7 +39,7 @@ def load_nanogpt(path: Path) -> tuple[GPT, Tokenizer | None, int | None]:
     names = [(_Config, f"{module}.GPTConfig") for module in ("__main__", "train_gpt2", "model")]
     try:
         check_content(path)
-        with torch.serialization.safe_globals(names):
+        with torch.serialization.safe_globals(names):  # ty: ignore[invalid-argument-type]
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         shape = saved["model_args"] if "model_args" in saved else vars(saved["config"])
         found = {PREFIXES.sub("", name): tensor for name, tensor in saved["model"].items()}
