@@ -14,15 +14,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 import argparse
 import shutil
 
-from prepare.common.cli import (
-    DATA,
-    ArgumentError,
-    Parser,
-    nonempty,
-    nonempty_path,
-    positive,
-    run_script,
-)
+from prepare.common.cli import DATA, ArgumentError, Parser, nonempty, nonempty_path, positive, run_script
 from prepare.pipeline.options import add_job_options, add_task
 from prepare.pipeline.output_folder import pinned_revision
 from prepare.pipeline.pretokenized import fetch_pretokenized
@@ -59,9 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         dataset = "HuggingFaceFW/fineweb-edu" if options.edu else "HuggingFaceFW/fineweb"
         # a folder keeps the commit that it was started with, even if the dataset has changed
         pinned = pinned_revision(out, dataset) or "main"
-        listing = hub_files(dataset, f"sample/{options.version}", ".parquet", pinned)
-        revision = listing.revision
-        sources = [HubFile(dataset, revision, path, out / ".download", options.column) for path in listing.files]
+        revision, files = hub_files(dataset, f"sample/{options.version}", ".parquet", pinned)
+        sources = [HubFile(dataset, revision, path, out / ".download", options.column) for path in files]
 
     # tokenize them
     facts = {"column": options.column}

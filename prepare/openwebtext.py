@@ -45,18 +45,13 @@ class Corpus:
     files: Callable[[], list[Path]]  # downloads the parquet files
     column: str
     cache: Path
-    loaded: dict | UserError | None = None
+    loaded: dict | None = None
 
     def splits(self) -> dict:
         """The datasets.DatasetDict with `train` and `test`, as train_test_split names them; `column` holds large
         binaries. UserError names a file that cannot be read."""
         if self.loaded is None:
-            try:
-                self.loaded = self._load(self.files())
-            except UserError as failure:
-                self.loaded = failure  # for every part, without a retry
-        if isinstance(self.loaded, UserError):
-            raise self.loaded
+            self.loaded = self._load(self.files())
         return self.loaded
 
     def _load(self, paths: list[Path]) -> dict:
@@ -138,11 +133,12 @@ def main(argv: list[str] | None = None) -> None:
         facts["files"] = [LocalFile(path, options.column).contents for path in paths]
         corpus = Corpus(lambda: paths, options.column, scratch)
     else:
-        listing = hub_files(REPO, FOLDER, ".parquet", pinned_revision(options.out, REPO) or "main")
-        dataset, revision, count = REPO, listing.revision, len(listing.files)
+        pinned = pinned_revision(options.out, REPO) or "main"
+        commit, files = hub_files(REPO, FOLDER, ".parquet", pinned)
+        dataset, revision, count = REPO, commit, len(files)
 
         def download() -> list[Path]:
-            return [fetch_hub_file(REPO, name, listing.revision, scratch) for name in listing.files]
+            return [fetch_hub_file(REPO, name, commit, scratch) for name in files]
 
         corpus = Corpus(download, options.column, scratch / "arrow")
     count = max(1, 5 * count // 4)  # of the hub's 80 files this makes 100 parts of 90M tokens, one shard each

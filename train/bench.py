@@ -1,9 +1,9 @@
 """Measure how fast a training step is, and where its time goes: train_step with the trainer's data loader.
 
     python train/bench.py --config configs/gpt2_124m.yaml                          # on this machine
-    torchrun --standalone --nproc_per_node=2 train/bench.py                        # with the all-reduce
+    torchrun --standalone --nproc_per_node=2 train/bench.py                        # over two processes
 
-`python -m tests.programs.compare_training` compares it with other programs, or with other settings.
+tests/programs/compare_training.py compares it with other programs or settings, profile_step.py traces one step.
 """
 
 import sys
@@ -23,7 +23,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from prepare.common.cli import Parser, UserError, positive, run_script
 from prepare.tokens.shards import find_shards, write_shard
@@ -147,7 +146,6 @@ def bench_parser() -> Parser:
     parser.epilog = "All other options are those of train/train_gpt2.py: --config FILE, --section.key value."
     parser.add_argument("--steps", type=positive, default=20, metavar="N", help="steps to measure")
     parser.add_argument("--warmup", type=positive, default=3, metavar="N", help="steps before them, not counted")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="write a Chrome trace of one step")
     return parser
 
 
@@ -168,10 +166,6 @@ def main() -> None:
             f"memory:   {facts['memory'] / 2**20:,.0f} MiB, {facts['precision']}\n"
             f"FLOP/s:   {flops(config, world, samples)}"
         )
-        if world.size > 1:
-            world.print(f"all-reduce: {all_reduce(bench, samples)}")
-        if options.profile:
-            profile(bench, options.profile)
         shut_down_distributed()
 
 
@@ -198,36 +192,6 @@ def flops(config: Config, world: World, samples: list[Sample]) -> str:
     if peak:
         mfu = f"MFU {achieved / peak / world.size:.1%} of {peak / 1e12:,.1f} TFLOP/s a GPU, the datasheet's dense bf16"
     return f"{achieved / 1e12:,.2f} T, at {per_token / 1e6:,.1f} M a token = 6 N + 12 L C T (PaLM, appendix B); {mfu}"
-
-
-def all_reduce(bench: StepBench, samples: list[Sample]) -> str:
-    """The all-reduce of the gradients alone, and how much of it the backward pass does not hide."""
-    gradients = torch.ones(bench.model.num_parameters(), device=bench.world.device)
-    seconds = []
-    for _ in range(7):
-        dist.barrier()
-        start = time.perf_counter()
-        dist.all_reduce(gradients)
-        gradients[0].item()
-        seconds.append(time.perf_counter() - start)
-    with bench.train_model.no_sync():  # ty: ignore[not-callable]
-        without = median_ms(bench.run(len(samples)), "backward")
-    return (
-        f"{gradients.nbytes / 1e6:,.1f} MB of gradients in {1000 * statistics.median(seconds):,.1f} ms alone; "
-        f"{median_ms(samples, 'backward') - without:,.1f} ms are not hidden by the backward pass, which takes "
-        f"{without:,.1f} ms without it"
-    )
-
-
-def profile(bench: StepBench, path: Path) -> None:
-    """Write a Chrome trace of one step, and print the ten heaviest operations."""
-    with torch.profiler.profile() as record:
-        bench.run(1)
-    if bench.world.is_main:
-        record.export_chrome_trace(str(path))
-        key = "self_device_time_total" if bench.world.device.type == "cuda" else "self_cpu_time_total"
-        print(record.key_averages().table(sort_by=key, row_limit=10, max_name_column_width=70))
-        print(f"{path}: open it in chrome://tracing or https://ui.perfetto.dev")
 
 
 if __name__ == "__main__":

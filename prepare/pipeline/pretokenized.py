@@ -40,8 +40,8 @@ def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -
         found = "shards that are being made here" if manifest is None else f"dataset {manifest['dataset']}"
         raise UserError(f"{out} holds {found}, not {repo}: choose another --out, or delete it")
     # the shards of an earlier run are kept, and downloaded again only if they differ from the commit's
-    listing = hub_files(repo, "", ".bin", pinned_revision(out, repo) or "main")
-    val, train = ([name for name in listing.files if split in name] for split in ("_val_", "_train_"))
+    revision, files = hub_files(repo, "", ".bin", pinned_revision(out, repo) or "main")
+    val, train = ([name for name in files if split in name] for split in ("_val_", "_train_"))
     if chunks is not None and chunks > len(train):
         raise ArgumentError(f"--pretokenized {chunks}: {repo} has {len(train)} training shards: ask for at most that")
     present = {path.name for path in out.glob("*") if path.suffix in SUFFIXES}
@@ -49,7 +49,7 @@ def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -
         raise UserError(f"{out / others[0]} is there, but not in {repo}: choose another --out, or delete it")
     paths = [out / name for name in sorted({*val, *train[:chunks], *present})]
     for path in sorted(paths, key=lambda path: "_train_" in path.name):  # the validation shard first
-        fetch_hub_file(repo, path.name, listing.revision, out)
+        fetch_hub_file(repo, path.name, revision, out)
 
     shards: list[dict[str, Any]] = []
     with Progress("checking", sum(path.stat().st_size for path in paths), "B") as progress:
@@ -63,7 +63,7 @@ def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -
             progress.update(path.stat().st_size)
     inputs = [{"name": shard["file"], "documents": shard["documents"], "tokens": shard["tokens"]} for shard in shards]
     tokenizer = GPT2Tokenizer().describe()
-    manifest = build_manifest(repo, listing.revision, inputs, tokenizer, {"pretokenized": True}, shards)
+    manifest = build_manifest(repo, revision, inputs, tokenizer, {"pretokenized": True}, shards)
     write_manifest(out, manifest)
     print(f"{out}: {len(shards)} shards, {sum(shard['tokens'] for shard in shards):,} tokens from {repo}")
     return manifest

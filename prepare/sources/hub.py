@@ -12,7 +12,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,30 +27,23 @@ TIMEOUT = 30  # seconds without a byte
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class HubListing:
-    """The files of one commit of a dataset repository: the commit's full sha, and the sorted paths."""
-
-    revision: str
-    files: list[str]
-
-
-def hub_files(repo: str, folder: str, suffix: str, revision: str = "main") -> HubListing:
-    """List the files of a dataset repository directly in `folder` ("": its top) whose names end with `suffix`.
+def hub_files(repo: str, folder: str, suffix: str, revision: str = "main") -> tuple[str, list[str]]:
+    """The commit of a dataset repository, and its sorted files directly in `folder` ("": its top) with this suffix.
 
     `revision` may be a branch, a tag or a commit. UserError when the hub cannot be reached or there are none.
     """
 
-    def listing() -> HubListing:
+    def list_files() -> tuple[str, list[str]]:
         api = HfApi()
-        commit = api.dataset_info(repo, revision=revision, timeout=TIMEOUT).sha
+        commit = str(api.dataset_info(repo, revision=revision, timeout=TIMEOUT).sha)
         entries = api.list_repo_tree(repo, folder or None, revision=commit, repo_type="dataset")
-        return HubListing(commit, sorted(entry.path for entry in entries if entry.path.endswith(suffix)))  # ty: ignore[invalid-argument-type]
+        return commit, sorted(entry.path for entry in entries if entry.path.endswith(suffix))
 
-    found = _retry(listing, f"{repo} on {constants.ENDPOINT}", "fetch its files elsewhere and pass them with --input")
-    if not found.files:
+    what, remedy = f"{repo} on {constants.ENDPOINT}", "fetch its files elsewhere and pass them with --input"
+    commit, files = _retry(list_files, what, remedy)
+    if not files:
         raise UserError(f"{repo} at {revision} has no *{suffix} in {folder or 'its top folder'}: try another revision")
-    return found
+    return commit, files
 
 
 def fetch_hub_file(repo: str, path: str, revision: str, into: Path) -> Path:

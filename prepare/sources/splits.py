@@ -8,7 +8,7 @@ Small files. A file of less than SMALL_FILE bytes of text, and of fewer than a s
 the other small files of its split, in the order of --input: the pipeline sees them as one input file of many documents.
 
 Held-out text. Where no file validates, the first tokens of the input are held out: the first shard, if the first input
-file fills it and it is at most MOST_HELD_OUT of all tokens; else HELD_OUT of them, at most one shard, and at least the
+file fills it; else HELD_OUT of all tokens, at most one shard, and at least the
 LEAST_HELD_OUT that configs/quickstart.yaml needs to evaluate. `--val-fraction` gives the share instead. The number of
 all tokens is estimated from the sizes of the files and the first SAMPLE characters; it is exact if those are all.
 """
@@ -32,7 +32,7 @@ from prepare.sources.readers import COMPRESSED, SUFFIXES, TABLES, Batch, group
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 SMALL_FILE = 1 << 20  # of a megabyte, what does not fill a window of 1,024 tokens is 0.2%
 PACKED_RATIO = 8  # bytes of text in a byte of a table or a compressed file, about and at most
-HELD_OUT, MOST_HELD_OUT, LEAST_HELD_OUT = 0.05, 0.25, 129
+HELD_OUT, LEAST_HELD_OUT = 0.05, 129
 SAMPLE = 1_000_000
 EVERYTHING = sys.maxsize
 HEAD = 200  # characters that tell whether two files begin with the same text
@@ -167,7 +167,7 @@ def hold_out(
     if fraction is not None:
         left = fraction * total
     for number, (source, here) in enumerate(zip(sources, tokens, strict=True)):
-        if fraction is None and here >= shard_tokens and shard_tokens <= MOST_HELD_OUT * total:
+        if fraction is None and here >= shard_tokens:
             source.held_out = shard_tokens if number else None  # its first shard; None: as every first file's
             return
         if here > left:

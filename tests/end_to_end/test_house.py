@@ -21,10 +21,7 @@ STAGES = {  # each stage, and each of its folders, may import those before it
 }
 ORDER = list(STAGES)
 GUARD = "    sys.path[0] = str(Path(__file__).resolve().parents[1])"
-ENDING = """\
-if __name__ == "__main__":
-    run_script(main)
-"""
+ENDING = re.compile(r'\n\n\nif __name__ == "__main__":\n    run_script\(main(, unattended=True)?\)\n$')
 FILES = [path for stage in STAGES for path in sorted((ROOT / stage).rglob("*.py")) if path.name != "__init__.py"]
 COMMANDS = [path for path in FILES if path.parent.parent == ROOT]
 LIBRARIES = [path for path in FILES if path.parent.parent != ROOT]
@@ -59,7 +56,7 @@ def test_a_file_in_a_stage_is_a_command_and_one_in_a_folder_a_library() -> None:
     for path in COMMANDS:
         lines = path.read_text().splitlines()
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
-        assert path.read_text().endswith("\n\n" + ENDING), f"{path} does not end as a command"
+        assert ENDING.search(path.read_text()), f"{path} does not end as a command"
         assert lines.count(GUARD) == 1, f"{path}: no line that puts the repository's root on sys.path"
         first = next(i for i, line in enumerate(lines) if re.match(rf"from ({'|'.join(STAGES)})\b", line))
         assert first > lines.index(GUARD), f"{path} imports one of our modules before the guarded line"

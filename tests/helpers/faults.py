@@ -26,7 +26,7 @@ from train.trainer import trainer
 def install(fault: str) -> None:
     """Patch the step of this process."""
     kind, _, place = fault.partition("@")
-    arrived, train_step = World.arrived, trainer.train_step
+    arrived, train_step = World.record_arrival, trainer.train_step
     due = False
 
     def arrive(world: World, step: int) -> None:
@@ -47,7 +47,7 @@ def install(fault: str) -> None:
                 parameter.view(-1)[0] += 1e-3
         return train_step(model, *arguments)
 
-    World.arrived, trainer.train_step = arrive, step
+    World.record_arrival, trainer.train_step = arrive, step
 
 
 if __name__ == "__main__":

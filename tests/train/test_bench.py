@@ -91,18 +91,21 @@ def test_programs_take_turns_and_one_that_fails_is_left_out(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_two_processes_report_their_all_reduce_and_write_a_trace(tmp_path: Path) -> None:
-    """12 seconds. Without shards the tokens are random."""
+def test_two_processes_and_their_all_reduce_and_trace(tmp_path: Path) -> None:
+    """Without shards the tokens are random."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     changes = {"data__train": tmp_path / "none_*.bin", "data__batch_tokens": 512}
     words = settings(tmp_path, tmp_path / "run", **changes)
     trace = tmp_path / "trace.json"
-    result = run_command("python", *torchrun, SCRIPT, *words, "--steps", "3", "--profile", trace, OMP_NUM_THREADS="1")
+    result = run_command("python", *torchrun, SCRIPT, *words, "--steps", "3", OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     assert "512 tokens a step = 2 processes x 2 micro-batches x 4 sequences x 32" in result.stdout
     slowest, fastest = re.search(r"slowest ([\d,]+), fastest ([\d,]+)", result.stdout).groups()
     assert 0 < int(slowest.replace(",", "")) <= int(fastest.replace(",", ""))
     assert "no MFU" in result.stdout
+    profile = ROOT / "tests" / "programs" / "profile_step.py"
+    result = run_command("python", *torchrun, profile, trace, *words, OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
     assert re.search(r"all-reduce: 0.1 MB of gradients in [\d.]+ ms alone; -?[\d.]+ ms are not hidden", result.stdout)
     assert "aten::addmm" in {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     heaviest = re.findall(r"^ *\S.*?  +[\d.]+% ", result.stdout, re.MULTILINE)  # names hold spaces, or are cut

@@ -31,11 +31,7 @@ class ConfigParser(jsonargparse.ArgumentParser):
 
 
 def read_config(
-    argv: list[str] | None,
-    opening: str,
-    kind: type[AnyConfig],
-    default: str,
-    check: Callable[[AnyConfig], None],
+    argv: list[str] | None, opening: str, kind: type[AnyConfig], default: str, check: Callable[[AnyConfig], None]
 ) -> AnyConfig:
     """Read `--config FILE`, then the command line's `--section.key value`, and check the values.
 

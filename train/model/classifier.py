@@ -20,11 +20,7 @@ class Classifier(GPT):
     label_weights: Tensor  # (L,), a buffer
 
     def __init__(
-        self,
-        config: ModelConfig,
-        labels: int,
-        label_weights: Sequence[float] | None = None,
-        recompute: bool = False,
+        self, config: ModelConfig, labels: int, label_weights: Sequence[float] | None = None, recompute: bool = False
     ) -> None:
         """`labels`: L. `label_weights`: the weight of each label's examples in the loss; None: 1 each."""
         super().__init__(config, recompute)

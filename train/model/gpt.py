@@ -121,11 +121,7 @@ class GPT(nn.Module):
         return linear_cross_entropy(x, self.wte.weight, targets, IGNORE_INDEX)
 
     def hidden(
-        self,
-        idx: Tensor,
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, idx: Tensor, cache: KVCache | None = None, positions: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """The last layer's normalized states, (B, T, C), which `logits` turns into scores.
 

@@ -66,7 +66,8 @@ class MetricsLog:
         """Append a row; `values` are JSON-serializable."""
         if not self.file:
             return
-        values = {key: None if _not_finite(value) else value for key, value in values.items()}
+        # JSON has no NaN
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         row = {"step": step, "kind": kind, **values}
         self._remember(row)
         self.file.append(json.dumps(row) + "\n")
@@ -160,10 +161,6 @@ class _Appender:
     def _write(self) -> None:
         while self.waiting:
             self.waiting = self.waiting[os.write(self.handle, self.waiting) :]
-
-
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)  # JSON has no NaN
 
 
 def read_rows(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:

@@ -47,10 +47,10 @@ def names(folder: Path) -> list[str]:
 
 def test_listing_follows_every_page_and_names_the_commit(hub: LoopbackHub) -> None:
     hub.faults.append(Fault("/api/", status=503))
-    listing = hub_files(REPO, "sample/10BT", ".parquet")
-    assert listing.files == [f"sample/10BT/{index:03d}_00000.parquet" for index in range(5)]
-    assert listing.revision == hub.commit(hub.folder / "datasets" / REPO)
-    assert hub_files(REPO, "", ".md", revision=listing.revision).files == ["README.md"]
+    commit, files = hub_files(REPO, "sample/10BT", ".parquet")
+    assert files == [f"sample/10BT/{index:03d}_00000.parquet" for index in range(5)]
+    assert commit == hub.commit(hub.folder / "datasets" / REPO)
+    assert hub_files(REPO, "", ".md", revision=commit) == (commit, ["README.md"])
 
 
 @pytest.mark.parametrize(

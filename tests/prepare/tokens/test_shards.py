@@ -10,14 +10,7 @@ import pytest
 from prepare.common.cli import UserError
 from prepare.common.files import file_sha256
 from prepare.tokens import shards
-from prepare.tokens.shards import (
-    ShardWriter,
-    find_shards,
-    open_shard,
-    shard_name,
-    shard_number,
-    write_shard,
-)
+from prepare.tokens.shards import ShardWriter, find_shards, open_shard, shard_name, shard_number, write_shard
 from prepare.tokens.tokenizer import EOT, join_documents
 
 
