@@ -39,8 +39,7 @@ def hub_files(repo: str, folder: str, suffix: str, revision: str = "main") -> tu
         entries = api.list_repo_tree(repo, folder or None, revision=commit, repo_type="dataset")
         return commit, sorted(entry.path for entry in entries if entry.path.endswith(suffix))
 
-    what, remedy = f"{repo} on {constants.ENDPOINT}", "fetch its files elsewhere and pass them with --input"
-    commit, files = _retry(list_files, what, remedy)
+    commit, files = _retry(list_files, f"{repo} on {constants.ENDPOINT}", "fetch its files elsewhere, and use --input")
     if not files:
         raise UserError(f"{repo} at {revision} has no *{suffix} in {folder or 'its top folder'}: try another revision")
     return commit, files
