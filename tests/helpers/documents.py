@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,8 @@ from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import write_shard
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 
-COMPRESS = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+GZIP = partial(gzip.compress, mtime=0)  # the same bytes at any time: they are in the names of tests
+COMPRESS = {".gz": GZIP, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 def shard_of(folder: Path, documents: list[str], tokenizer: GPT2Tokenizer | CharTokenizer) -> Path:
