@@ -167,7 +167,7 @@ def hold_out(
     if fraction is not None:
         left = fraction * total
     for number, (source, here) in enumerate(zip(sources, tokens, strict=True)):
-        if fraction is None and here >= shard_tokens:
+        if fraction is None and here >= shard_tokens and isinstance(source, LocalFile):
             source.held_out = shard_tokens if number else None  # its first shard; None: as every first file's
             return
         if here > left:

@@ -61,7 +61,7 @@ def test_a_file_in_a_stage_is_a_command_and_one_in_a_folder_a_library() -> None:
         first = next(i for i, line in enumerate(lines) if re.match(rf"from ({'|'.join(STAGES)})\b", line))
         assert first > lines.index(GUARD), f"{path} imports one of our modules before the guarded line"
     for path in LIBRARIES:
-        assert "__main__" not in path.read_text(), f"{path} is a library that can be run"
+        assert "if __name__" not in path.read_text(), f"{path} is a library that can be run"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -70,7 +70,7 @@ def test_listing_of_what_is_missing(arguments: tuple, message: str) -> None:
 
 def test_large_and_small_files_of_the_hub(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    revision = hub_files(REPO, "", ".md").revision
+    revision, _ = hub_files(REPO, "", ".md")
     assert fetch_hub_file(REPO, PATH, revision, tmp_path / "into") == tmp_path / "into" / PATH
     assert (tmp_path / "into" / PATH).read_bytes() == BODY[3:]
     assert fetch_hub_file(REPO, "README.md", revision, tmp_path / "into").read_text() == "# words\n"
@@ -147,7 +147,7 @@ def test_giving_up_says_what_to_do(
 
 
 def test_no_network(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    revision = hub_files(REPO, "", ".md").revision
+    revision, _ = hub_files(REPO, "", ".md")
     monkeypatch.setattr(download.constants, "HF_HUB_OFFLINE", True)
     for fetch in (
         lambda: hub_files(REPO, "", ".md"),

@@ -129,7 +129,7 @@ def test_small_files_of_a_split_share_their_shards_and_larger_ones_do_not(tmp_pa
         ([1000, 40_000, 59_000], 10**8, None, [EVERYTHING, 4000, None]),  # all of the first is not enough
         ([100_000, 100_000], 1000, None, [None, None]),  # the first shard, which is what None means
         ([1000, 99_000], 3000, None, [EVERYTHING, 3000]),  # a large file is cut where it always is
-        ([100_000], 60_000, None, [5000]),  # but not if a shard is most of the text
+        ([100_000], 60_000, None, [None]),  # even if it is most of the text: a large file's bytes never change
         ([100_000, 100_000], 1000, 0.6, [EVERYTHING, 20_000]),
         ([0, 100_000], 10**8, None, [EVERYTHING, 5000]),
     ],
