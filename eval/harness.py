@@ -12,7 +12,7 @@ from pathlib import Path
 if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from prepare.common.cli import Parser, UserError, run_script
+from prepare.common.cli import ArgumentError, Parser, UserError, run_script
 
 
 def main() -> None:
@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--model_args", default="", metavar="run=X", help="as --model elsewhere; default: newest run")
     parser.add_argument("--tasks", required=True, metavar="A,B", help="names of the harness's tasks, or of your own")
     args, others = parser.parse_known_args()
+    if args.model == "gpt2_run" and args.model_args and not args.model_args.startswith("run="):
+        raise ArgumentError(f"--model_args {args.model_args}: gpt2_run takes run=X only; --device is a separate option")
 
     from lm_eval.__main__ import cli_evaluate
 

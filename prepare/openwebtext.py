@@ -45,13 +45,18 @@ class Corpus:
     files: Callable[[], list[Path]]  # downloads the parquet files
     column: str
     cache: Path
-    loaded: dict | None = None
+    loaded: dict | UserError | None = None
 
     def splits(self) -> dict:
         """The datasets.DatasetDict with `train` and `test`, as train_test_split names them; `column` holds large
         binaries. UserError names a file that cannot be read."""
         if self.loaded is None:
-            self.loaded = self._load(self.files())
+            try:
+                self.loaded = self._load(self.files())
+            except UserError as failure:
+                self.loaded = failure  # for every part, without a retry
+        if isinstance(self.loaded, UserError):
+            raise self.loaded
         return self.loaded
 
     def _load(self, paths: list[Path]) -> dict:

@@ -156,7 +156,9 @@ def test_results_lie_under_the_name_of_their_run(folder: Path, tmp_path: Path, m
     assert {name.rpartition("__")[2] for name in names.values()} == {"run", "newest"}
 
 
-def test_an_unknown_task_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["harness.py", "--model_args", f"run={folder / 'run'}", "--tasks", "no_such_task"])
-    with pytest.raises(UserError, match="Tasks not found: no_such_task"):
-        harness.main()
+def test_mistakes_are_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"pretrained=gpt2": "gpt2_run takes run=X", f"run={folder / 'run'}": "Tasks not found: no_such_task"}
+    for model_args, words in wrong.items():
+        monkeypatch.setattr("sys.argv", ["harness.py", "--model_args", model_args, "--tasks", "no_such_task"])
+        with pytest.raises(UserError, match=words):
+            harness.main()

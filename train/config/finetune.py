@@ -171,6 +171,8 @@ def check_config(config: FinetuneConfig) -> None:
         )
     if blocks != "all" and blocks < (1 if isinstance(config, InstructConfig) else 0):
         raise ArgumentError(f"tune.blocks is {blocks}: give all, or a number of layers")
+    if config.tune.lora_rank and not blocks:
+        raise ArgumentError(f"tune.lora_rank is {config.tune.lora_rank}, but tune.blocks 0 has no layers: raise it")
     if config.eval.patience and not (config.eval.every and data.val_share):
         raise ArgumentError("eval.patience needs validations: set eval.every and data.val_share, or eval.patience 0")
 

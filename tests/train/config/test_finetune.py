@@ -38,6 +38,7 @@ def test_the_template_is_an_option() -> None:
         ("classify", "--tune.blocks=-1", "tune.blocks is -1: "),
         ("instruct", "--tune.blocks=0", "tune.blocks is 0: "),
         ("classify", "--tune.lora_rank=-1", "tune.lora_rank is -1: "),
+        ("classify", "--tune.blocks=0 --tune.lora_rank=4", "tune.lora_rank is 4, but tune.blocks 0"),
         ("instruct", "--template.user=Q:", "template.user is 'Q:': put {}"),
         ("instruct", "--template.assistant={}", "template.assistant is '{}': take {} out"),
         ("instruct", "--eval.samples=0", "eval.samples is 0: "),
