@@ -145,7 +145,7 @@ def test_memory_is_given_back():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         generations, most = pool.submit(encode_new_words).result()
     assert generations > 1
-    assert most < 200 << 20
+    assert most < 300 << 20  # 390 MB where nothing is given back
 
 
 def test_a_difference_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
