@@ -45,9 +45,9 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_restarts_the_run(data: Path, reference: Path, tmp_path: Path, rank: int) -> None:
-    """About 15 s on two cores. The run that run.fresh finds after a restart is its own."""
+    """About 15 s on two cores."""
     run = tmp_path / "run"
-    start = Start(TWO.command(data, run, "--max-restarts=3", run__fresh="true"), tmp_path / "console", tmp_path)
+    start = Start(TWO.command(data, run, "--max-restarts=3"), tmp_path / "console", tmp_path)
     try:
         assert start.wait(lambda: start.step() >= 40)
         assert start.kill(f"rank {rank}")
@@ -78,7 +78,7 @@ def test_torchruns_of_two_nodes_restart_the_run(data: Path, reference: Path, tmp
     script.write_text(LATE)
     launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3"]
     launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
-    words = TWO.command(data, run, run__fresh="true")
+    words = TWO.command(data, run)
     words = [sys.executable, *launcher, str(script), str(ROOT), *words[words.index("--model.n_layer") :]]
     nodes = [Start(words, console, tmp_path) for console in consoles]
     try:

@@ -32,7 +32,6 @@ class World:
     size: int  # the world size
     device: torch.device
     watchdog: Watchdog | None = None  # when there are several ranks
-    store: dist.Store | None = None  # torchrun's, which survives its restarts
 
     @property
     def is_main(self) -> bool:
@@ -70,15 +69,6 @@ class World:
         """Tell the watchdog that this rank is about to compute `step`."""
         if self.watchdog:
             self.watchdog.record_arrival(step)
-
-    def set_flag(self, name: str) -> None:
-        """Set a flag that survives torchrun's restarts (--max-restarts), until torchrun itself ends."""
-        if self.store:
-            self.store.set(name, "")
-
-    def has_flag(self, name: str) -> bool:
-        """Whether a process under the same torchrun has set the flag, also before a restart."""
-        return self.store is not None and self.store.check([name])
 
     def describe(self) -> str:
         """The world size and the device, for the log."""
@@ -121,12 +111,10 @@ def init_distributed(device: str = "auto", timeout_seconds: int = 600) -> World:
         # torchrun sets one thread per process unless told otherwise; divide the cores among them instead
         torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
 
-    watchdog = store = None
-    timeout = timedelta(seconds=2 * timeout_seconds + 30)  # of collectives; the watchdog reports before that
-    if size > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
-        store = _open_store(timeout)
+    watchdog = None
     if size > 1:
-        group_store = rendezvous(store, rank, size, timeout)  # ty: ignore[invalid-argument-type]
+        timeout = timedelta(seconds=2 * timeout_seconds + 30)  # of collectives; the watchdog reports before that
+        group_store = rendezvous(_open_store(timeout), rank, size, timeout)
         backend = "nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=timeout)
         # The last owner to release the group joins gloo's threads, which may need the GIL to free a tensor. Python
@@ -134,7 +122,7 @@ def init_distributed(device: str = "auto", timeout_seconds: int = 600) -> World:
         # https://github.com/pytorch/pytorch/issues/56297). So Python holds the group until the process ends.
         atexit.register(lambda _group: None, dist.group.WORLD)
         watchdog = Watchdog(group_store, rank, size, timeout_seconds)
-    return World(rank, size, torch.device(device), watchdog, store)
+    return World(rank, size, torch.device(device), watchdog)
 
 
 def shut_down_distributed() -> None:

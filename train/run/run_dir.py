@@ -1,15 +1,10 @@
-"""A run's directory: its lock, its configuration, its heartbeat, and whether the run is finished."""
+"""A run's directory: its lock, its configuration, and whether the run is finished."""
 
-import json
-import os
-import socket
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from prepare.common.cli import UserError
-from prepare.common.files import FileLock, atomic_write, atomic_write_text
+from prepare.common.files import FileLock, atomic_write_text
 from train.config.finetune import FinetuneConfig
 from train.config.parsing import save_config
 from train.config.pretrain import Config
@@ -17,8 +12,7 @@ from train.parallel.world import World
 from train.run.checkpoint import latest_checkpoint, remove_unfinished, rename_corrupt
 from train.run.metrics_log import METRICS
 
-DONE, CONFIG, HEARTBEAT = "DONE", "config.yaml", "heartbeat.json"
-HEARTBEAT_SECONDS = 1.0
+DONE, CONFIG = "DONE", "config.yaml"
 
 
 def open_run(config: Config | FinetuneConfig, world: World) -> "RunDir | None":
@@ -45,12 +39,11 @@ class RunDir:
 
     def __init__(self, config: Config | FinetuneConfig, world: World) -> None:
         self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps  # ty: ignore[invalid-argument-type]
-        metrics, started = self.path / METRICS, f"started {self.path}"
+        metrics = self.path / METRICS
         used = latest_checkpoint(self.path) or (metrics.exists() and metrics.stat().st_size > 0)
-        if config.run.fresh and used and not world.has_flag(started):  # torchrun may restart the run that it started
+        if config.run.fresh and used:
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
         self.is_main = world.is_main
-        self.last_heartbeat = -HEARTBEAT_SECONDS
         if self.is_main:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -58,7 +51,6 @@ class RunDir:
                 raise UserError(f"run.dir {self.path} is a file, not a directory: choose another --run.dir") from None
             self._lock = FileLock(self.path / ".lock", self.path, "wait for it, or choose another --run.dir")
             remove_unfinished(self.path)
-            world.set_flag(started)
 
     @property
     def is_done(self) -> bool:
@@ -75,17 +67,6 @@ class RunDir:
             rename_corrupt(corrupt)
             (self.path / DONE).unlink(missing_ok=True)
             save_config(config, self.path / CONFIG)
-
-    def write_heartbeat(self, step: int, last: bool = False) -> None:
-        """Write the number of finished steps, the time and this process to heartbeat.json: at most once a second, and
-        always with `last`."""
-        now = time.monotonic()
-        if not self.is_main or (now - self.last_heartbeat < HEARTBEAT_SECONDS and not last):
-            return
-        self.last_heartbeat = now
-        facts = {"step": step, "time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-        with suppress(OSError), atomic_write(self.path / HEARTBEAT, fsync=False) as file:  # skipped on a full disk
-            file.write(json.dumps(facts).encode() + b"\n")
 
     def finish(self, step: int) -> None:
         """Mark the run as finished after `step` steps."""

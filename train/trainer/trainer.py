@@ -130,7 +130,6 @@ class Trainer:
 
             # log
             log.train_row(self.step, loss, lr, grad_norm, time.perf_counter() - start)
-            self.run.write_heartbeat(self.step)
             self.check_step(grad_norm, saves_failed=failures > 0)
             epoch = int(self.loader.epoch_of(self.step))
             if epoch > int(self.loader.epoch_of(self.step - 1)) and self.step < last:
@@ -139,7 +138,6 @@ class Trainer:
         if self.step > saved:  # the stop was requested during an evaluation, or the evaluator ended the run
             self.save()
         self.stopped = self.stop.agreed
-        self.run.write_heartbeat(self.step, last=True)
         shut_down_distributed()
         if self.saver:
             self.saver.finish()

@@ -1,21 +1,16 @@
 """A run's directory: one process at a time, and `run.fresh` touches no used one."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from prepare.common.cli import ROOT, UserError
 from train.config.pretrain import Config, RunConfig, load_config
 from train.parallel.world import World
-from train.run import run_dir
 from train.run.run_dir import RunDir
 
 MAIN, OTHER = World(0, 1, torch.device("cpu")), World(1, 1, torch.device("cpu"))
@@ -65,24 +60,7 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first_until_that_is_kil
     RunDir(config(tmp_path), MAIN)
 
 
-USED = ["metrics.jsonl", "checkpoints/step_00000005/meta.json"]
-
-
-@pytest.mark.parametrize("used", USED)
-def test_fresh_resumes_what_the_same_torchrun_started_and_refuses_others(tmp_path: Path, used: str) -> None:
-    world = World(0, 1, torch.device("cpu"), store=dist.HashStore())
-    for name in ("own", "other"):
-        if name == "own":
-            RunDir(config(tmp_path / name, fresh=True), world)._lock.release()
-        (tmp_path / name / used).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name / used).write_text("{}\n")
-    RunDir(config(tmp_path / "own", fresh=True), world)
-    for _ in range(2):  # torchrun starts what was refused again, too
-        with pytest.raises(UserError, match="holds a run already"):
-            RunDir(config(tmp_path / "other", fresh=True), world)
-
-
-@pytest.mark.parametrize("used", USED)
+@pytest.mark.parametrize("used", ["metrics.jsonl", "checkpoints/step_00000005/meta.json"])
 def test_fresh_refuses_a_used_directory(tmp_path: Path, used: str) -> None:
     RunDir(config(tmp_path / "new", fresh=True), MAIN)
     (tmp_path / "new" / "metrics.jsonl").touch()  # a start that ended before its first step
@@ -91,25 +69,6 @@ def test_fresh_refuses_a_used_directory(tmp_path: Path, used: str) -> None:
     (tmp_path / "old" / used).write_text("{}\n")
     with pytest.raises(UserError, match="holds a run already"):
         RunDir(config(tmp_path / "old", fresh=True), MAIN)
-
-
-def test_the_heartbeat_holds_the_last_step_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(run_dir.time, "monotonic", lambda: now)
-    run, other = RunDir(config(tmp_path), MAIN), RunDir(config(tmp_path), OTHER)
-    other.write_heartbeat(3)
-    assert not (tmp_path / "heartbeat.json").exists()
-    run.write_heartbeat(4)
-    now += 0.5
-    run.write_heartbeat(5)
-    beat = json.loads((tmp_path / "heartbeat.json").read_text())
-    assert (beat["step"], beat["pid"], beat["host"]) == (4, os.getpid(), socket.gethostname())
-    assert abs(beat["time"] - time.time()) < 60
-    now += 0.6
-    run.write_heartbeat(6)
-    assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 6
-    run.write_heartbeat(7, last=True)
-    assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 7
 
 
 def test_corrupt_checkpoints_are_renamed(tmp_path: Path) -> None:

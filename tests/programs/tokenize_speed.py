@@ -1,16 +1,10 @@
 """Measure how fast text becomes tokens on this machine: the engine alone, the complete pipeline, and its parts.
 
-    python prepare/bench.py                                        # Shakespeare's plays, repeated
-    python prepare/bench.py --input 'corpus/*.parquet'             # your own text, repeated to --megabytes
+    python -m tests.programs.tokenize_speed                                # Shakespeare's plays, repeated
+    python -m tests.programs.tokenize_speed --input 'corpus/*.parquet'     # your own text, repeated to --megabytes
 
 Repeated text suits gigatoken's cache, in every row of the table: better give much text of your own.
 """
-
-import sys
-from pathlib import Path
-
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
 import io
@@ -18,16 +12,18 @@ import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prepare.common.cli import ROOT, Parser, UserError, available_cores, nonempty, positive, run_script
+from prepare.common.cli import ROOT, Parser, available_cores, positive, run_script
 from prepare.pipeline.options import add_workers
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.inputs import LocalFile, find_inputs
@@ -40,16 +36,14 @@ TIKTOKEN_BYTES = 50_000_000  # of text for tiktoken: it is slow, and as fast on 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("Measure how fast text becomes tokens.", "python prepare/bench.py")
-    parser.add_argument("--input", nargs="+", type=nonempty, metavar="FILE", help="text to repeat; default: the plays")
+    parser = Parser("Measure how fast text becomes tokens.", "python -m tests.programs.tokenize_speed")
+    parser.add_argument("--input", nargs="+", metavar="FILE", help="text to repeat; default: the plays")
     parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
     add_workers(parser)
     options = parser.parse_args(argv)
     if options.input:
         paths = find_inputs(options.input)
         texts = [batch.texts for path in paths for batch in read_documents(path, "text")]
-        if not _count_bytes(texts):
-            raise UserError(f"--input holds no text ({len(paths)} files): give some to measure with")
     else:
         texts = [pa.array(map(read_play, [*PLAYS, *HELD_OUT]), pa.large_string())]
     with tempfile.TemporaryDirectory(prefix="prepare_bench_") as folder:
