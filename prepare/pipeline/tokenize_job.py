@@ -34,7 +34,6 @@ from prepare.tokens.shards import SHARD_TOKENS, ShardWriter
 from prepare.tokens.tokenizer import Encoded, Mismatch, Tokenizer
 
 KEEP_FILES = 2  # downloaded input files on disk: the one that is tokenized and the next
-MAX_FAILED = 3  # input files that cannot be fetched before the run gives up
 END_OF_TEXT = "<|endoftext|>"
 DISK_BACKLOG = 2  # full shards that may wait for the disk thread
 
@@ -122,24 +121,19 @@ class _Pipeline:
         self.start = time.monotonic()
 
     def run(self, todo: list[int]) -> None:
-        """Tokenize these input files. UserError at the first mistake in one, or at the end for those not fetched."""
+        """Tokenize these input files. UserError at the first that cannot be fetched, or holds a mistake."""
         fetches = _FetchThread([self.job.inputs[number] for number in todo])
-        failures: list[UserError] = []
         try:
             with Progress(self.job.name, None, "B") as progress:
                 for position, number in enumerate(todo):
                     # until its input file has arrived, write what is queued, which also makes room on the disk
-                    while self.queue and not fetches.futures[position].done():
+                    arrived = fetches.futures[position]
+                    while self.queue and not arrived.done():
                         self.queue.popleft()()
-                    self.disk.wait(fetches.futures[position])
-                    try:
-                        fetches.futures[position].result()
-                    except UserError as failure:
-                        failures.append(failure)
-                        if len(failures) == min(MAX_FAILED, len(todo)):
-                            raise
-                        progress.note(f"{failure}\ncontinuing with the other files")
-                        continue
+                    self.disk.wait(arrived)
+                    if arrived.exception():
+                        self._write_queued()
+                    arrived.result()
                     # read and queue its batches, writing those whose turn has come
                     output = _InputFileOutput(self.job, number, self.folder, self.disk)
                     for batch in output.source.batches(output.rows):
@@ -149,10 +143,7 @@ class _Pipeline:
                         if len(self.queue) > 2 * self.workers:
                             self.queue.popleft()()
                     self.queue.append(functools.partial(output.finish, functools.partial(fetches.release, position)))
-                # write the rest
-                while self.queue:
-                    self.queue.popleft()()
-                self.disk.wait()
+                self._write_queued()
         finally:
             self.encoders.shutdown(wait=False, cancel_futures=True)
             self.disk.thread.shutdown(wait=True, cancel_futures=True)
@@ -161,8 +152,12 @@ class _Pipeline:
             f"{self.folder.path}: {self.text / 1e6:,.1f} MB of text to {self.tokens:,} tokens in {seconds:,.1f} s "
             f"({self.text / 1e6 / seconds:,.1f} MB/s, {self.tokens / seconds:,.0f} tokens/s, {self.workers} workers)"
         )
-        if failures:
-            raise UserError(f"{failures[0]} ({len(failures)} of {len(todo)} files; the others are finished)")
+
+    def _write_queued(self) -> None:
+        """Write all that is queued, and wait until it is on disk."""
+        while self.queue:
+            self.queue.popleft()()
+        self.disk.wait()
 
     def _write(
         self, progress: Progress, done: float, output: "_InputFileOutput", batch: Batch, encoded: Future[Encoded]
@@ -297,7 +292,7 @@ class _FetchThread:
                 future.set_result(None)
             except BaseException as failure:
                 future.set_exception(failure)
-                self.release(position)
+                return
 
     def release(self, position: int) -> None:
         """Remove a fetched input file, which makes room for another."""

@@ -140,11 +140,11 @@ def test_twelve_files_few_of_them_on_disk_and_one_of_them_corrupt(
             running.result()
         assert 0 < max(on_disk) <= KEEP_FILES
         finished = {shard_number(path.name) // 1000 for path in out.glob("*.bin")}
-        assert finished == set(range(12)) - {7}
+        assert finished == set(range(7))
         hub.faults.clear()
         requests = len(hub.ranges(".parquet"))
         fineweb.main(command)
-        assert len(hub.ranges(".parquet")) == requests + 1
+        assert len(hub.ranges(".parquet")) == requests + 5
     close_session()
     shards = sorted(out.glob("*.bin"), key=lambda path: path.name[-10:])
     expected = [token for some in texts for text in some for token in [EOT, *GPT2Tokenizer().encode(text)]]
