@@ -110,11 +110,8 @@ def restrict_logits(logits: Tensor, top_k: int | None = None, top_p: float | Non
 
 
 def greedy_answer(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], max_new_tokens: int) -> str:
-    """Continue a prompt with the most likely tokens, up to the end-of-text token.
-
-    Raises:
-        UserError: the logits are not finite.
-    """
+    """Continue a prompt with the most likely tokens, up to the end-of-text token. UserError if the logits are not
+    finite."""
     eot = tokenizer.eot
     new = generate(model, [prompt], max_new_tokens, temperature=0, vocab_size=tokenizer.vocab_size, stop=eot)
     return tokenizer.decode([token for token in map(int, new) if token != eot])

@@ -79,11 +79,8 @@ def class_probabilities(
 def classify(
     model: Classifier, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device | str, batch_size: int = 32
 ) -> tuple[np.ndarray, int]:
-    """Classify texts: label probabilities, float64 (len(texts), L), and how many texts were truncated.
-
-    Raises:
-        UserError: a probability is not finite.
-    """
+    """Classify texts: label probabilities, float64 (len(texts), L), and how many texts were truncated. UserError if a
+    probability is not finite."""
     rows = [tokenizer.encode(text) for text in texts]
     size = model.config.block_size
     examples = Examples.from_rows([label_targets(row, 0, size) for row in rows])

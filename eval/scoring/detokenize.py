@@ -28,11 +28,7 @@ class WikiText:
 
 
 def load_wikitext(path: Path | str) -> WikiText:
-    """Read wiki.test.tokens, of WikiText-2 or WikiText-103.
-
-    Raises:
-        UserError: no such file, or not a WikiText file.
-    """
+    """Read wiki.test.tokens, of WikiText-2 or WikiText-103. UserError: no such file, or not a WikiText file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

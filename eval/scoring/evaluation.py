@@ -93,11 +93,7 @@ def evaluate_lambada(loaded: LoadedModel, world: World, passages: Sequence[str])
 
 
 def score_on_all_ranks(loaded: LoadedModel, world: World, unit: str, requests: Sequence[Request]) -> list[list[Score]]:
-    """Score all requests, shared by the ranks, with a progress bar on rank 0.
-
-    Raises:
-        UserError: a score is not finite.
-    """
+    """Score all requests, shared by the ranks, with a progress bar on rank 0. UserError if a score is not finite."""
     with _progress("scoring", len(requests), unit, world) as update:
         share = score_requests(loaded.model, requests, world.device, None, world.rank, world.size, update)
     scores = gather_scores(share, requests, world)
@@ -110,10 +106,8 @@ def evaluate_wikitext(loaded: LoadedModel, world: World, text: WikiText, stride:
     """Perplexity per word of the original file, of a text read by sliding windows of the block size.
 
     Every window but the first predicts its last `stride` tokens (default: half a block), each of which sees at least
-    block_size - stride tokens before it. The first token is predicted from the end-of-text token.
-
-    Raises:
-        UserError: the stride exceeds the block size, or the vocabulary has no end-of-text token.
+    block_size - stride tokens before it. The first token is predicted from the end-of-text token. UserError if the
+    stride exceeds the block size, or the vocabulary has no end-of-text token.
     """
     size, tokenizer = loaded.model.config.block_size, loaded.tokenizer
     stride = stride or max(1, size // 2)
@@ -148,10 +142,8 @@ def evaluate_shards(loaded: LoadedModel, world: World, paths: Sequence[Path], to
     """Loss, perplexity and bits per byte on the first tokens of shards, and the unigram entropy of the same targets.
 
     Bytes are those of the targets' text: an end-of-text token has none, but its loss counts. bits_per_byte is left out
-    if the tokenizer is not known.
-
-    Raises:
-        UserError: the shards have another vocabulary, or hold less than one window, or the loss is not finite.
+    if the tokenizer is not known. UserError if the shards have another vocabulary, or hold less than one window, or the
+    loss is not finite.
     """
     config, tokenizer = loaded.model.config, loaded.known_tokenizer
     if tokenizer:

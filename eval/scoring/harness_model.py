@@ -70,11 +70,8 @@ class GPT2Run(LM):
         return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Continue each context up to a stop text, greedily unless the task says otherwise.
-
-        Raises:
-            UserError: a sampling option of the task that is not supported, or max_gen_toks above the block size.
-        """
+        """Continue each context up to a stop text, greedily unless the task says otherwise. UserError if the
+        task has a sampling option that is not supported, or max_gen_toks above the block size."""
         texts, size = [], self.loaded.model.config.block_size
         for request in requests:
             context, task_settings = request.args

@@ -51,11 +51,8 @@ class HellaSwagTask:
 
 
 def load_hellaswag(path: Path | str, limit: int | None = None) -> list[HellaSwagTask]:
-    """Read the first `limit` tasks (None or 0: all) of a HellaSwag file, the original or a cleaned copy.
-
-    Raises:
-        UserError: no such file, or a line that is not in HellaSwag's format.
-    """
+    """Read the first `limit` tasks (None or 0: all) of a HellaSwag file, the original or a cleaned copy. UserError:
+    no such file, or a line in another format."""
     tasks = []
     for where, row in _read_examples(path, limit):
         try:
@@ -112,11 +109,8 @@ def _harness_clean(text: str) -> str:
 
 
 def load_lambada(path: Path | str, limit: int | None = None) -> list[str]:
-    """Read the first `limit` passages (None or 0: all) of OpenAI's lambada_test.jsonl.
-
-    Raises:
-        UserError: no such file, or a line that is not in LAMBADA's format.
-    """
+    """Read the first `limit` passages (None or 0: all) of OpenAI's lambada_test.jsonl. UserError: no such
+    file, or a line in another format."""
     passages = []
     for where, row in _read_examples(path, limit):
         text = row.get("text")

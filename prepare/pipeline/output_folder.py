@@ -35,11 +35,8 @@ class OutputFolder:
 
     @contextmanager
     def claim(self, task: int, count: int) -> Iterator[None]:
-        """Hold one task of `count` of this folder, after starting or resuming it.
-
-        Raises:
-            UserError: another process has this task, or one of another count; or the folder was made with another plan.
-        """
+        """Hold one task of `count` of this folder, after starting or resuming it. UserError if another process has this
+        task, or one of another count; or the folder was made with another plan."""
         with ExitStack() as locks:
             with self._exclusive():
                 try:

@@ -284,7 +284,7 @@ class _FetchThread:
         threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
-        for position, (source, future) in enumerate(zip(self.inputs, self.futures, strict=True)):
+        for source, future in zip(self.inputs, self.futures, strict=True):
             if source.takes_disk:
                 self.room.acquire()
             try:

@@ -147,11 +147,7 @@ def load_instruct_config(argv: list[str] | None, opening: str) -> InstructConfig
 
 
 def check_config(config: FinetuneConfig) -> None:
-    """Refuse values that no run can use.
-
-    Raises:
-        ArgumentError: names the key, its value and the values that work.
-    """
+    """Refuse values that no run can use. ArgumentError names the key, its value and the values that work."""
     check_common(config)
     check_positive(config, ("data.batch_examples", "data.micro_batch_size"))
     check_not_negative(config, ("eval.every", "eval.patience", "tune.lora_rank"))

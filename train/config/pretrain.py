@@ -189,11 +189,8 @@ def load_config(argv: list[str] | None, opening: str) -> Config:
 
 
 def check_config(config: Config) -> None:
-    """Refuse values that no run can use, before anything is read or built.
-
-    Raises:
-        ArgumentError: names the key, its value and the values that work.
-    """
+    """Refuse values that no run can use, before anything is read or built. ArgumentError names the key, its value and
+    the values that work."""
     model, data = config.model, config.data
     sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
     check_positive(config, (f"model.{name}" for name in sizes))
@@ -210,11 +207,8 @@ def check_config(config: Config) -> None:
 
 
 def check_common(config: Any) -> None:
-    """Check the sections that pretraining and fine-tuning share.
-
-    Raises:
-        ArgumentError: names the key, its value and the values that work.
-    """
+    """Check the sections that pretraining and fine-tuning share. ArgumentError names the key, its value and the values
+    that work."""
     optim = config.optim
     check_positive(config, ("optim.max_lr", "optim.eps", "train.max_steps", "train.timeout_seconds", "checkpoint.keep"))
     check_not_negative(config, ("optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.grad_clip"))
@@ -227,10 +221,7 @@ def check_common(config: Any) -> None:
 
 def sequences_per_rank(config: Config, world_size: int) -> int:
     """The number of windows each process takes per step: batch_tokens / (block_size * world_size), an integer.
-
-    Raises:
-        ArgumentError: batch_tokens does not divide evenly; names the nearest values that do.
-    """
+    ArgumentError, with the nearest values that work, if batch_tokens does not divide evenly."""
     data, block_size = config.data, config.model.block_size
     micro = 1 if data.micro_batch_size == "auto" else data.micro_batch_size
     unit = micro * block_size * world_size

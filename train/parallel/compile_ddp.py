@@ -21,10 +21,7 @@ ATOMIC_COMPILER = Path(__file__).with_name("atomic_g++")
 
 def compile_and_wrap_ddp(model: nn.Module, compiled: bool, world: World) -> nn.Module:
     """Return the model for the training step. `model` itself stays uncompiled, for evaluation and checkpoints.
-
-    Raises:
-        UserError: there is no C++ compiler.
-    """
+    UserError if there is no C++ compiler."""
     if compiled:
         prepare_compiler()
         model = cast(nn.Module, torch.compile(model))
@@ -36,10 +33,7 @@ def compile_and_wrap_ddp(model: nn.Module, compiled: bool, world: World) -> nn.M
 
 def prepare_compiler() -> None:
     """Make torch.compile's C++ compiler write its cache atomically, so that kill -9 leaves no partial file there.
-
-    Raises:
-        UserError: there is no C++ compiler.
-    """
+    UserError if there is no C++ compiler."""
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "gcc", "clang"))):
         raise UserError("train.compile needs a C++ compiler, and none is installed: install g++, or set it false")
     from torch._inductor import config  # slow to import, and needed by torch.compile only
@@ -76,10 +70,7 @@ def check_replicas(model: nn.Module, step: int, world: World) -> None:
     """Compare the parameters of all ranks after `step` finished steps. Every rank must call it.
 
     They are equal by construction: the same initial weights, the same averaged gradients. If they differ, a machine has
-    computed a wrong result, which the loss would not show.
-
-    Raises:
-        UserError: some differ; names the ranks. Raised on every rank.
+    computed a wrong result, which the loss would not show. UserError, on every rank, names those that differ.
     """
     hashes = world.gather(parameter_hash(model))
     (usual, count), *others = Counter(hashes).most_common()

@@ -107,9 +107,7 @@ def find_micro_batch_size(model: GPT, per_rank: int, device: torch.device, preci
 
     On a GPU, sizes are tried from 64 down, with memory reserved for AdamW's moments and DDP's buckets. Elsewhere a try
     that runs out of memory could take down the machine, so the largest is taken whose float32 logits fit in 512 MiB.
-
-    Raises:
-        UserError: not even one sequence fits.
+    UserError if not one sequence fits.
     """
     config = model.config
     divisors = [size for size in range(min(64, per_rank), 0, -1) if per_rank % size == 0]

@@ -148,10 +148,7 @@ def rendezvous(store: dist.Store, rank: int, size: int, timeout: timedelta) -> d
     each torchrun counts its own restarts, so that count cannot tell the starts apart. But every torchrun ends the old
     processes before any starts new ones. So each rank publishes a random name, and rank 0 publishes the list of all
     names. A rank that finds its own new name in the list knows that rank 0 wrote it in this same start; all use the
-    part of the store under rank 0's name, and wait there for each other.
-
-    Raises:
-        UserError: some ranks did not start in time.
+    part of the store under rank 0's name, and wait there for each other. UserError if some ranks did not start in time.
     """
     name, end = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
     names, here = ([f"{key}/{each}" for each in range(size)] for key in ("name", "here"))

@@ -81,11 +81,8 @@ class AsyncSaver:
             self.log.event(step, "checkpoint", pause_seconds=round(pause, 4), write_seconds=round(seconds, 3))
 
     def finish(self) -> None:
-        """Wait for the last write, and prune the checkpoints by the final validation losses.
-
-        Raises:
-            UserError: the last write failed.
-        """
+        """Wait for the last write, and prune the checkpoints by the final validation losses. UserError if the last
+        write failed."""
         self.report(wait=True)
         self._thread.shutdown()
         if self.failures:
@@ -96,11 +93,8 @@ class AsyncSaver:
         checkpoint.prune(self.run_dir, self.config.keep, self.log.val_losses)
 
     def _pin(self) -> None:
-        """Pin memory for weights and moments in advance, since that is slow; PyTorch caches it for the saves.
-
-        Raises:
-            UserError: the machine does not have enough memory.
-        """
+        """Pin memory for weights and moments in advance, since that is slow; PyTorch caches it for the saves. UserError
+        if the machine does not have enough memory."""
         # copies: weights and two moments; a frozen parameter has no moments
         for_each = [(parameter, 3 if parameter.requires_grad else 1) for parameter in self.model.parameters()]
         try:

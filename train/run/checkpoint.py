@@ -81,11 +81,7 @@ def prune(run_dir: Path, keep: int, val_losses: Mapping[int, float]) -> None:
 
 def roll_back_to_best(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
     """Remove the checkpoints after the one with the lowest validation loss (by step), and return that one; None if no
-    checkpoint has such a loss.
-
-    Raises:
-        UserError: one of them cannot be removed.
-    """
+    checkpoint has such a loss. UserError if one of them cannot be removed."""
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
     best = _best(checkpoints, val_losses)
     if best is None:
@@ -200,11 +196,8 @@ def latest_valid_checkpoint(
     run_dir: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)
 ) -> tuple[Path | None, dict[str, Any], list[Path]]:
     """A run's latest checkpoint whose `files` are valid, its meta, and the corrupt ones after it, each with a warning
-    on stderr; (None, {}, []) for a run without checkpoints.
-
-    Raises:
-        CorruptCheckpoint: there are checkpoints, but none is valid.
-    """
+    on stderr; (None, {}, []) for a run without checkpoints. CorruptCheckpoint if there are checkpoints, but none is
+    valid."""
     corrupt: list[Path] = []
     for checkpoint in reversed(all_checkpoints(run_dir)):
         try:

@@ -16,11 +16,8 @@ DONE, CONFIG = "DONE", "config.yaml"
 
 
 def open_run(config: Config | FinetuneConfig, world: World) -> "RunDir | None":
-    """Open and lock the run's directory; if the run is finished, print that and return None.
-
-    Raises:
-        UserError: it is in use, or the ranks do not see the same directory.
-    """
+    """Open and lock the run's directory; if the run is finished, print that and return None. UserError if it is in use,
+    or the ranks do not see the same directory."""
     run = RunDir(config, world)
     if not world.all_equal(run.is_done):
         raise UserError(f"the processes do not see the same {run.path}: put run.dir on a file system that all share")
@@ -31,11 +28,8 @@ def open_run(config: Config | FinetuneConfig, world: World) -> "RunDir | None":
 
 
 class RunDir:
-    """The directory of a run, locked by rank 0 until its process ends.
-
-    Raises:
-        UserError: another process trains in it, or run.fresh is set and it holds a run already.
-    """
+    """The directory of a run, locked by rank 0 until its process ends. UserError if another process trains in it, or
+    run.fresh is set and it holds a run already."""
 
     def __init__(self, config: Config | FinetuneConfig, world: World) -> None:
         self.path, self.max_steps = Path(config.run.dir).expanduser().resolve(), config.train.max_steps  # ty: ignore[invalid-argument-type]

@@ -21,11 +21,8 @@ from train.weights.load_model import LoadedModel, load_model
 
 
 def data_identity(config: FinetuneConfig, base: LoadedModel, **options: Any) -> dict[str, Any]:
-    """What determines a run's examples: the checksum of the input file, the tokenizer, and the options.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """What determines a run's examples: the checksum of the input file, the tokenizer, and the options. UserError if
+    the file cannot be read."""
     path = Path(config.data.train)
     try:
         digest = file_sha256(path)
@@ -59,11 +56,7 @@ def weights_sha256(model: GPT) -> str:
 def freeze(model: GPT, tune: TuneConfig) -> None:
     """Make only the last tune.blocks layers trainable, with what follows them: the final LayerNorm and a classifier's
     head. `all`: every parameter; 0: only a classifier's head. With tune.lora_rank these layers are frozen too, and
-    low-rank updates of their matrices are trained instead (LoRA).
-
-    Raises:
-        UserError: the model has fewer layers.
-    """
+    low-rank updates of their matrices are trained instead (LoRA). UserError if the model has fewer layers."""
     layers = model.config.n_layer
     blocks = layers if tune.blocks == "all" else tune.blocks
     if blocks > layers:

@@ -151,11 +151,8 @@ class Trainer:
             self.stop.allow_for_save(self.saver.slowest)
 
     def check_step(self, grad_norm: float, saves_failed: bool) -> None:
-        """Log a skipped step, and the result of the last save once it is known.
-
-        Raises:
-            UserError: the run cannot continue; raised on every rank.
-        """
+        """Log a skipped step, and the result of the last save once it is known. UserError if the run cannot continue;
+        raised on every rank."""
         self.skipped = 0 if math.isfinite(grad_norm) else self.skipped + 1
         if self.skipped:
             self.log.event(self.step, "skipped: the loss or the gradient is not finite", in_a_row=self.skipped)

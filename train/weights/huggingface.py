@@ -43,10 +43,7 @@ def is_hf_folder(folder: Path) -> bool:
 
 def load_hf(folder: Path) -> GPT:
     """A GPT from a Hugging Face directory: config.json, and model.safetensors or pytorch_model.bin, sharded or not.
-
-    Raises:
-        UserError: not a GPT-2, files that are missing or corrupt, or a vocabulary that is not GPT-2's.
-    """
+    UserError: not a GPT-2, files that are missing or corrupt, or a vocabulary that is not GPT-2's."""
     model = GPT(read_hf_config(folder / "config.json"))
     check_vocabulary(folder)
     from_hf(model, read_tensors(folder), folder)
@@ -55,10 +52,7 @@ def load_hf(folder: Path) -> GPT:
 
 def download_hf(name: str, option: str = "--model") -> Path:
     """Download a model of the hub (gpt2, gpt2-xl, distilgpt2, someone/something) into its cache; return the folder.
-
-    Raises:
-        UserError: no such model, or no network.
-    """
+    UserError: no such model, or no network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -77,11 +71,8 @@ def download_hf(name: str, option: str = "--model") -> Path:
 
 
 def read_hf_config(path: Path) -> ModelConfig:
-    """The ModelConfig that a Hugging Face config.json describes.
-
-    Raises:
-        UserError: it is corrupt, or of another architecture.
-    """
+    """The ModelConfig that a Hugging Face config.json describes. UserError if it is corrupt, or of another
+    architecture."""
     try:
         hf = json.loads(path.read_text("utf-8"))
         if (kind := hf.get("model_type")) != "gpt2":
@@ -109,10 +100,7 @@ def check_vocabulary(folder: Path) -> None:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face directory, under the names in its files. No code in the files is executed.
-
-    Raises:
-        UserError: a file is missing or corrupt.
-    """
+    UserError if a file is missing or corrupt."""
     try:
         for name, read in (("model.safetensors", load_file), ("pytorch_model.bin", _load_pickle)):  # in this order
             if files := _weight_files(folder, name):
@@ -146,11 +134,8 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """Copy Hugging Face's tensors into the model, in place; names may begin with `transformer.`.
-
-    Raises:
-        UserError: a tensor is missing, unknown, or of another shape.
-    """
+    """Copy Hugging Face's tensors into the model, in place; names may begin with `transformer.`. UserError if a tensor
+    is missing, unknown, or of another shape."""
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     if "lm_head.weight" in theirs:  # the tied tensor may be saved under this name only
         theirs.setdefault("wte.weight", theirs["lm_head.weight"])
