@@ -9,6 +9,7 @@ if not __package__:  # run as a script, from any directory: the repository's roo
 import numpy as np
 
 from eval.common.open_model import open_model
+from eval.common.options import add_model_options
 from eval.scoring.classification import Tally, classify
 from prepare.common.cli import Parser, UserError, nonempty, nonempty_path, run_script
 from prepare.finetuning.labelled import read_texts
@@ -19,8 +20,7 @@ def main(argv: list[str] | None = None) -> None:
         "Classify texts: print label, probability and text, a line each.",
         'python eval/classify.py --model runs/finetune_classify --text "You have won a prize, call now"',
     )
-    parser.add_argument("--model", type=nonempty, metavar="X", required=True, help="run or checkpoint of a classifier")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    add_model_options(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", type=nonempty, metavar="T", help="the text to classify")
     source.add_argument(

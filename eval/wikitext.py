@@ -1,8 +1,8 @@
 """Score a model on WikiText-2 or WikiText-103: perplexity per word, by sliding windows.
 
-The text is de-tokenized as eval/scoring/detokenize.py says, and read in windows of the block size that move by
-`--stride` tokens (default: half a window); each predicts the tokens that the previous one did not. The loss of all
-tokens is divided by the words of the original file (line ends count as words), as in the GPT-2 paper:
+The text is de-tokenized as eval/scoring/detokenize.py says, and read in windows of the block size that move by half a
+window; each predicts the tokens that the previous one did not. The loss of all tokens is divided by the words of the
+original file (line ends count as words), as in the GPT-2 paper:
 
              WikiText-2   WikiText-103      the paper's, zero-shot; its stride is not stated and its
     124M          29.41          37.50      de-tokenizers are not published, so ours need not be equal
@@ -19,7 +19,7 @@ from eval.common.open_model import open_model
 from eval.common.options import add_model_options, output_file, report_scores
 from eval.scoring.detokenize import load_wikitext
 from eval.scoring.evaluation import evaluate_wikitext
-from prepare.common.cli import Parser, nonempty_path, positive, run_script
+from prepare.common.cli import Parser, nonempty_path, run_script
 from prepare.sources.published import WIKITEXT103
 
 
@@ -30,15 +30,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_model_options(parser)
     parser.add_argument("--data", type=nonempty_path, default=WIKITEXT103.path, metavar="FILE", help="wiki.test.tokens")
-    parser.add_argument(
-        "--stride", type=positive, metavar="N", help="new tokens in each window; default: half the block size"
-    )
     parser.add_argument("--output", type=output_file, metavar="FILE", help="write the scores as JSON")
     args = parser.parse_args(argv)
 
     text = load_wikitext(args.data)
     with open_model(args.model, args.device) as (loaded, world):
-        scores = evaluate_wikitext(loaded, world, text, args.stride)
+        scores = evaluate_wikitext(loaded, world, text)
     if world.is_main:
         lines = {
             "data": f"{scores['words']:,} words, {scores['tokens']:,} tokens of {args.data}",

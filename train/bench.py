@@ -27,7 +27,7 @@ import torch
 from prepare.common.cli import Parser, UserError, positive, run_script
 from prepare.tokens.shards import find_shards, write_shard
 from train.config.pretrain import Config, load_config, sequences_per_rank
-from train.data.windows import MicroBatch, WindowLoader, WindowOrder, Windows
+from train.data.windows import MicroBatch, WindowLoader, WindowOrder, Windows, prefetch
 from train.model.gpt import GPT
 from train.parallel.compile_ddp import compile_and_wrap_ddp
 from train.parallel.device import autocast, find_micro_batch_size, peak_flops, precision_name, prepare_device
@@ -75,7 +75,7 @@ class StepBench:
         order = WindowOrder(windows.counts, config.train.seed, config.data.shuffle)
         pin = world.device.type == "cuda"
         self.loader = WindowLoader(windows, order, self.per_rank, micro, world.rank, world.size, pin)
-        self.batches = self.loader.prefetch(0, sys.maxsize)
+        self.batches = prefetch(self.loader.micro_batches, 0, sys.maxsize)
 
     def build(self) -> int:
         """Build the model and its optimizer; return the micro-batch size."""

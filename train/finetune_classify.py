@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.common.curves import plot_runs
 from eval.monitor.finetune_report import report_classifier
 from eval.monitor.finetuning import ClassifyEvaluator
 from prepare.common.cli import UserError, run_script
@@ -77,8 +78,6 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     print_summary(trainer, splits)
     trainer.train(evaluator.run)
     if world.is_main:
-        from eval.common.curves import plot_runs  # imports matplotlib, which only rank 0 needs, at the end
-
         plot_runs([run.path], run.path / "loss.png", "steps")
         if not trainer.stopped:
             report_classifier(trainer, best_model(trainer, classifier=True), splits["test"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from eval.common.curves import plot_runs
 from eval.monitor.finetune_report import report_instructions
 from eval.monitor.finetuning import InstructEvaluator
 from prepare.common.cli import UserError, run_script
@@ -73,8 +74,6 @@ def finetune(config: InstructConfig, world: World) -> None:
     print_summary(trainer, splits)
     trainer.train(evaluator.run)
     if world.is_main:
-        from eval.common.curves import plot_runs  # imports matplotlib, which only rank 0 needs, at the end
-
         plot_runs([run.path], run.path / "loss.png", "steps")
         if not trainer.stopped:
             report_instructions(trainer, base, best_model(trainer, classifier=False), splits["test"])

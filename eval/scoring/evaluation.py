@@ -102,17 +102,14 @@ def score_on_all_ranks(loaded: LoadedModel, world: World, unit: str, requests: S
     return scores
 
 
-def evaluate_wikitext(loaded: LoadedModel, world: World, text: WikiText, stride: int | None = None) -> dict[str, Any]:
+def evaluate_wikitext(loaded: LoadedModel, world: World, text: WikiText) -> dict[str, Any]:
     """Perplexity per word of the original file, of a text read by sliding windows of the block size.
 
-    Every window but the first predicts its last `stride` tokens (default: half a block), each of which sees at least
-    block_size - stride tokens before it. The first token is predicted from the end-of-text token. UserError if the
-    stride exceeds the block size, or the vocabulary has no end-of-text token.
+    Every window but the first predicts its last half block, each token of which sees at least half a block before it.
+    The first token is predicted from the end-of-text token. UserError if the vocabulary has none.
     """
     size, tokenizer = loaded.model.config.block_size, loaded.tokenizer
-    stride = stride or max(1, size // 2)
-    if stride > size:
-        raise UserError(f"--stride {stride}: out of range: give 1 to {size}, the tokens in a window")
+    stride = max(1, size // 2)
     tokens = [*encode_context(tokenizer, ""), *tokenizer.encode(text.detokenized)]
     windows = score_on_all_ranks(loaded, world, "window", sliding_windows(tokens, size, stride))
     nll = -math.fsum(score.loglik for (score,) in windows)

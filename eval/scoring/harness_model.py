@@ -23,8 +23,6 @@ from prepare.common.cli import UserError
 from prepare.common.progress import Progress
 
 MAX_NEW_TOKENS = 256  # HFLM's, where a task does not say
-TOP_K = 50  # transformers', and so HFLM's, where a task does not say
-SAMPLING_OPTIONS = ("top_k", "top_p")  # of a task, with generate's names
 
 
 @register_model("gpt2_run")
@@ -70,30 +68,23 @@ class GPT2Run(LM):
         return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Continue each context up to a stop text, greedily unless the task says otherwise. UserError if the
-        task has a sampling option that is not supported, or max_gen_toks above the block size."""
+        """Continue each context greedily, up to a stop text. UserError if the task wants samples or beams, or its
+        max_gen_toks exceeds the block size."""
         texts, size = [], self.loaded.model.config.block_size
         for request in requests:
             context, task_settings = request.args
             settings: dict[str, Any] = dict(normalize_gen_kwargs(task_settings, MAX_NEW_TOKENS))
-            stops, max_new_tokens = settings.pop("until"), settings.pop("max_gen_toks")
-            temperature = settings.pop("temperature", 1.0)
-            if not settings.pop("do_sample"):
-                temperature = 0.0
-            settings.setdefault("top_k", TOP_K)
-            if settings.get("num_beams") == 1:  # no beam search
-                del settings["num_beams"]
-            if unknown := sorted(settings.keys() - set(SAMPLING_OPTIONS)):
-                known = ", ".join(SAMPLING_OPTIONS)
-                raise UserError(f"generation_kwargs of the task: {unknown[0]} is not supported, only {known}")
+            stops, max_new_tokens = settings["until"], settings["max_gen_toks"]
+            for key, supported in {"do_sample": False, "num_beams": 1}.items():
+                if settings.get(key, supported) != supported:
+                    raise UserError(f"generation_kwargs of the task: {key} is {settings[key]}, only {supported} works")
             if max_new_tokens >= size:
                 raise UserError(f"max_gen_toks {max_new_tokens} of the task does not fit in the block size {size}")
             columns = generate(
                 self.loaded.model,
                 [encode_context(self.loaded.tokenizer, context)[max_new_tokens - size :]],
                 max_new_tokens,
-                temperature,
-                **{name: value for name, value in settings.items() if value},  # 0 or null turns it off
+                temperature=0,
                 vocab_size=self.loaded.tokenizer.vocab_size,
                 stop=self.loaded.tokenizer.eot,
             )

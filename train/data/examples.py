@@ -10,20 +10,18 @@ little padding, and the batch and its micro-batches are the same for every world
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prepare.common.cli import UserError
 from prepare.common.files import atomic_write, atomic_write_json, read_json_object
-from train.data.windows import MicroBatch, dropout_seeds, permutation, prefetch
+from train.data.windows import MicroBatch, dropout_seeds, permutation
 from train.model.gpt import IGNORE_INDEX
 from train.parallel.world import World
 
@@ -48,12 +46,9 @@ class Examples:
 
     @classmethod
     def load(cls, path: Path) -> "Examples":
-        """Read what `save` wrote. UserError if the file is corrupt."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(arrays["tokens"], arrays["targets"], arrays["offsets"])
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile) as failure:
-            raise UserError(f"{path} is corrupt ({failure}): remove {path.parent}, and it is made again") from None
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(arrays["tokens"], arrays["targets"], arrays["offsets"])
 
     def save(self, path: Path) -> None:
         """Write an .npz, atomically."""
@@ -142,10 +137,6 @@ class ExampleLoader:
         epochs, rest = divmod(step * self.batch_examples, len(self.examples))
         partial = permutation(len(self.examples), self.seed, epochs)[:rest]
         return int(epochs * self.examples.lengths.sum() + self.examples.lengths[partial].sum())
-
-    def prefetch(self, first: int, last: int) -> Iterator[list[MicroBatch]]:
-        """The micro-batches of steps first ... last - 1, prefetched."""
-        return prefetch(self.micro_batches, first, last)
 
 
 def next_token_targets(tokens: Sequence[int], loss_mask: Sequence[bool]) -> tuple[Sequence[int], list[int]]:

@@ -183,10 +183,6 @@ class WindowLoader:
         """Tokens read after `step` finished steps."""
         return self.first_window(step) * self.windows.block_size
 
-    def prefetch(self, first: int, last: int) -> Iterator[list[MicroBatch]]:
-        """The micro-batches of steps first ... last - 1, prefetched."""
-        return prefetch(self.micro_batches, first, last)
-
 
 def prefetch(read: Callable[[int], list[MicroBatch]], first: int, last: int) -> Iterator[list[MicroBatch]]:
     """Yield read(first) ... read(last - 1), which a thread computes up to two steps ahead."""

@@ -177,11 +177,9 @@ def read_meta(checkpoint: Path, files: Sequence[str] = (WEIGHTS, TRAIN_STATE)) -
 
     try:
         meta = json.loads(existing(META).read_bytes())
-        if not isinstance(meta, dict) or not {"step", "model", "tokenizer", "sha256"} <= meta.keys():
-            raise ValueError("it lacks step, model, tokenizer or sha256")
         if meta["sha256"].get(META) != _meta_sha256(meta):
             raise ValueError("checksum mismatch")
-    except (OSError, ValueError, AttributeError, TypeError) as failure:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as failure:
         raise corruption_error(checkpoint / META, failure) from None
     for name in files:
         try:

@@ -14,7 +14,7 @@ from prepare.common.cli import UserError
 from train.config.finetune import FinetuneConfig
 from train.config.pretrain import Config
 from train.data.examples import ExampleLoader
-from train.data.windows import WindowLoader
+from train.data.windows import WindowLoader, prefetch
 from train.model.gpt import GPT
 from train.parallel.compile_ddp import check_replicas, compile_and_wrap_ddp, compiler_errors
 from train.parallel.device import autocast, is_out_of_memory
@@ -99,7 +99,7 @@ class Trainer:
         config, world, log, last = self.config, self.world, self.log, self.config.train.max_steps
         self.run.begin(config, self.corrupt)
         saved = self.step
-        batches = self.loader.prefetch(self.step, last)
+        batches = prefetch(self.loader.micro_batches, self.step, last)
         while True:
             # save
             at_interval = config.checkpoint.every and self.step % config.checkpoint.every == 0

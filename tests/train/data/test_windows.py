@@ -21,6 +21,7 @@ from train.data.windows import (
     check_training_shards,
     common_tokenizer,
     permutation,
+    prefetch,
     validation_batches,
 )
 
@@ -107,7 +108,7 @@ def test_a_step_depends_only_on_its_number(paths: list[Path]) -> None:
     one, other = loader(paths, 16, 4), loader(paths, 16, 4)
     for step in [30, 3, 30]:
         one.micro_batches(step)
-    prefetched = list(one.prefetch(7, 12))
+    prefetched = list(prefetch(one.micro_batches, 7, 12))
     assert len(prefetched) == 5
     for step, batches in enumerate(prefetched, 7):
         for batch, again in zip(batches, other.micro_batches(step), strict=True):
@@ -131,8 +132,8 @@ def test_prefetch_raises_what_its_thread_raised_and_ends_it(paths: list[Path], t
     tokens[150] = VOCAB  # the first that is none
     write_shard(bad, tokens)
     with pytest.raises(UserError, match=r"bad_train_000009.bin holds token 64, but model.vocab_size is 64"):
-        list(loader([bad], 2, 2).prefetch(0, 10))
-    steps = loader(paths, 8, 8).prefetch(0, 10_000)
+        list(prefetch(loader([bad], 2, 2).micro_batches, 0, 10))
+    steps = prefetch(loader(paths, 8, 8).micro_batches, 0, 10_000)
     next(steps)
     steps.close()
     for thread in threading.enumerate():
