@@ -8,9 +8,11 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prepare.common.cli import UserError, first_line
 from prepare.common.files import atomic_write_text
@@ -20,7 +22,7 @@ from train.parallel.device import peak_flops
 from train.parallel.world import World
 
 METRICS = "metrics.jsonl"
-WANDB_SECONDS = 8  # to connect; after that the run is logged offline
+WANDB_SECONDS = 8  # to connect, and to upload the last rows at the end
 CHANGED = "changed: "  # begins the event that lists the settings that differ from the checkpoint's
 
 
@@ -72,7 +74,16 @@ class MetricsLog:
         self._remember(row)
         self.file.append(json.dumps(row) + "\n")
         if self.wandb and kind != "event":
-            self.wandb.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
+            self._wandb(lambda run: run.log({f"{kind}/{key}": value for key, value in values.items()}, step=step))
+
+    def _wandb(self, work: Callable[[Any], None]) -> None:
+        """Log to wandb, or finish; a failure, such as a network that breaks or a killed service, ends only that."""
+        try:
+            work(self.wandb)
+        except Exception as failure:
+            folder = Path(self.wandb.dir).parent
+            print(f"wandb stopped ({first_line(failure)}): `wandb sync {folder}` uploads it later", flush=True)
+            self.wandb = None
 
     def _remember(self, row: dict[str, Any]) -> None:
         self.recorded.add((row["step"], row.get("event", row["kind"])))
@@ -125,7 +136,7 @@ class MetricsLog:
         if self.file:
             self.file.close()
         if self.wandb:
-            self.wandb.finish()
+            self._wandb(lambda run: run.finish())
 
 
 class _Appender:
@@ -210,14 +221,16 @@ def start_wandb(run_dir: Path, config: Config | FinetuneConfig) -> Any | None:
         atomic_write_text(id_file, secrets.token_hex(4))
     settings: dict[str, Any] = {"project": config.log.wandb_project, "name": run_dir.name, "id": id_file.read_text()}
     settings |= {"dir": run_dir, "config": asdict(config), "resume": "allow", "mode": mode}
+    limits = {"init_timeout": WANDB_SECONDS, "finish_timeout": WANDB_SECONDS, "finish_timeout_raises": True}
     try:
-        return wandb.init(**settings, settings=wandb.Settings(init_timeout=WANDB_SECONDS))
+        wandb.setup(wandb.Settings(x_disable_viewer=True))  # does not ask for the account's name, twice 5 s
+        return wandb.init(**settings, settings=wandb.Settings(**limits))
     except Exception as failure:  # wandb raises many kinds when the service cannot be reached
         reason = first_line(failure)
         if config.log.wandb != "auto":
             raise UserError(f"wandb could not start ({reason}): set log.wandb offline or disabled") from None
         print(
-            f"wandb cannot be reached ({reason}); this run is logged offline, `wandb sync` uploads it later", flush=True
+            f"wandb cannot be reached ({reason}): `wandb sync {run_dir}/wandb/offline-*` uploads it later", flush=True
         )
         wandb.teardown()  # its service still holds the run's id
         settings["mode"] = "offline"
@@ -225,12 +238,11 @@ def start_wandb(run_dir: Path, config: Config | FinetuneConfig) -> Any | None:
 
 
 def _logged_in_to_wandb() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    with suppress(OSError, netrc.NetrcParseError):
+        file = os.environ.get("NETRC", Path("~/.netrc").expanduser())  # as wandb, also if others may read it
+        return bool(os.environ.get("WANDB_API_KEY") or netrc.netrc(file).authenticators(host))
+    return False
 
 
 def duration(seconds: float) -> str:

@@ -5,12 +5,17 @@ import math
 import os
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+import wandb
 
 from prepare.common.cli import UserError
 from tests.helpers.tiny import rows
@@ -226,24 +231,85 @@ def test_wandb_offline_keeps_one_run_over_a_resume(tmp_path: Path, monkeypatch: 
     assert all(run_id in folder.name for folder in folders)  # two within a second: the later one gets a number too
 
 
+@pytest.fixture
+def wandb_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Config]]:
+    """Write the ~/.netrc of a service at this port, and return a configuration that logs there; stop wandb after."""
+
+    def log_in(port: int) -> Config:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        (tmp_path / ".netrc").write_text(f"machine 127.0.0.1:{port}\n  login user\n  password {'a' * 40}\n")
+        return replace(CONFIG, log=LogConfig(wandb="auto"))
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    wandb.teardown()  # it keeps the address of the service
+    yield log_in
+    with suppress(ConnectionError):  # its process was killed
+        wandb.teardown()
+
+
 def test_wandb_auto_logs_offline_where_the_service_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, wandb_login: Callable[[int], Config], capsys: pytest.CaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:  # takes connections, and never answers
-        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        log = open_log(tmp_path, config=replace(CONFIG, log=LogConfig(wandb="auto")))
+        log = open_log(tmp_path, config=wandb_login(silent.getsockname()[1]))
         assert time.monotonic() - start < 20
-        assert "logged offline" in capsys.readouterr().out
         log.train_row(1, loss=1.0, lr=1.0, grad_norm=1.0, seconds=1.0)
         log.close()
     assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert f"`wandb sync {tmp_path}/wandb/offline-*` uploads it later" in capsys.readouterr().out
+
+
+class WandbService(BaseHTTPRequestHandler):
+    """The answers that wandb waits for before it logs a run online; none once `silent` is set."""
+
+    silent = threading.Event()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.silent.is_set():
+            time.sleep(60)
+        answer = {"viewer": {"id": "1", "entity": "me", "username": "me", "teams": {"edges": []}}}
+        if b"mutation UpsertBucket" in body:
+            name = json.loads(body)["variables"]["name"]
+            run = {"id": "1", "name": name, "project": {"name": "p", "entity": {"name": "me"}}}
+            answer = {"upsertBucket": {"bucket": run, "inserted": True}}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": answer}).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("what", ["the network", "the service's process"])
+def test_what_breaks_during_a_wandb_run_costs_nothing(
+    tmp_path: Path, wandb_login: Callable[[int], Config], capsys: pytest.CaptureFixture, what: str
+) -> None:
+    WandbService.silent.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), WandbService) as server:
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        log = open_log(tmp_path, config=wandb_login(server.server_port))
+        [folder] = (tmp_path / "wandb").glob("run-*")
+        log.write(1, "val", loss=1.0)
+        WandbService.silent.set()
+        if what != "the network":
+            subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "wandb-core"], check=True)
+        start = time.monotonic()
+        for step in range(2, 100):
+            log.write(step, "val", loss=1.0)
+        assert time.monotonic() - start < 5
+        log.close()
+        assert time.monotonic() - start < 20
+        server.shutdown()
+    assert len(rows(tmp_path)) == 99
+    assert capsys.readouterr().out.count(f"`wandb sync {folder}` uploads it later") == 1
 
 
 def test_wandb_auto_is_disabled_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
     log = open_log(tmp_path, config=replace(CONFIG, log=LogConfig(wandb="auto")))
     assert log.wandb is None
