@@ -3,15 +3,18 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 import numpy as np
 
 from eval.common.open_model import open_model
 from eval.common.options import add_model_options
 from eval.scoring.classification import Tally, classify
-from prepare.common.cli import Parser, UserError, nonempty, nonempty_path, run_script
+from prepare.common.cli import Parser, UserError, nonempty, nonempty_path
 from prepare.finetuning.labelled import read_texts
 
 
@@ -50,7 +53,3 @@ def main(argv: list[str] | None = None) -> None:
         tally.add(probabilities, np.array([names.index(label) for label in truth]))
         scores = ", ".join(f"{key} {value:.4f}" for key, value in tally.metrics().items())
         print(f"{loaded.name}, {len(texts)} texts: {scores}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    run_script(main)

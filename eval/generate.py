@@ -3,8 +3,11 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 import argparse
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ import torch
 from eval.common.open_model import open_model
 from eval.common.options import add_model_options
 from eval.generation.sampling import TextStream, generate, stream_texts
-from prepare.common.cli import ArgumentError, Parser, UserError, positive, run_script
+from prepare.common.cli import ArgumentError, Parser, UserError, positive
 from prepare.finetuning.instructions import Message, question
 from prepare.tokens.tokenizer import Tokenizer
 from train.weights.load_model import LoadedModel
@@ -152,7 +155,3 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
     if prompt or tokenizer.eot is None:
         return tokenizer.encode(prompt or "\n")
     return [tokenizer.eot]
-
-
-if __name__ == "__main__":
-    run_script(main)

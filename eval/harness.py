@@ -9,10 +9,13 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
 
-from prepare.common.cli import ArgumentError, Parser, UserError, run_script
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
+
+from prepare.common.cli import ArgumentError, Parser, UserError
 
 
 def main() -> None:
@@ -40,7 +43,3 @@ def main() -> None:
         if "Tasks not found" not in str(failure):
             raise
         raise UserError(f"--tasks: {failure}; `lm_eval ls tasks` lists all, --include_path DIR adds yours") from None
-
-
-if __name__ == "__main__":
-    run_script(main)

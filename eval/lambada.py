@@ -8,14 +8,17 @@ accuracy 0.3256, perplexity 40.06.
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 from eval.common.open_model import open_model
 from eval.common.options import add_dataset_options, report_scores
 from eval.scoring.evaluation import evaluate_lambada
 from eval.scoring.tasks import load_lambada
-from prepare.common.cli import Parser, run_script
+from prepare.common.cli import Parser
 from prepare.sources.published import LAMBADA
 
 
@@ -39,7 +42,3 @@ def main(argv: list[str] | None = None) -> None:
             "perplexity": f"{scores['perplexity']:.2f} +- {scores['perplexity_stderr']:.2f}",
         }
         report_scores(loaded, lines, args.output, args.data, **scores)
-
-
-if __name__ == "__main__":
-    run_script(main)

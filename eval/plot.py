@@ -3,12 +3,15 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 from eval.common.curves import plot_runs
 from eval.common.options import output_file
-from prepare.common.cli import Parser, nonempty_path, run_script
+from prepare.common.cli import Parser, nonempty_path
 from train.weights.load_model import newest_run
 
 
@@ -28,7 +31,3 @@ def main(argv: list[str] | None = None) -> None:
     runs = args.runs or [newest_run()]
     output = args.output or (runs[0] / "loss.png" if len(runs) == 1 else Path("curves.png"))
     print(plot_runs(runs, output, args.over))
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -7,8 +7,11 @@ shards of `--shards`, as a table (report.txt) and as JSON with all counts (repor
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +23,7 @@ from eval.common.score_table import render_table, table_rows
 from eval.scoring.detokenize import load_wikitext
 from eval.scoring.evaluation import evaluate_hellaswag, evaluate_lambada, evaluate_shards, evaluate_wikitext
 from eval.scoring.tasks import FORMATS, Format, load_hellaswag, load_lambada
-from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty_path, positive, run_script
+from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty_path, positive
 from prepare.common.files import atomic_write_json, atomic_write_text
 from prepare.sources.published import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103, PublishedFile, PublishedText
 from prepare.tokens.shards import find_shards
@@ -88,7 +91,3 @@ def evaluate_all(
             yield name, evaluate(data / file.path.name)
         except UserError as reason:  # it was not fetched, or a character vocabulary cannot encode it
             world.print(f"{name} is skipped: {reason}")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -7,13 +7,16 @@ The unigram entropy is that of the same targets: the difference is what the mode
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 from eval.common.open_model import open_model
 from eval.common.options import add_model_options, report_scores
 from eval.scoring.evaluation import evaluate_shards
-from prepare.common.cli import Parser, positive, run_script
+from prepare.common.cli import Parser, positive
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import EvalConfig
 
@@ -41,7 +44,3 @@ def main(argv: list[str] | None = None) -> None:
             "unigram": f"{scores['unigram']:.4f} nats per token, the best possible without context",
         }
         report_scores(loaded, lines)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -12,14 +12,17 @@ original file (line ends count as words), as in the GPT-2 paper:
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 from eval.common.open_model import open_model
 from eval.common.options import add_model_options, output_file, report_scores
 from eval.scoring.detokenize import load_wikitext
 from eval.scoring.evaluation import evaluate_wikitext
-from prepare.common.cli import Parser, nonempty_path, run_script
+from prepare.common.cli import Parser, nonempty_path
 from prepare.sources.published import WIKITEXT103
 
 
@@ -44,7 +47,3 @@ def main(argv: list[str] | None = None) -> None:
             "bits": f"{scores['bits_per_byte']:.4f} per byte of text",
         }
         report_scores(loaded, lines, args.output, args.data, **scores)
-
-
-if __name__ == "__main__":
-    run_script(main)

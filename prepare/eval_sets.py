@@ -8,13 +8,16 @@ python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 import argparse
 import json
 
-from prepare.common.cli import DATA, ArgumentError, Parser, nonempty_path, positive, run_script
+from prepare.common.cli import DATA, ArgumentError, Parser, nonempty_path, positive
 from prepare.common.files import atomic_write_text
 from prepare.pipeline.continuation import make_tasks
 from prepare.sources.published import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103
@@ -75,7 +78,3 @@ def continuation(arguments: list[str]) -> None:
     tasks = make_tasks(find_shards(options.shards), options.tasks, options.seed)
     atomic_write_text(options.out, "".join(json.dumps(task) + "\n" for task in tasks))
     print(f"{options.out}: {len(tasks)} tasks from held-out text (HellaSwag's format, not HellaSwag)")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -8,13 +8,16 @@ python prepare/fineweb.py --pretokenized 10            # a billion published tok
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 import argparse
 import shutil
 
-from prepare.common.cli import DATA, ArgumentError, Parser, nonempty, nonempty_path, positive, run_script
+from prepare.common.cli import DATA, ArgumentError, Parser, nonempty, nonempty_path, positive
 from prepare.pipeline.options import add_job_options, add_task
 from prepare.pipeline.output_folder import pinned_revision
 from prepare.pipeline.pretokenized import fetch_pretokenized
@@ -122,7 +125,3 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def unescaped(text: str) -> str:
     """argparse type: a separator, in which \\n is a line end."""
     return nonempty(text).replace("\\n", "\n")
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -12,8 +12,11 @@ It needs 24 GB for the download and 40 GB for the text as Arrow, both removed at
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 import argparse
 import shutil
@@ -24,7 +27,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare.common.cli import DATA, Parser, UserError, nonempty, nonempty_path, run_script
+from prepare.common.cli import DATA, Parser, UserError, nonempty, nonempty_path
+from prepare.common.files import allow_soft_locks
 from prepare.pipeline.options import add_job_options
 from prepare.pipeline.output_folder import PROGRESS, pinned_revision
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
@@ -63,6 +67,7 @@ class Corpus:
         import datasets  # takes two seconds to import: after the arguments are checked
         from datasets.exceptions import DatasetsError
 
+        allow_soft_locks()
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
         for path in paths:
@@ -170,7 +175,3 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=nonempty_path, default=DATA / "openwebtext", help="folder of the shards")
     add_job_options(parser)
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -10,15 +10,18 @@ split as nanoGPT does: the first 90% of the characters are one training document
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 import argparse
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty, nonempty_path, run_script
+from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty, nonempty_path
 from prepare.common.files import read_text
 from prepare.pipeline.options import add_shard_tokens
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
@@ -85,7 +88,3 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if options.source == "plays" and options.input:
         raise ArgumentError("--source plays reads no --input: leave one of them out")
     return options
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -6,12 +6,15 @@ python prepare/verify.py data/shakespeare_bpe
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 import numpy as np
 
-from prepare.common.cli import Parser, UserError, nonempty_path, run_script
+from prepare.common.cli import Parser, UserError, nonempty_path
 from prepare.common.files import file_sha256
 from prepare.common.progress import Progress
 from prepare.pipeline.output_folder import PLAN, PROGRESS
@@ -93,7 +96,3 @@ def check_shard(path: Path, record: dict, tokenizer: Tokenizer) -> tuple[int, in
     if "sha256" in record and file_sha256(path) != record["sha256"]:
         raise UserError(f"{path}: checksum mismatch, its bytes have changed since it was written")
     return len(tokens), documents
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 import math
 import resource
@@ -24,7 +27,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from prepare.common.cli import Parser, UserError, positive, run_script
+from prepare.common.cli import Parser, UserError, positive
 from prepare.tokens.shards import find_shards, write_shard
 from train.config.pretrain import Config, load_config, sequences_per_rank
 from train.data.windows import MicroBatch, WindowLoader, WindowOrder, Windows, prefetch
@@ -192,7 +195,3 @@ def flops(config: Config, world: World, samples: list[Sample]) -> str:
     if peak:
         mfu = f"MFU {achieved / peak / world.size:.1%} of {peak / 1e12:,.1f} TFLOP/s a GPU, the datasheet's dense bf16"
     return f"{achieved / 1e12:,.2f} T, at {per_token / 1e6:,.1f} M a token = 6 N + 12 L C T (PaLM, appendix B); {mfu}"
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -4,8 +4,11 @@ AutoModelForSequenceClassification)."""
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
 
 import shutil
 
@@ -13,7 +16,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors.torch import save_file
 
-from prepare.common.cli import Parser, UserError, first_line, nonempty, nonempty_path, run_script
+from prepare.common.cli import Parser, UserError, first_line, nonempty, nonempty_path
 from prepare.common.files import atomic_write_json
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
 from train.weights.huggingface import hf_config, to_hf
@@ -73,7 +76,3 @@ def push(folder: Path, repo: str) -> str:
             f"--push {repo}: the hub did not take it ({first_line(failure)}); log in (`hf auth login`, or HF_TOKEN "
             f"with write access), then: hf upload {repo} {folder}"
         ) from None
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -6,8 +6,11 @@ A whole run is `finetune` below (what is built) and Trainer.train in train/train
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__, unattended=True)  # imports this file as a module, runs its main, and exits
 
 from collections import Counter
 from dataclasses import replace
@@ -19,7 +22,7 @@ import torch
 from eval.common.curves import plot_runs
 from eval.monitor.finetune_report import report_classifier
 from eval.monitor.finetuning import ClassifyEvaluator
-from prepare.common.cli import UserError, run_script
+from prepare.common.cli import UserError
 from prepare.finetuning.labelled import read_labelled
 from train.config.finetune import ClassifyConfig, check_batch, load_classify_config
 from train.data.examples import Examples, label_targets, prepare_once, split_examples
@@ -118,7 +121,3 @@ def label_weights(kind: str, train: Examples, labels: int) -> np.ndarray:
     """The weight of each label's texts in the loss, (labels,) float64: 1, or (balanced) n / (labels x its texts)."""
     counts = np.bincount(targets(train), minlength=labels)
     return np.ones(labels) if kind == "none" else len(train) / (labels * counts)
-
-
-if __name__ == "__main__":
-    run_script(main, unattended=True)

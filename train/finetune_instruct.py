@@ -6,8 +6,11 @@ A whole run is `finetune` below (what is built) and Trainer.train in train/train
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__, unattended=True)  # imports this file as a module, runs its main, and exits
 
 from collections import Counter
 from dataclasses import replace
@@ -18,7 +21,7 @@ import torch
 from eval.common.curves import plot_runs
 from eval.monitor.finetune_report import report_instructions
 from eval.monitor.finetuning import InstructEvaluator
-from prepare.common.cli import UserError, run_script
+from prepare.common.cli import UserError
 from prepare.finetuning.instructions import encode_conversation, read_instructions
 from train.config.finetune import InstructConfig, check_batch, load_instruct_config
 from train.data.examples import Examples, next_token_targets, prepare_once, split_examples
@@ -107,7 +110,3 @@ def make_examples(config: InstructConfig, base: LoadedModel) -> tuple[dict[str, 
         f"truncated at the beginning of their prompt, {cuts['answer']:,} at the end of their answer too"
     )
     return splits, {"summary": summary, "converses": max(turns) > 1}
-
-
-if __name__ == "__main__":
-    run_script(main, unattended=True)

@@ -6,13 +6,15 @@ A whole run is `train` below (what is built) and Trainer.train in train/trainer/
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, from any directory: the repository's root goes first on the path
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__, unattended=True)  # imports this file as a module, runs its main, and exits
 
 import torch
 
 from eval.monitor.pretraining import PretrainEvaluator
-from prepare.common.cli import run_script
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import Config, load_config, sequences_per_rank
 from train.data.windows import WindowLoader, WindowOrder, Windows, check_training_shards, common_tokenizer
@@ -94,7 +96,3 @@ def print_summary(trainer: Trainer) -> None:
         f"{loader.micro_batch_size} sequences x {config.model.block_size} tokens"
         + (f"\nresumed at step {trainer.step:,}" if trainer.step else "")
     )
-
-
-if __name__ == "__main__":
-    run_script(main, unattended=True)

@@ -3,7 +3,7 @@
 import argparse
 import atexit
 import errno
-import fcntl
+import importlib
 import io
 import os
 import sys
@@ -86,15 +86,21 @@ def nonempty_path(text: str) -> Path:
     return Path(nonempty(text))
 
 
+def run_command(file: str, unattended: bool = False) -> NoReturn:
+    """Import the command in `file` as a module of the repository, and run its main as run_script does."""
+    module = ".".join(Path(file).resolve().relative_to(ROOT).with_suffix("").parts)
+    run_script(lambda: importlib.import_module(module).main(), unattended)
+
+
 def run_script(main: Callable[[], None], unattended: bool = False) -> NoReturn:
-    """Run a command's main; a UserError becomes one line `error: ...` and exit status 1 (2: arguments).
+    """Run a command's main; a UserError, or a missing package, becomes one line `error: ...` and exit status 1 (2:
+    arguments).
 
     Args:
         unattended: whether the command runs on though nobody reads its standard output any more (a full disk, a closed
             pipe), as training, whose results are files. A closed terminal and a broken standard error end no command.
     """
     _prepare_console(unattended)
-    fcntl.flock = _flock  # ty: ignore[invalid-assignment]
     try:
         main()
         sys.stdout.flush()
@@ -102,6 +108,11 @@ def run_script(main: Callable[[], None], unattended: bool = False) -> NoReturn:
             _leave()
     except UserError as mistake:
         _fail(str(mistake), 2 if isinstance(mistake, ArgumentError) else 1)
+    except ModuleNotFoundError as missing:
+        if not missing.name or (ROOT / missing.name.split(".")[0]).exists():  # a bug of ours
+            raise
+        remedy = f"run {ROOT}/.venv/bin/python, which `make quickstart` creates, or pip install -r requirements.txt"
+        _fail(f"{sys.executable} has no package {missing.name}: {remedy}", 1)
     except KeyboardInterrupt:
         if sys.stderr.isatty():
             sys.stderr.write("\n")  # after ^C, and perhaps a progress bar
@@ -149,17 +160,6 @@ def _prepare_console(unattended: bool) -> None:
     if sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__:  # not in a test that captures them
         sys.stderr = _Console(sys.stderr)
         sys.stdout = _Console(sys.stdout, () if unattended else (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-
-
-def _flock(file: Any, operation: int, flock: Callable = fcntl.flock) -> None:
-    """fcntl.flock with ENOSYS for each error of a file system without locks: only then the libraries' filelock, under
-    every download from the hub, does without. Lustre and NFS say ENOLCK, EOPNOTSUPP, or Linux's ENOTSUPP, 524."""
-    try:
-        flock(file, operation)
-    except OSError as failure:
-        if failure.errno in (errno.ENOLCK, errno.EOPNOTSUPP, 524):
-            failure.errno = errno.ENOSYS
-        raise
 
 
 def _leave() -> NoReturn:

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import encodings
+import errno
 import fcntl
 import glob
 import hashlib
@@ -11,7 +12,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -125,6 +126,21 @@ class FileLock:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+
+def allow_soft_locks() -> None:
+    """Let the libraries' filelock, under each download from the hub, do without flock where a file system has none: it
+    does for ENOSYS alone, and Lustre and NFS say ENOLCK, EOPNOTSUPP, or Linux's ENOTSUPP, 524."""
+    fcntl.flock = _flock  # ty: ignore[invalid-assignment]
+
+
+def _flock(file: Any, operation: int, flock: Callable = fcntl.flock) -> None:
+    try:
+        flock(file, operation)
+    except OSError as failure:
+        if failure.errno in (errno.ENOLCK, errno.EOPNOTSUPP, 524):
+            failure.errno = errno.ENOSYS
+        raise
 
 
 def find_paths(pattern: str | Path) -> list[Path]:

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session,
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError, OfflineModeIsEnabled
 
 from prepare.common.cli import UserError, first_line, write_line
-from prepare.common.files import FileLock, atomic_write, file_sha256, fsync_path
+from prepare.common.files import FileLock, allow_soft_locks, atomic_write, file_sha256, fsync_path
 
 WAITS = (1, 4, 16)  # seconds before each retry, on top of huggingface_hub's own
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses worth a retry
@@ -105,6 +105,7 @@ def _has_sha256(path: Path, sha256: str) -> bool:
 
 def _retry(ask: Callable[[], T], what: str, remedy: str) -> T:
     """Call `ask` until it succeeds, waiting longer each time. UserError gives the last error, and the remedy."""
+    allow_soft_locks()
     waits = iter(WAITS)
     while True:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import ROOT, run_command
+from tests.helpers.commands import ROOT, one_line_error, run_command
 
 STAGES = {  # each stage, and each of its folders, may import those before it
     "prepare": [{"common"}, {"sources", "tokens"}, {"pipeline", "finetuning"}],
@@ -20,8 +20,15 @@ STAGES = {  # each stage, and each of its folders, may import those before it
     "eval": [{"common"}, {"generation"}, {"scoring"}, {"monitor"}],
 }
 ORDER = list(STAGES)
-GUARD = "    sys.path[0] = str(Path(__file__).resolve().parents[1])"
-ENDING = re.compile(r'\n\n\nif __name__ == "__main__":\n    run_script\(main(, unattended=True)?\)\n$')
+GUARD = re.compile(
+    r"""^if __name__ == "__main__":  # .*
+    sys\.path\[0\] = str\(Path\(__file__\)\.resolve\(\)\.parents\[1\]\)
+    from prepare\.common\.cli import run_command
+
+    run_command\(__file__(?:, unattended=True)?\)  # .*
+""",
+    re.MULTILINE,
+)
 FILES = [path for stage in STAGES for path in sorted((ROOT / stage).rglob("*.py")) if path.name != "__init__.py"]
 COMMANDS = [path for path in FILES if path.parent.parent == ROOT]
 LIBRARIES = [path for path in FILES if path.parent.parent != ROOT]
@@ -54,12 +61,12 @@ def floor(name: str) -> int:
 def test_a_file_in_a_stage_is_a_command_and_one_in_a_folder_a_library() -> None:
     assert {"prepare.fineweb", "train.train_gpt2", "eval.hellaswag"} <= {name_of(path) for path in COMMANDS}
     for path in COMMANDS:
-        lines = path.read_text().splitlines()
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
-        assert ENDING.search(path.read_text()), f"{path} does not end as a command"
-        assert lines.count(GUARD) == 1, f"{path}: no line that puts the repository's root on sys.path"
-        first = next(i for i, line in enumerate(lines) if re.match(rf"from ({'|'.join(STAGES)})\b", line))
-        assert first > lines.index(GUARD), f"{path} imports one of our modules before the guarded line"
+        before, *after = GUARD.split(path.read_text())
+        assert len(after) == 1, f"{path} has no guard that runs it as a module of the repository"
+        packages = set(re.findall(r"^(?:import|from) (\w+)", before, re.MULTILINE))
+        assert packages <= sys.stdlib_module_names, f"{path} imports a package before the guard"
+        assert "\ndef main(" in after[0]
     for path in LIBRARIES:
         assert "if __name__" not in path.read_text(), f"{path} is a library that can be run"
 
@@ -131,6 +138,12 @@ def test_every_package_that_is_imported_is_listed_in_the_requirements() -> None:
     missing = {top for top in tops & set(owners) - {*STAGES, "tests"} if listed.isdisjoint(map(plain, owners[top]))}
     assert {"yaml", "torch"} <= tops & set(owners)
     assert not missing
+
+
+def test_a_python_without_the_packages_is_told_so_in_one_line(tmp_path: Path) -> None:
+    for path in COMMANDS:
+        result = run_command("python", "-I", "-S", path, "--tasks", "x", cwd=tmp_path, fresh=True)
+        assert re.search(r" has no package \w+: .*requirements\.txt", one_line_error(result)), path
 
 
 @pytest.mark.timeout(300)

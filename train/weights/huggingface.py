@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prepare.common.cli import UserError, first_line
+from prepare.common.files import allow_soft_locks
 from prepare.tokens.tokenizer import EOT, GPT2_VOCAB_SIZE, gpt2_vocabulary_files
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
@@ -56,6 +57,7 @@ def download_hf(name: str, option: str = "--model") -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    allow_soft_locks()
     try:
         folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
         if not any(folder.glob("model*.safetensors")):
