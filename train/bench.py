@@ -30,7 +30,8 @@ import torch
 from prepare.common.cli import Parser, UserError, positive
 from prepare.tokens.shards import find_shards, write_shard
 from train.config.pretrain import Config, load_config, sequences_per_rank
-from train.data.windows import MicroBatch, WindowLoader, WindowOrder, Windows, prefetch
+from train.data.loader import MicroBatch, WindowLoader, prefetch
+from train.data.mixture import Mixture
 from train.model.gpt import GPT
 from train.parallel.compile_ddp import compile_and_wrap_ddp
 from train.parallel.device import autocast, find_micro_batch_size, peak_flops, precision_name, prepare_device
@@ -74,10 +75,10 @@ class StepBench:
         torch.manual_seed(config.train.seed)
         self.per_rank = sequences_per_rank(config, world.size)
         micro = self.build()
-        windows = Windows(shards_or_random_tokens(config, folder), config.model.block_size, config.model.vocab_size)
-        order = WindowOrder(windows.counts, config.train.seed, config.data.shuffle)
+        shards, model = shards_or_random_tokens(config, folder), config.model
+        mixture = Mixture(shards, config.data, model.block_size, model.vocab_size, config.train.seed)
         pin = world.device.type == "cuda"
-        self.loader = WindowLoader(windows, order, self.per_rank, micro, world.rank, world.size, pin)
+        self.loader = WindowLoader(mixture, self.per_rank, micro, world.rank, world.size, pin)
         self.batches = prefetch(self.loader.micro_batches, 0, sys.maxsize)
 
     def build(self) -> int:
@@ -128,16 +129,16 @@ class StepBench:
         }
 
 
-def shards_or_random_tokens(config: Config, folder: Path) -> list[Path]:
-    """The configuration's shards; without any, one of random tokens, distributed by Zipf's law as words are."""
+def shards_or_random_tokens(config: Config, folder: Path) -> dict[str, list[Path]]:
+    """The shards of the data's sources; without any, one of random tokens, distributed by Zipf's law as words are."""
     try:
-        return find_shards(config.data.train)
+        return {name: find_shards(source.files) for name, source in config.data.sources.items()}
     except UserError:
         n, rng = max(1_000_000, 2 * config.data.batch_tokens), np.random.default_rng(0)
         ranks = np.exp(rng.random(n) * math.log(config.model.vocab_size)).astype(np.uint16) - 1  # p(rank) ~ 1 / rank
         path = folder / "random_train_000000.bin"
         write_shard(path, ranks)
-        return [path]
+        return {name: [path] for name in config.data.sources}
 
 
 def bench_parser() -> Parser:

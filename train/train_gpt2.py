@@ -4,6 +4,7 @@ A whole run is `train` below (what is built) and Trainer.train in train/trainer/
 """
 
 import sys
+from itertools import chain
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
@@ -17,7 +18,9 @@ import torch
 from eval.monitor.pretraining import PretrainEvaluator
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import Config, load_config, sequences_per_rank
-from train.data.windows import WindowLoader, WindowOrder, Windows, check_training_shards, common_tokenizer
+from train.data.loader import WindowLoader
+from train.data.mixture import Mixture
+from train.data.windows import check_training_shards, common_tokenizer
 from train.model.gpt import GPT
 from train.parallel.device import find_micro_batch_size, precision_name, prepare_device
 from train.parallel.world import World, init_distributed
@@ -27,6 +30,7 @@ from train.run.stop_request import StopRequest
 from train.trainer.trainer import Trainer, one_line_errors
 from train.weights.load_model import load_initial_weights
 
+MAX_EPOCHS = 4  # up to here repeated text trains about as well as new text (Muennighoff et al. 2023)
 OPENING = """Train a GPT-2 on token shards, in one process or under torchrun; the same command again resumes the run.
 
     torchrun --standalone --nproc_per_node=8 train/train_gpt2.py --config configs/gpt2_124m.yaml
@@ -50,11 +54,12 @@ def train(config: Config, world: World) -> None:
     stop = StopRequest(run.path, config.checkpoint.margin_seconds, world.is_main)
 
     # The shards
-    shards = find_shards(config.data.train)
-    val_shards = find_shards(config.data.val) if config.eval.every else []
-    check_training_shards(shards, val_shards)
-    windows = Windows(shards, config.model.block_size, config.model.vocab_size)
-    tokenizer = common_tokenizer([*shards, *val_shards], config.model.vocab_size)
+    sources = {name: find_shards(source.files) for name, source in config.data.sources.items()}
+    val = {name: find_shards(globs) for name, globs in config.data.val_globs.items()} if config.eval.every else {}
+    val_shards = list(chain(*val.values()))
+    check_training_shards(sources, val_shards)
+    tokenizer = common_tokenizer([*chain(*sources.values()), *val_shards], config.model.vocab_size)
+    mixture = Mixture(sources, config.data, config.model.block_size, config.model.vocab_size, config.train.seed)
 
     # The model
     torch.manual_seed(config.train.seed)
@@ -66,14 +71,13 @@ def train(config: Config, world: World) -> None:
     micro = config.data.micro_batch_size
     if micro == "auto":
         micro = world.min(find_micro_batch_size(model, per_rank, world.device, config.train.precision))
-    order = WindowOrder(windows.counts, config.train.seed, config.data.shuffle)
-    loader = WindowLoader(windows, order, per_rank, micro, world.rank, world.size, pin=world.device.type == "cuda")
+    loader = WindowLoader(mixture, per_rank, micro, world.rank, world.size, pin=world.device.type == "cuda")
 
     # The run
     batches = {"tokens": config.data.batch_tokens, "seed": config.train.seed, "shuffle": config.data.shuffle}
-    identity = {"tokenizer": tokenizer, "data": windows.fingerprint(), "batches": batches}
+    identity = {"tokenizer": tokenizer, "data": mixture.fingerprint(), "batches": batches}
     trainer = Trainer(config, world, run, stop, model, loader, identity, model.flops_per_token())
-    evaluator = PretrainEvaluator(trainer, val_shards, micro)
+    evaluator = PretrainEvaluator(trainer, val, micro)
     print_summary(trainer)
     trainer.train(evaluator.run)
     if world.is_main:
@@ -84,15 +88,29 @@ def train(config: Config, world: World) -> None:
 
 
 def print_summary(trainer: Trainer) -> None:
-    """Print the model, the data and the steps of the run that is about to start."""
-    config, world, loader, windows = trainer.config, trainer.world, trainer.loader, trainer.loader.windows
+    """Print the model, the steps and the data of the run that is about to start; log its sources."""
+    config, world, loader = trainer.config, trainer.world, trainer.loader
     steps, compiled = config.train.max_steps, "compiled" if config.train.compile else "not compiled"
     world.print(
         f"model: {trainer.model.num_parameters():,} parameters, {precision_name(trainer.context)}, {compiled}, "
         f"{world.describe()}\n"
-        f"data:  {windows.tokens:,} tokens in {len(windows.paths)} shards; {steps:,} steps of "
-        f"{config.data.batch_tokens:,} tokens are {loader.epoch_of(steps):.2f} epochs\n"
         f"step:  {world.size} processes x {loader.per_rank // loader.micro_batch_size} micro-batches x "
         f"{loader.micro_batch_size} sequences x {config.model.block_size} tokens"
         + (f"\nresumed at step {trainer.step:,}" if trainer.step else "")
     )
+    mixture, windows = loader.mixture, loader.first_window(steps)
+    tokens = mixture.windows_read(windows) * config.model.block_size
+    facts = zip(mixture.names, mixture.windows, tokens, mixture.epochs(windows), strict=True)
+    for name, source, read, epochs in facts:
+        size = f"{source.tokens:,} tokens in {len(source.paths)} shards"
+        if name:
+            event = f"source {name}: {size}; {steps:,} steps read {read:,}, {epochs:.2f} epochs"
+            trainer.log.event(trainer.step, event)
+        else:
+            world.print(
+                f"data:  {size}; {steps:,} steps of {config.data.batch_tokens:,} tokens are {epochs:.2f} epochs"
+            )
+        if epochs > MAX_EPOCHS:
+            event = f"warning: source {name or 'data.train'} is read {epochs:.1f} times, but after {MAX_EPOCHS} "
+            event += "repeating gains little (arXiv:2305.16264): add text, or lower its weight or train.max_steps"
+            trainer.log.event(trainer.step, event)

@@ -7,6 +7,7 @@ evaluation is abandoned, so that the run can be saved at once.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -82,10 +83,11 @@ class Evaluator:
 class PretrainEvaluator(Evaluator):
     """Validation loss, HellaSwag and samples of a pretraining run."""
 
-    def __init__(self, trainer: Trainer, val_paths: Sequence[Path], batch_size: int) -> None:
+    def __init__(self, trainer: Trainer, val: Mapping[str, Sequence[Path]], batch_size: int) -> None:
         """Check before training begins what each evaluation needs; turn off those that lack it, with a message.
 
         Args:
+            val: the validation shards of each source; plain ones have no name.
             batch_size: sequences in a forward pass.
 
         Raises:
@@ -97,8 +99,8 @@ class PretrainEvaluator(Evaluator):
         evaluations = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
         super().__init__(trainer, intervals, evaluations)
         self.tokenizer = model_tokenizer(trainer.identity["tokenizer"], config.model.vocab_size)
-        if self.eval.every:
-            self.windows = Windows(val_paths, config.model.block_size, config.model.vocab_size)
+        size, vocab_size = config.model.block_size, config.model.vocab_size
+        self.val = {name: Windows(paths, size, vocab_size) for name, paths in val.items()}
         for kind, prepare in (("hellaswag", self._load_requests), ("sample", self._encode_prompt)):
             if not self.intervals[kind]:
                 continue
@@ -120,8 +122,15 @@ class PretrainEvaluator(Evaluator):
         self.prompt = self.tokenizer.encode(self.eval.sample_prompt) or [self.tokenizer.eot or 0]
 
     def _validate(self) -> dict[str, float]:
+        """`loss` is the plain mean of the named sources' losses, which are loss/NAME; `tokens` are those of all."""
+        rows = {name: self._validate_source(windows) for name, windows in self.val.items()}
+        mean = fmean(row["loss"] for row in rows.values())
+        losses = {f"loss/{name}": row["loss"] for name, row in rows.items() if name}
+        return {"loss": mean, "tokens": sum(row["tokens"] for row in rows.values()), **losses}
+
+    def _validate_source(self, windows: Windows) -> dict[str, float]:
         batches: Iterator = validation_batches(
-            self.windows, self.eval.val_tokens, self.batch_size, self.world.rank, self.world.size
+            windows, self.eval.val_tokens, self.batch_size, self.world.rank, self.world.size
         )
         groups = iter(lambda: list(islice(batches, GROUP)), [])
         return self.mean_loss(groups)

@@ -10,7 +10,8 @@ import torch
 
 from prepare.tokens.shards import write_shard
 from train.config.pretrain import Config, LogConfig, ModelConfig, RunConfig, TrainConfig
-from train.data.windows import WindowLoader, WindowOrder, Windows
+from train.data.loader import WindowLoader
+from train.data.mixture import Mixture
 from train.model.gpt import GPT
 from train.parallel.world import World
 from train.run import checkpoint
@@ -79,12 +80,19 @@ def tiny_trainer(run: Path, **sections: Any) -> Trainer:
     )
     world = World(0, 1, torch.device("cpu"))
     directory = RunDir(config, world)
-    windows = Windows(sorted(write_shards(run / "shards").glob("*_train_*")), config.model.block_size, VOCAB)
-    loader = WindowLoader(windows, WindowOrder(windows.counts, 1, True), 4, 2, 0, 1)
+    shards = sorted(write_shards(run / "shards").glob("*_train_*"))
+    loader = WindowLoader(Mixture({"": shards}, config.data, config.model.block_size, VOCAB, seed=1), 4, 2, 0, 1)
     torch.manual_seed(0)
-    identity = {"tokenizer": None, "data": windows.fingerprint(), "batches": {"tokens": 32}}
+    identity = {"tokenizer": None, "data": loader.mixture.fingerprint(), "batches": {"tokens": 32}}
     stop = StopRequest(run, 60, is_main=True)
     return Trainer(config, world, directory, stop, GPT(config.model), loader, identity)
+
+
+def two_sources(data: Path) -> dict[str, str]:
+    """`changes` for `settings`: write_shards' data as two named sources, with a validation loss each."""
+    one, others, val = (f"{data}/tiny_{name}.bin" for name in ("train_000001", "train_00000[23]", "val_000000"))
+    train = f"{{one: {{files: {one}, weight: 0.7}}, others: {{files: '{others}', weight: 0.3}}}}"
+    return {"data__train": train, "data__val": f"{{one: {val}, others: [{val}]}}"}
 
 
 def settings(data: Path, run: Path, **changes: object) -> list[str]:

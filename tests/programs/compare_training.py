@@ -24,7 +24,7 @@ from prepare.common.cli import run_script
 from tests.programs.workers import Worker, WorkerEnded, serve
 from train.bench import PHASES, Sample, StepBench, bench_parser, flops, heading, median_ms
 from train.config.pretrain import load_config
-from train.data.windows import MicroBatch
+from train.data.loader import MicroBatch
 from train.parallel.world import init_distributed
 
 SELF = "tests.programs.compare_training"

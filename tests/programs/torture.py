@@ -34,7 +34,7 @@ from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import open_shard
 from prepare.tokens.tokenizer import CharTokenizer
 from tests.helpers.commands import ROOT
-from tests.helpers.tiny import VOCAB, settings, write_shards
+from tests.helpers.tiny import VOCAB, settings, two_sources, write_shards
 from train.run.metrics_log import read_rows
 
 STEPS, SAVE_EVERY, EVAL_EVERY, SAMPLE_EVERY = 100, 3, 5, 10
@@ -58,6 +58,7 @@ class SetUp:
     compiled: bool
     dropout: float
     micro_batch_size: int
+    two_sources: bool = False  # named, in data.train and data.val
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -79,6 +80,7 @@ class SetUp:
             "eval__sample_prompt": CHARACTERS[:4],
             "eval__sample_tokens": 24,
             "checkpoint__every": SAVE_EVERY,
+            **(two_sources(data) if self.two_sources else {}),
             **changes,
         }
         script = [str(ROOT / "train" / "train_gpt2.py"), *settings(data, run, **keys)]
@@ -91,7 +93,7 @@ SETUPS = (
     SetUp("1 process, compiled, dropout, accumulation", 1, True, 0.1, 4),
     SetUp("2 processes, dropout, accumulation", 2, False, 0.1, 4),
     SetUp("1 process", 1, False, 0.0, 16),
-    SetUp("2 processes, dropout", 2, False, 0.1, 8),
+    SetUp("2 processes, dropout, two sources", 2, False, 0.1, 8, two_sources=True),
     SetUp("1 process, accumulation", 1, False, 0.0, 4),
 )
 

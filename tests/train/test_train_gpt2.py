@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,11 @@ from prepare.tokens.shards import open_shard, write_shard
 from prepare.tokens.tokenizer import GPT2Tokenizer
 from tests.helpers.commands import FAULTS, ROOT, free_port, one_line_error, run_command, start_command
 from tests.helpers.random_gpt2 import save_random_gpt2
-from tests.helpers.tiny import VOCAB, markov_tokens, rows, settings, write_shards
+from tests.helpers.tiny import VOCAB, markov_tokens, rows, settings, tiny_trainer, two_sources, write_shards
+from train.config.pretrain import DataConfig, SourceConfig, TrainConfig
+from train.data.mixture import Mixture
 from train.data.windows import Windows, validation_batches
+from train.train_gpt2 import print_summary
 from train.weights.huggingface import load_hf
 
 SCRIPT = ROOT / "train" / "train_gpt2.py"
@@ -203,10 +207,12 @@ def test_a_stop_during_an_evaluation_does_not_wait_for_its_end(data: Path, tmp_p
 
 
 def test_resuming_on_another_number_of_processes(data: Path, tmp_path: Path) -> None:
-    """50 steps on two processes with another micro-batch, after 10 on one; dropout too is that of the windows."""
+    """50 steps on two processes with another micro-batch, after 10 on one; dropout too is that of the windows, and a
+    window's source that of its number."""
     changes = {"train__max_steps": 60, "checkpoint__every": 10}
-    for name, dropout, micro in (("plain", 0.0, 2), ("dropout", 0.1, 4)):
+    for name, dropout, micro in (("plain", 0.0, 2), ("dropout and sources", 0.1, 4)):
         run, reference = tmp_path / name, tmp_path / f"{name} reference"
+        changes |= two_sources(data) if dropout else {}
         train(data, reference, model__dropout=dropout, **changes)
         process = start_training(data, run, model__dropout=dropout, **changes)
         wait_for(process, "step 10: checkpoint")
@@ -490,6 +496,25 @@ def test_a_second_epoch_is_an_event(data: Path, tmp_path: Path) -> None:
     assert "60 steps of 512 tokens are 2.20 epochs" in result.stdout
     epochs = [row for row in rows(run, "event") if "epoch" in row]
     assert [(row["step"], row["epoch"]) for row in epochs] == [(28, 2), (55, 3)]
+
+
+def test_tokens_and_epochs_of_each_source_are_printed_and_logged_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("train.run.stop_request.signal.signal", lambda *_: None)
+    trainer = tiny_trainer(tmp_path, train=TrainConfig(max_steps=3000, compile=False))
+    shards = sorted((tmp_path / "shards").glob("*_train_*"))
+    sources = DataConfig(train={"web": SourceConfig("", 3), "code": SourceConfig("", 1)})
+    mixture = Mixture({"web": shards[:1], "code": shards[1:]}, sources, 8, VOCAB, seed=1)
+    print_summary(trainer)
+    trainer.loader = replace(trainer.loader, mixture=mixture)
+    print_summary(trainer)
+    plain, code, web, again = [row["event"] for row in rows(tmp_path, "event")]
+    assert "data:  14,001 tokens in 3 shards; 3,000 steps of 524,288 tokens are 6.86 epochs" in capsys.readouterr().out
+    assert plain.startswith("warning: source data.train is read 6.9 times")
+    assert code == "source code: 8,001 tokens in 2 shards; 3,000 steps read 24,000, 3.00 epochs"
+    assert web == "source web: 6,000 tokens in 1 shards; 3,000 steps read 72,000, 12.02 epochs"
+    assert again.startswith("warning: source web is read 12.0 times")
 
 
 def test_fresh_refuses_and_a_finished_run_says_so(data: Path, reference: Path) -> None:

@@ -34,22 +34,47 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """A named source of training data.
+
+    Args:
+        files: glob, or list of globs, of its shards
+        weight: its part of the windows, relative to the other weights
+    """
+
+    files: str | list[str]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The token shards, and how many tokens a step takes.
 
     Args:
-        train: glob, or list of globs, of the training shards
-        val: glob, or list of globs, of the validation shards
+        train: glob, or list of globs, of the training shards; or named sources, such as
+            '{web: {files: data/web/*_train_*.bin, weight: 0.7}, code: {files: data/code/*_train_*.bin, weight: 0.3}}'
+        val: glob, or list of globs, of the validation shards; or named ones, '{web: GLOB, code: GLOB}', with a loss
+            for each and their mean
         batch_tokens: tokens in one optimizer step, over all processes and micro-batches
         micro_batch_size: sequences in one forward and backward pass of a process; auto finds what fits
         shuffle: shuffle the windows of each shard, and the shards, again in each epoch
     """
 
-    train: str | list[str] = "data/fineweb10B/fineweb_train_*.bin"
-    val: str | list[str] = "data/fineweb10B/fineweb_val_*.bin"
+    train: str | list[str] | dict[str, SourceConfig] = "data/fineweb10B/fineweb_train_*.bin"
+    val: str | list[str] | dict[str, str | list[str]] = "data/fineweb10B/fineweb_val_*.bin"
     batch_tokens: int = 524288
     micro_batch_size: int | Literal["auto"] = "auto"
     shuffle: bool = True
+
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """The training sources by name; plain globs are one source without a name."""
+        return self.train if isinstance(self.train, dict) else {"": SourceConfig(self.train)}
+
+    @property
+    def val_globs(self) -> dict[str, str | list[str]]:
+        """The globs of the validation shards by name; plain globs have none."""
+        return self.val if isinstance(self.val, dict) else {"": self.val}
 
 
 @dataclass(frozen=True)
@@ -111,7 +136,7 @@ class EvalConfig:
 
     Args:
         every: interval of the validation loss
-        val_tokens: tokens of the validation loss, always the same first ones
+        val_tokens: tokens of the validation loss, always the same first ones of each named source
         hellaswag_every: interval of HellaSwag, whose tasks prepare/eval_sets.py downloads
         sample_every: interval of the generated samples
         sample_prompt: the text that they continue
@@ -198,8 +223,19 @@ def check_config(config: Config) -> None:
     check_not_negative(config, ("eval.every", "eval.hellaswag_every", "eval.sample_every"))
     check_probability(config, "model.dropout")
     check_common(config)
-    if not data.train or not data.val:
-        raise ArgumentError("data.train or data.val is empty: give a glob, such as 'data/fineweb10B/*_train_*.bin'")
+    globs = {f"train.{name}": source.files for name, source in data.sources.items()}
+    globs |= {f"val.{name}": files for name, files in data.val_globs.items()}
+    for key, files in globs.items():
+        if not files:
+            example = "give a glob, such as 'data/fineweb10B/*_train_*.bin'"
+            raise ArgumentError(f"data.{key.rstrip('.')} is empty: {example}")
+        if str(files).startswith("{"):  # jsonargparse takes what it cannot read as a dict for a glob
+            raise ArgumentError(
+                f"data.{key.rstrip('.')} {files}: write named sources as --help shows, a space after each colon"
+            )
+    for name, source in data.sources.items():
+        if not source.weight > 0:
+            raise ArgumentError(f"data.train.{name}.weight is {source.weight}: give a number above 0")
     if model.n_embd % model.n_head:
         raise ArgumentError(f"model.n_embd {model.n_embd} is not a multiple of model.n_head {model.n_head}")
     if model.vocab_size > 65536:

@@ -1,24 +1,19 @@
-"""The data loader of pretraining: shards to micro-batches, in an order that is a pure function of (seed, step).
+"""Windows of token shards, and the order in which a source's are read: a pure function of (seed, epoch).
 
 A window is block_size + 1 consecutive tokens of one shard; the next window begins block_size tokens later, so
 every token but a shard's first is a target once. A remainder of less than a window at a shard's end is left out.
 
-Windows are numbered along the run: global window g is window g % per_epoch of epoch g // per_epoch. Step s takes the
-windows [s * N, (s + 1) * N), where N = batch_tokens / block_size; rank r of W takes the r-th of W equal parts of
-them. The batch of a step is therefore the same for every world size and micro-batch size.
+A run of one source reads window g % per_epoch of epoch g // per_epoch as its window g; mixture.py interleaves several
+sources, and loader.py makes micro-batches of them.
 """
 
 import hashlib
 import json
-import queue
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,26 +22,6 @@ from torch import Tensor
 from prepare.common.cli import UserError
 from prepare.tokens.manifest import read_manifest, read_meta_pkl
 from prepare.tokens.shards import open_shard
-
-
-class MicroBatch(NamedTuple):
-    """One forward and backward pass of a rank's gradient accumulation."""
-
-    inputs: Tensor  # (B, T) int64
-    targets: Tensor  # (B, T) int64
-    weight: float  # of its mean loss in the rank's loss
-    seed: int  # for its dropout
-
-
-def dropout_seeds(seed: int, first_window: int, micro_batch_size: int, n: int) -> list[int]:
-    """Dropout seeds for n micro-batches: a function of the run's seed and the number of each one's first window.
-
-    They depend on the windows, not on the rank, so that with the same micro_batch_size the dropout masks are the same
-    for every world size and after a resume. Hashed, since torch's CPU generator uses only the low 32 bits of a seed.
-    """
-    windows = range(first_window, first_window + n * micro_batch_size, micro_batch_size)
-    digests = (hashlib.blake2b(f"{seed} {window}".encode(), digest_size=8).digest() for window in windows)
-    return [int.from_bytes(digest) for digest in digests]
 
 
 @lru_cache(maxsize=8)
@@ -60,10 +35,13 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return np.argsort(np.random.Philox(seed).random_raw(n), kind="stable")
 
 
-def check_training_shards(train: Sequence[Path], val: Sequence[Path]) -> None:
-    """UserError if one of the training shards is named as a validation shard, or is one of data.val."""
+def check_training_shards(sources: Mapping[str, Sequence[Path]], val: Sequence[Path]) -> None:
+    """UserError if a training shard is named as a validation shard, is one of data.val, or is in two sources."""
     held_out = {path.resolve() for path in val}
-    for path in train:
+    source_of: dict[Path, str] = {}
+    for source, path in ((source, path) for source, paths in sources.items() for path in paths):
+        if (other := source_of.setdefault(path.resolve(), source)) != source:
+            raise UserError(f"the sources {other} and {source} of data.train share {path}: give globs without overlap")
         if re.search(r"(^|_)val(_\d+)?\.(bin|npy)$", path.name) or path.resolve() in held_out:
             raise UserError(
                 f"data.train takes in the validation shard {path}: give a glob of training shards alone, such as "
@@ -78,19 +56,20 @@ class WindowOrder:
         self.counts = np.asarray(windows_per_shard, dtype=np.int64)  # (shards,)
         self.per_epoch = int(self.counts.sum())
         self.seed, self.shuffle = seed, shuffle
+        # caches of its own: several sources are read in turn
+        self._epoch, self._permutation = lru_cache(maxsize=2)(self._epoch), lru_cache(maxsize=2)(permutation)
 
     def locate(self, number: int) -> tuple[int, int]:
-        """Global window number -> (shard index, window index in that shard)."""
+        """Number of a window of this source -> (shard index, window index in that shard)."""
         epoch, place = divmod(number, self.per_epoch)
         shards, ends = self._epoch(epoch)
         turn = int(np.searchsorted(ends, place, side="right"))  # position of the shard in this epoch's order
         shard, count = int(shards[turn]), int(self.counts[shards[turn]])
         window = place - (int(ends[turn]) - count)
         if self.shuffle:
-            window = int(permutation(count, self.seed, epoch, shard + 1)[window])
+            window = int(self._permutation(count, self.seed, epoch, shard + 1)[window])
         return shard, window
 
-    @lru_cache(maxsize=2)  # noqa: B019 (one order lives as long as the run)
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order of shards, and where each one's windows end in it."""
         n = len(self.counts)
@@ -106,9 +85,8 @@ class Windows:
         self.lengths = [len(open_shard(path)) for path in paths]  # in tokens
         self.counts = [max(0, (length - 1) // block_size) for length in self.lengths]
         self.tokens = sum(self.lengths)
-        self._open = lru_cache(maxsize=4)(
-            open_shard
-        )  # shards are read one after another: the pages of others can be dropped
+        # shards are read one after another: the pages of others can be dropped
+        self._open = lru_cache(maxsize=4)(open_shard)
         if sum(self.counts) == 0:
             several = f" and {len(paths) - 1} more shards have up to" if len(paths) > 1 else " has"
             raise UserError(
@@ -146,74 +124,6 @@ class Windows:
         facts = [[p.name, length, checksums.get(p)] for p, length in zip(self.paths, self.lengths, strict=True)]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         return {"shards": len(facts), "tokens": self.tokens, "sha256": digest}
-
-
-@dataclass(frozen=True)
-class WindowLoader:
-    """One rank's data loader: the micro-batches of any step."""
-
-    windows: Windows
-    order: WindowOrder
-    per_rank: int  # windows in a step of each rank
-    micro_batch_size: int
-    rank: int
-    world_size: int
-    pin: bool = False  # in pinned memory, from which a GPU copies while it computes
-
-    def first_window(self, step: int, rank: int = 0) -> int:
-        """The number of the first window that a rank reads in a step."""
-        return (step * self.world_size + rank) * self.per_rank
-
-    def micro_batches(self, step: int) -> list[MicroBatch]:
-        """This rank's micro-batches of one step, (micro_batch_size, block_size) each."""
-        first, size = self.first_window(step, self.rank), self.micro_batch_size
-        n = self.per_rank // size
-        batches = []
-        for number, seed in enumerate(dropout_seeds(self.order.seed, first, size, n)):
-            start = first + number * size
-            x, y = self.windows.read([self.order.locate(window) for window in range(start, start + size)])
-            batches.append(MicroBatch(*((x.pin_memory(), y.pin_memory()) if self.pin else (x, y)), 1 / n, seed))
-        return batches
-
-    def epoch_of(self, step: int) -> float:
-        """Epochs read after `step` finished steps."""
-        return self.first_window(step) / self.order.per_epoch
-
-    def tokens_read(self, step: int) -> int:
-        """Tokens read after `step` finished steps."""
-        return self.first_window(step) * self.windows.block_size
-
-
-def prefetch(read: Callable[[int], list[MicroBatch]], first: int, last: int) -> Iterator[list[MicroBatch]]:
-    """Yield read(first) ... read(last - 1), which a thread computes up to two steps ahead."""
-    ready: queue.Queue = queue.Queue(maxsize=2)
-    closed = threading.Event()
-
-    def put(item: object) -> None:
-        while not closed.is_set():
-            try:
-                return ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def read_all() -> None:
-        try:
-            for step in range(first, last):
-                if closed.is_set():
-                    return
-                put(read(step))
-        except BaseException as failure:  # raised again in the training loop
-            put(failure)
-
-    threading.Thread(target=read_all, name="prefetch", daemon=True).start()
-    try:
-        for _ in range(first, last):
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
 
 
 def validation_batches(

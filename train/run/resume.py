@@ -81,9 +81,9 @@ def differences(name: str, saved: Any, now: Any) -> list[str]:
 
 
 def _brief(value: object) -> str:
-    """The first digits of a checksum, the name of a tokenizer, other values as they are."""
-    if isinstance(value, dict) and "name" in value:
-        return str(value["name"])
+    """The first digits of a checksum, a tokenizer's name, `present` for a data source, other values as they are."""
+    if isinstance(value, dict):
+        return str(value.get("name", "present"))
     return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from train.data.windows import MicroBatch
+from train.data.loader import MicroBatch
 
 
 def train_step(

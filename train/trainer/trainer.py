@@ -3,6 +3,8 @@
 Nothing is carried from step to step but the number of finished steps and what a checkpoint holds.
 """
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +16,7 @@ from prepare.common.cli import UserError
 from train.config.finetune import FinetuneConfig
 from train.config.pretrain import Config
 from train.data.examples import ExampleLoader
-from train.data.windows import WindowLoader, prefetch
+from train.data.loader import WindowLoader, prefetch
 from train.model.gpt import GPT
 from train.parallel.compile_ddp import check_replicas, compile_and_wrap_ddp, compiler_errors
 from train.parallel.device import autocast, is_out_of_memory
@@ -69,7 +71,7 @@ class Trainer:
         sharded = config.train.shard_optimizer and world.size > 1
         self.optimizer = build_optimizer(model, config.optim, sharded)
         resumed = resume(run.path, model, self.optimizer, self.identity)
-        if not world.all_equal(resumed.step, identity["data"]["sha256"]):
+        if not world.all_equal(resumed.step, hashlib.sha256(json.dumps(identity["data"]).encode()).hexdigest()):
             raise UserError(
                 "the processes see different checkpoints or data: put run.dir and the data on a file system that all "
                 "of them share"

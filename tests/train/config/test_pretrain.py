@@ -8,7 +8,7 @@ import torch
 
 from prepare.common.cli import ArgumentError
 from train.config.parsing import CONFIGS, save_config
-from train.config.pretrain import Config, DataConfig, ModelConfig, load_config, sequences_per_rank
+from train.config.pretrain import Config, DataConfig, ModelConfig, SourceConfig, load_config, sequences_per_rank
 from train.model.gpt import GPT
 
 
@@ -29,6 +29,21 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert (config.optim.max_lr, config.optim.betas, config.data.micro_batch_size) == (3e-4, (0.9, 0.99), 8)
     assert config.data.train == ["a", "b"]
     assert config.run.dir.endswith("runs/mine")
+
+
+def test_sources_are_named_in_a_file_or_on_the_command_line_and_survive_being_saved(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {train: {web: {files: 'web/*', weight: 0.7}}, val: {web: a, code: [b, c]}}\n")
+    words = ["--config", str(file), "--data.train.web.weight", "2", "--data.train.code", "{files: [x, y]}"]
+    config = load_config(words, "")
+    assert config.data.sources == {"web": SourceConfig("web/*", 2), "code": SourceConfig(["x", "y"], 1)}
+    assert config.data.val_globs == {"web": "a", "code": ["b", "c"]}
+    whole = "{web: {files: web/*, weight: 2}, code: {files: [x, y]}}"
+    assert load_config(["--config", str(file), "--data.train", whole], "") == config
+    save_config(config, file)
+    assert load_config(["--config", str(file)], "") == config
+    plain = load_config(["--config", str(file), "--data.train", "a*.bin"], "")
+    assert plain.data.sources == {"": SourceConfig("a*.bin")}
 
 
 PARAMETERS = {"124m": 124_439_808, "350m": 354_823_168, "774m": 774_030_080, "1558m": 1_557_611_200}
@@ -64,7 +79,11 @@ def test_each_shipped_configuration_is_valid_survives_being_saved_and_has_openai
         ("--data.micro_batch_size=many", "data.micro_batch_size"),
         ("--log.wandb=sometimes", "log.wandb"),
         ("--config=nowhere.yaml", "nowhere.yaml"),
-        ("--data.train=[]", "data.train or data.val is empty"),
+        ("--data.train=[]", "data.train is empty: "),
+        ('--data.train={"web":{"files":[]}}', "data.train.web is empty: "),
+        ('--data.train={"web":{"files":"a","weight":0}}', "data.train.web.weight is 0.0: "),
+        ('--data.val={"web":""}', "data.val.web is empty: "),
+        ("--data.train={web:{files:a}}", "data.train {web:{files:a}}: "),
         ("--run.dir=", "run.dir is empty"),
         ("--data.train a_000001.bin a_000002.bin", "quote globs"),
     ],

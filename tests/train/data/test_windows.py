@@ -1,7 +1,6 @@
-"""The loader: the same global batch for every world size, each window once an epoch, nothing remembered."""
+"""Windows: every token a target once, each window once an epoch, in an order that never changes."""
 
 import resource
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -15,13 +14,11 @@ from prepare.tokens.shards import open_shard, write_shard
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.helpers.tiny import VOCAB, markov_tokens, write_shards
 from train.data.windows import (
-    WindowLoader,
     WindowOrder,
     Windows,
     check_training_shards,
     common_tokenizer,
     permutation,
-    prefetch,
     validation_batches,
 )
 
@@ -31,14 +28,6 @@ T = 32
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
     return sorted(write_shards(tmp_path).glob("*_train_*.bin"))
-
-
-def loader(
-    paths: list[Path], per_step: int, micro: int, rank: int = 0, world: int = 1, shuffle: bool = True
-) -> WindowLoader:
-    windows = Windows(paths, T, VOCAB)
-    order = WindowOrder(windows.counts, seed=7, shuffle=shuffle)
-    return WindowLoader(windows, order, per_step // world, micro, rank, world)
 
 
 def test_permutation_is_one_and_depends_on_every_part_of_the_key() -> None:
@@ -92,64 +81,16 @@ def test_targets_are_the_next_tokens_and_no_boundary_target_is_lost(paths: list[
     assert torch.equal(y.flatten(), tokens[1 : covered + 1])
 
 
-def test_the_global_batch_is_the_same_for_every_world_size_and_micro_batch(paths: list[Path]) -> None:
-    reference = loader(paths, per_step=24, micro=24)
-    for world, micro in [(1, 1), (1, 8), (2, 12), (2, 3), (3, 4), (4, 6), (8, 1)]:
-        for step in [0, 5, 17, 18, 19, 40]:  # 442 windows an epoch: step 18 lies across its end
-            (expected,), parts = reference.micro_batches(step), []
-            for rank in range(world):
-                parts += loader(paths, 24, micro, rank, world).micro_batches(step)
-            assert all(part.inputs.shape == (micro, T) for part in parts)
-            assert torch.equal(torch.cat([part.inputs for part in parts]), expected.inputs)
-            assert torch.equal(torch.cat([part.targets for part in parts]), expected.targets)
-
-
-def test_a_step_depends_only_on_its_number(paths: list[Path]) -> None:
-    one, other = loader(paths, 16, 4), loader(paths, 16, 4)
-    for step in [30, 3, 30]:
-        one.micro_batches(step)
-    prefetched = list(prefetch(one.micro_batches, 7, 12))
-    assert len(prefetched) == 5
-    for step, batches in enumerate(prefetched, 7):
-        for batch, again in zip(batches, other.micro_batches(step), strict=True):
-            assert torch.equal(batch.inputs, again.inputs)
-            assert torch.equal(batch.targets, again.targets)
-            assert (batch.weight, batch.seed) == (again.weight, again.seed)
-
-
-def test_shuffling_mixes_and_straight_reading_does_not(paths: list[Path]) -> None:
-    straight = loader(paths, 8, 8, shuffle=False)
-    tokens = open_shard(paths[0])[: 8 * T].astype(np.int64)
-    assert torch.equal(straight.micro_batches(0)[0][0].flatten(), torch.from_numpy(tokens))
-    shuffled = loader(paths, 8, 8)
-    windows = [shuffled.order.locate(i)[1] for i in range(8)]
-    assert windows != sorted(windows)
-
-
-def test_prefetch_raises_what_its_thread_raised_and_ends_it(paths: list[Path], tmp_path: Path) -> None:
-    bad = tmp_path / "bad_train_000009.bin"
-    tokens = markov_tokens(200, seed=1)
-    tokens[150] = VOCAB  # the first that is none
-    write_shard(bad, tokens)
-    with pytest.raises(UserError, match=r"bad_train_000009.bin holds token 64, but model.vocab_size is 64"):
-        list(prefetch(loader([bad], 2, 2).micro_batches, 0, 10))
-    steps = prefetch(loader(paths, 8, 8).micro_batches, 0, 10_000)
-    next(steps)
-    steps.close()
-    for thread in threading.enumerate():
-        if thread.name == "prefetch":
-            thread.join(timeout=5)
-            assert not thread.is_alive()
-
-
 def test_a_validation_shard_is_not_trained_on(tmp_path: Path) -> None:
     train = [tmp_path / name for name in ("x_train_000001.bin", "train.bin", "val_train_000001.npy", "interval.bin")]
-    check_training_shards(train, [tmp_path / "x_val_000000.bin"])
+    check_training_shards({"": train}, [tmp_path / "x_val_000000.bin"])
     for name in ("x_val_000000.bin", "val.bin", "edufineweb_val_000000.npy", "tiny_val_1000001.bin"):
         with pytest.raises(UserError, match=f"data.train takes in the validation shard {tmp_path / name}"):
-            check_training_shards([*train, tmp_path / name], [])
+            check_training_shards({"": [*train, tmp_path / name]}, [])
     with pytest.raises(UserError, match=r"interval\.bin"):
-        check_training_shards(train, [tmp_path / "interval.bin"])
+        check_training_shards({"": train}, [tmp_path / "interval.bin"])
+    with pytest.raises(UserError, match=rf"the sources a and b of data.train share {tmp_path}/train\.bin"):
+        check_training_shards({"a": train[:2], "b": train[1:]}, [])
 
 
 def test_less_text_than_a_window_is_refused(tmp_path: Path) -> None:

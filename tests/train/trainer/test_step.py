@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from train.config.pretrain import ModelConfig, OptimConfig
-from train.data.windows import MicroBatch, dropout_seeds
+from train.data.loader import MicroBatch, dropout_seeds
 from train.model.gpt import GPT
 from train.parallel.device import autocast
 from train.trainer.optim import build_optimizer
