@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prepare.common.cli import ROOT
-from train.bench import StepBench
+from tests.programs.step_speed import StepBench
 from train.config.pretrain import load_config
 from train.parallel import device as hardware
 from train.parallel.world import init_distributed

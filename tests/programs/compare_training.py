@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from prepare.common.cli import run_script
+from tests.programs.step_speed import PHASES, Sample, StepBench, bench_parser, flops, heading, median_ms
 from tests.programs.workers import Worker, WorkerEnded, serve
-from train.bench import PHASES, Sample, StepBench, bench_parser, flops, heading, median_ms
 from train.config.pretrain import load_config
 from train.data.loader import MicroBatch
 from train.parallel.world import init_distributed

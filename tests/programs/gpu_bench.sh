@@ -35,7 +35,7 @@ compare="-m tests.programs.compare_training" recipe="--config configs/gpt2_124m.
         $compare train.precision=fp32 train.compile=false \
         $recipe --data.batch_tokens 32768 --data.micro_batch_size 16 --steps 47
     table "1558M on one GPU" \
-        train/bench.py --config configs/gpt2_1558m.yaml --train.compile false --train.recompute true \
+        tests/programs/step_speed.py --config configs/gpt2_1558m.yaml --train.compile false --train.recompute true \
         --data.micro_batch_size 16 --data.batch_tokens 32768
 }
 exit $failed

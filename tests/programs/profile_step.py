@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from prepare.common.cli import run_script
-from train.bench import StepBench, median_ms
+from tests.programs.step_speed import StepBench, median_ms
 from train.config.pretrain import load_config
 from train.parallel.world import init_distributed, shut_down_distributed
 

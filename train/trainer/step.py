@@ -27,7 +27,7 @@ def train_step(
         context: the precision of the forward pass.
         lr: learning rate of this step.
         grad_clip: the largest global gradient norm; 0 turns clipping off.
-        mark: called with each phase's name as it begins: forward, backward, optimizer, end; bench.py times them.
+        mark: called with each phase's name as it begins: forward, backward, optimizer, end; for measurements.
 
     Returns:
         this rank's part of the loss (its mean over the ranks is the loss of the batch) and the global gradient norm

@@ -9,9 +9,9 @@ import torch
 
 from tests.helpers.commands import ROOT, one_line_error, run_command
 from tests.helpers.tiny import settings, write_shards
-from train import bench
+from tests.programs import step_speed
 
-SCRIPT = ROOT / "train" / "bench.py"
+SCRIPT = ROOT / "tests" / "programs" / "step_speed.py"
 ROW = re.compile(r"^(\S+)" + r" +([\d,.]+)" * 8, re.MULTILINE)
 
 # build-nanogpt's train_gpt2.py in small: definitions, an import from its own folder, and a training run at the end
@@ -114,8 +114,8 @@ def test_two_processes_and_their_all_reduce_and_trace(tmp_path: Path) -> None:
 
 def test_the_phases_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([0.0, 1.0, 3.0, 4.0, 8.0, 9.5])
-    monkeypatch.setattr("train.bench.time.perf_counter", lambda: next(moments))
-    watch = bench.Stopwatch(torch.device("cpu"))
+    monkeypatch.setattr("tests.programs.step_speed.time.perf_counter", lambda: next(moments))
+    watch = step_speed.Stopwatch(torch.device("cpu"))
     for phase in ("forward", "backward", "forward", "backward", "optimizer", "end"):
         watch(phase)
     assert watch.split() == {"forward": 2.0, "backward": 6.0, "optimizer": 1.5}

@@ -1,20 +1,17 @@
 """Measure how fast a training step is, and where its time goes: train_step with the trainer's data loader.
 
-    python train/bench.py --config configs/gpt2_124m.yaml                          # on this machine
-    torchrun --standalone --nproc_per_node=2 train/bench.py                        # over two processes
+    python tests/programs/step_speed.py --config configs/gpt2_124m.yaml            # on this machine
+    torchrun --standalone --nproc_per_node=2 tests/programs/step_speed.py          # over two processes
 
-tests/programs/compare_training.py compares it with other programs or settings, profile_step.py traces one step.
+compare_training.py compares it with other programs or settings, profile_step.py traces one step.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from prepare.common.cli import run_command
-
-    run_command(__file__)  # imports this file as a module, runs its main, and exits
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import math
 import resource
@@ -27,7 +24,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from prepare.common.cli import Parser, UserError, positive
+from prepare.common.cli import Parser, UserError, positive, run_script
 from prepare.tokens.shards import find_shards, write_shard
 from train.config.pretrain import Config, load_config, sequences_per_rank
 from train.data.loader import MicroBatch, WindowLoader, prefetch
@@ -142,10 +139,10 @@ def shards_or_random_tokens(config: Config, folder: Path) -> dict[str, list[Path
 
 
 def bench_parser() -> Parser:
-    """The parser of bench.py's own options."""
+    """The parser of this program's own options."""
     parser = Parser(
         "Measure the training step: tokens a second, where its time goes, memory, MFU.",
-        "python train/bench.py --config configs/gpt2_124m.yaml",
+        "python tests/programs/step_speed.py --config configs/gpt2_124m.yaml",
     )
     parser.epilog = "All other options are those of train/train_gpt2.py: --config FILE, --section.key value."
     parser.add_argument("--steps", type=positive, default=20, metavar="N", help="steps to measure")
@@ -196,3 +193,7 @@ def flops(config: Config, world: World, samples: list[Sample]) -> str:
     if peak:
         mfu = f"MFU {achieved / peak / world.size:.1%} of {peak / 1e12:,.1f} TFLOP/s a GPU, the datasheet's dense bf16"
     return f"{achieved / 1e12:,.2f} T, at {per_token / 1e6:,.1f} M a token = 6 N + 12 L C T (PaLM, appendix B); {mfu}"
+
+
+if __name__ == "__main__":
+    run_script(main)
