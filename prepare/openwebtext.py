@@ -23,6 +23,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,27 +50,18 @@ class Corpus:
     files: Callable[[], list[Path]]  # downloads the parquet files
     column: str
     cache: Path
-    loaded: dict | UserError | None = None
 
+    @cached_property
     def splits(self) -> dict:
         """The datasets.DatasetDict with `train` and `test`, as train_test_split names them; `column` holds large
         binaries. UserError names a file that cannot be read."""
-        if self.loaded is None:
-            try:
-                self.loaded = self._load(self.files())
-            except UserError as failure:
-                self.loaded = failure  # for every part, without a retry
-        if isinstance(self.loaded, UserError):
-            raise self.loaded
-        return self.loaded
-
-    def _load(self, paths: list[Path]) -> dict:
         import datasets  # takes two seconds to import: after the arguments are checked
         from datasets.exceptions import DatasetsError
 
         allow_soft_locks()
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
+        paths = self.files()
         for path in paths:
             check_documents(path, self.column)
         count = sum(pq.read_metadata(path).num_rows for path in paths)
@@ -110,10 +102,10 @@ class Part(Source):
         return {"name": self.name}  # the revision, or the files' checksums, are the folder's
 
     def fetch(self) -> None:
-        self.corpus.splits()
+        _ = self.corpus.splits
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        rows = self.corpus.splits()["test" if self.split == "val" else "train"].with_format("arrow")
+        rows = self.corpus.splits["test" if self.split == "val" else "train"].with_format("arrow")
         begin, end = (len(rows) * edge // self.count for edge in (self.index, self.index + 1))
 
         def arrays() -> Iterator[pa.Array]:

@@ -195,7 +195,7 @@ def test_a_run_resumes_only_with_the_model_that_it_started_from(
     with torch.no_grad():
         model.ln_f.weight[3] += 1e-6
     save_checkpoint(tmp_path / "other", 3, model, tokenizer=GPT2Tokenizer().describe())
-    with pytest.raises(UserError, match=r"started from another model: init .*; set --init back"):
+    with pytest.raises(UserError, match=r"is of another run: init "):
         finetune_classify.finetune(load_classify_config(words(tmp_path / "other", data, run), ""), ALONE)
     assert (run / "config.yaml").read_text() == before
     moved = shutil.copytree(init, tmp_path / "moved")

@@ -583,11 +583,11 @@ def test_a_checkpoint_of_another_shape_or_other_data_is_refused(data: Path, tmp_
     run = tmp_path / "run"
     train(data, run, train__max_steps=2)
     wider = run_command("python", SCRIPT, *settings(data, run, model__n_embd=64), **ONE_THREAD)
-    assert "another shape: model.n_embd 32 (now 64)" in one_line_error(wider)
+    assert "another run: model.n_embd 32 (now 64)" in one_line_error(wider)
     other = write_shards(tmp_path / "other", sizes=(4000, 4000))
     changed = run_command("python", SCRIPT, *settings(other, run, data__batch_tokens=1024), **ONE_THREAD)
     message = one_line_error(changed)
-    assert "trained on other data or batches: data.shards 3 (now 2)" in message
+    assert "another run: data.shards 3 (now 2)" in message
     assert "batches.tokens 512 (now 1024)" in message
 
 

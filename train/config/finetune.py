@@ -26,41 +26,14 @@ class TuneConfig:
 
 
 @dataclass(frozen=True)
-class LabelledData:
-    """Labelled texts, and how many a step takes.
+class ExampleData:
+    """The examples, and how many a step takes.
 
     Args:
-        train: a .tsv, .csv, .jsonl, .json or .parquet file; others are read as label<TAB>text
+        train: the file of examples
         encoding: of the file; null is UTF-8, or what a byte-order mark states
-        text: the column of the texts; in a file without column names the second
-        label: the column of the labels; in a file without column names the first
-        val_share: share of each label's texts that is held out for early stopping
-        test_share: share of each label's texts that is held out for the final report
-        batch_examples: texts in one optimizer step, over all processes and micro-batches
-        micro_batch_size: texts in one forward and backward pass of a process
-        class_weights: balanced gives each label the same weight in the loss, however rare it is
-    """
-
-    train: str = ""
-    encoding: str | None = None
-    text: str = "text"
-    label: str = "label"
-    val_share: float = 0.1
-    test_share: float = 0.2
-    batch_examples: int = 32
-    micro_batch_size: int = 16
-    class_weights: Literal["none", "balanced"] = "none"
-
-
-@dataclass(frozen=True)
-class InstructionData:
-    """Instructions with answers, or conversations, and how many a step takes.
-
-    Args:
-        train: a .json, .jsonl or .parquet file of {instruction, input, output}, {prompt, completion}, {messages} ...
-        encoding: of the file; null is UTF-8, or what a byte-order mark states
-        val_share: share of the examples that is held out for the validation loss and early stopping
-        test_share: share of the examples that is held out for the final report
+        val_share: share of the examples (of each label) that is held out for validation and early stopping
+        test_share: share of the examples (of each label) that is held out for the final report
         batch_examples: examples in one optimizer step, over all processes and micro-batches
         micro_batch_size: examples in one forward and backward pass of a process
     """
@@ -71,6 +44,34 @@ class InstructionData:
     test_share: float = 0.1
     batch_examples: int = 16
     micro_batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class LabelledData(ExampleData):
+    """Labelled texts.
+
+    Args:
+        train: a .tsv, .csv, .jsonl, .json or .parquet file; others are read as label<TAB>text
+        text: the column of the texts; in a file without column names the second
+        label: the column of the labels; in a file without column names the first
+        class_weights: balanced gives each label the same weight in the loss, however rare it is
+    """
+
+    test_share: float = 0.2
+    batch_examples: int = 32
+    micro_batch_size: int = 16
+    text: str = "text"
+    label: str = "label"
+    class_weights: Literal["none", "balanced"] = "none"
+
+
+@dataclass(frozen=True)
+class InstructionData(ExampleData):
+    """Instructions with answers, or conversations.
+
+    Args:
+        train: a .json, .jsonl or .parquet file of {instruction, input, output}, {prompt, completion}, {messages} ...
+    """
 
 
 @dataclass(frozen=True)

@@ -81,17 +81,13 @@ def prune(run_dir: Path, keep: int, val_losses: Mapping[int, float]) -> None:
 
 def roll_back_to_best(run_dir: Path, val_losses: Mapping[int, float]) -> Path | None:
     """Remove the checkpoints after the one with the lowest validation loss (by step), and return that one; None if no
-    checkpoint has such a loss. UserError if one of them cannot be removed."""
+    checkpoint has such a loss."""
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
     best = _best(checkpoints, val_losses)
     if best is None:
         return None
     for step in [step for step in reversed(checkpoints) if step > best]:
         _remove(checkpoints[step])
-    if (newest := latest_checkpoint(run_dir)) != checkpoints[best]:
-        raise UserError(
-            f"{newest} is later than the best checkpoint, that of step {best}, and could not be removed: remove it"
-        )
     return checkpoints[best]
 
 

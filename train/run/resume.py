@@ -38,23 +38,12 @@ def resume(run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, identity
     if checkpoint is None:
         return ResumeState()
     meta.setdefault("init", identity.get("init"))  # older checkpoints do not have it
-    if missing := identity.keys() - meta.keys():
-        raise UserError(f"{checkpoint} lacks {', '.join(sorted(missing))}: not of such a run; choose another --run.dir")
-    if different := differences("init", meta["init"], identity.get("init")):
+    now = {**identity, "model": shape_of(model)}
+    keys = ("init", "model", "data", "batches", "tokenizer")
+    if different := [line for key in keys for line in differences(key, meta[key], now.get(key))]:
         raise UserError(
-            f"{checkpoint} started from another model: {different[0]}; set --init back, or start another run "
-            "with --run.dir"
-        )
-    if different := differences("model", meta["model"], shape_of(model)):
-        raise UserError(
-            f"{checkpoint} holds a model of another shape: {', '.join(different)}; "
-            "set these keys back, or start another run with --run.dir"
-        )
-    keys = ("data", "batches", "tokenizer")
-    if different := [line for key in keys for line in differences(key, meta[key], identity[key])]:
-        raise UserError(
-            f"{checkpoint} was trained on other data or batches: {', '.join(different)}; set them back, or start "
-            "another run with --run.dir (pretraining: from these weights with --train.init_from)"
+            f"{checkpoint} is of another run: {', '.join(different)}; set them back, or start another run with "
+            "--run.dir (pretraining: from these weights with --train.init_from)"
         )
     model.load_state_dict(read_weights(checkpoint / WEIGHTS))
     try:

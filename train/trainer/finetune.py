@@ -98,8 +98,8 @@ def print_summary(trainer: Trainer, splits: dict[str, Examples]) -> None:
 def best_model(trainer: Trainer, classifier: bool) -> LoadedModel:
     """Load the model of a finished run, on rank 0; with eval.patience, first roll back to the checkpoint that has the
     lowest validation loss."""
-    losses = trainer.log.val_losses
-    if trainer.config.eval.patience and (best := checkpoint.roll_back_to_best(trainer.run.path, losses)):
-        step = checkpoint.step_of(best)
+    losses, path = trainer.log.val_losses, trainer.run.path
+    if trainer.config.eval.patience and (best := checkpoint.roll_back_to_best(path, losses)):
+        step, path = checkpoint.step_of(best), best
         trainer.world.print(f"best: step {step}, validation loss {losses[step]:.4f}")
-    return load_model(str(trainer.run.path), trainer.world.device, classifier=classifier)
+    return load_model(str(path), trainer.world.device, classifier=classifier)
