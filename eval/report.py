@@ -22,7 +22,7 @@ from eval.common.options import add_model_options
 from eval.common.score_table import render_table, table_rows
 from eval.scoring.detokenize import load_wikitext
 from eval.scoring.evaluation import evaluate_hellaswag, evaluate_lambada, evaluate_shards, evaluate_wikitext
-from eval.scoring.tasks import FORMATS, Format, load_hellaswag, load_lambada
+from eval.scoring.tasks import FORMATS, load_hellaswag, load_lambada
 from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty_path, positive
 from prepare.common.files import atomic_write_json, atomic_write_text
 from prepare.sources.published import HELLASWAG, LAMBADA, WIKITEXT2, WIKITEXT103, PublishedFile, PublishedText
@@ -73,21 +73,15 @@ def evaluate_all(
     if shards:  # first: an error in them is reported before minutes are spent on the rest
         yield "shards", evaluate_shards(loaded, world, shards, EvalConfig().val_tokens)
 
-    def hellaswag(path: Path, style: Format) -> dict[str, Any]:
-        return evaluate_hellaswag(loaded, world, load_hellaswag(path, limit), style)
-
-    def lambada(path: Path) -> dict[str, Any]:
-        return evaluate_lambada(loaded, world, load_lambada(path, limit))
-
-    def wikitext(path: Path) -> dict[str, Any]:
-        return evaluate_wikitext(loaded, world, load_wikitext(path))
-
-    datasets: list[tuple[str, PublishedFile | PublishedText, Callable[[Path], dict[str, Any]]]]
-    datasets = [(f"hellaswag {style}", HELLASWAG, partial(hellaswag, style=style)) for style in FORMATS]
-    datasets += [("lambada", LAMBADA, lambada)]
-    datasets += [("wikitext2", WIKITEXT2, wikitext), ("wikitext103", WIKITEXT103, wikitext)]
-    for name, file, evaluate in datasets:
+    tasks, passages = partial(load_hellaswag, limit=limit), partial(load_lambada, limit=limit)
+    datasets: list[tuple[str, PublishedFile | PublishedText, Callable, Callable]] = [
+        *((f"hellaswag {style}", HELLASWAG, tasks, partial(evaluate_hellaswag, style=style)) for style in FORMATS),
+        ("lambada", LAMBADA, passages, evaluate_lambada),
+        ("wikitext2", WIKITEXT2, load_wikitext, evaluate_wikitext),
+        ("wikitext103", WIKITEXT103, load_wikitext, evaluate_wikitext),
+    ]
+    for name, file, load, evaluate in datasets:
         try:
-            yield name, evaluate(data / file.path.name)
+            yield name, evaluate(loaded, world, load(data / file.path.name))
         except UserError as reason:  # it was not fetched, or a character vocabulary cannot encode it
             world.print(f"{name} is skipped: {reason}")

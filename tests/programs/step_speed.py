@@ -13,6 +13,7 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+import argparse
 import math
 import resource
 import statistics
@@ -24,7 +25,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from prepare.common.cli import Parser, UserError, positive, run_script
+from prepare.common.cli import UserError, run_script
 from prepare.tokens.shards import find_shards, write_shard
 from train.config.pretrain import Config, load_config, sequences_per_rank
 from train.data.loader import MicroBatch, WindowLoader, prefetch
@@ -116,7 +117,7 @@ class StepBench:
     def facts(self) -> dict[str, Any]:
         """The model, the batch, and the peak memory in bytes."""
         cuda = self.world.device.type == "cuda"
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "precision": precision_name(self.context),
@@ -138,15 +139,11 @@ def shards_or_random_tokens(config: Config, folder: Path) -> dict[str, list[Path
         return {name: [path] for name in config.data.sources}
 
 
-def bench_parser() -> Parser:
-    """The parser of this program's own options."""
-    parser = Parser(
-        "Measure the training step: tokens a second, where its time goes, memory, MFU.",
-        "python tests/programs/step_speed.py --config configs/gpt2_124m.yaml",
-    )
-    parser.epilog = "All other options are those of train/train_gpt2.py: --config FILE, --section.key value."
-    parser.add_argument("--steps", type=positive, default=20, metavar="N", help="steps to measure")
-    parser.add_argument("--warmup", type=positive, default=3, metavar="N", help="steps before them, not counted")
+def bench_parser() -> argparse.ArgumentParser:
+    """Options besides those of train/train_gpt2.py: how many steps are measured, and how many before them are not."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=3)
     return parser
 
 

@@ -6,6 +6,7 @@
 Repeated text suits gigatoken's cache, in every row of the table: better give much text of your own.
 """
 
+import argparse
 import contextlib
 import io
 import resource
@@ -23,8 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prepare.common.cli import ROOT, Parser, available_cores, positive, run_script
-from prepare.pipeline.options import add_workers
+from prepare.common.cli import ROOT, available_cores, run_script
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.inputs import LocalFile, find_inputs
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
@@ -35,12 +35,12 @@ RUNS = 3  # of each measurement
 TIKTOKEN_BYTES = 50_000_000  # of text for tiktoken: it is slow, and as fast on little text as on much
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = Parser("Measure how fast text becomes tokens.", "python -m tests.programs.tokenize_speed")
-    parser.add_argument("--input", nargs="+", metavar="FILE", help="text to repeat; default: the plays")
-    parser.add_argument("--megabytes", type=positive, default=1000, metavar="N", help="of text, at least")
-    add_workers(parser)
-    options = parser.parse_args(argv)
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--input", nargs="+", help="text to repeat; default: the plays")
+    parser.add_argument("--megabytes", type=int, default=1000, help="of text, at least")
+    parser.add_argument("--workers", type=int, default=available_cores())
+    options = parser.parse_args()
     if options.input:
         paths = find_inputs(options.input)
         texts = [batch.texts for path in paths for batch in read_documents(path, "text")]

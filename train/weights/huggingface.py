@@ -37,11 +37,6 @@ HUB_PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_mod
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def is_hf_folder(folder: Path) -> bool:
-    """Whether a folder looks like a Hugging Face model."""
-    return (folder / "config.json").is_file()
-
-
 def load_hf(folder: Path) -> GPT:
     """A GPT from a Hugging Face directory: config.json, and model.safetensors or pytorch_model.bin, sharded or not.
     UserError: not a GPT-2, files that are missing or corrupt, or a vocabulary that is not GPT-2's."""

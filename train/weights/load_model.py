@@ -16,7 +16,7 @@ from train.model.gpt import GPT
 from train.model.lora import merge_lora
 from train.run.checkpoint import META, WEIGHTS, latest_checkpoint, latest_valid_checkpoint, read_meta, read_weights
 from train.run.resume import differences, shape_of
-from train.weights.huggingface import HUB_NAME, download_hf, is_hf_folder, load_hf
+from train.weights.huggingface import HUB_NAME, download_hf, load_hf
 from train.weights.nanogpt import load_nanogpt
 
 NANOGPT = "ckpt.pt"  # in nanoGPT's out_dir
@@ -70,7 +70,7 @@ def load_model(
         loaded = load_checkpoint(checkpoint, meta)
     elif (path / META).is_file():
         loaded = load_checkpoint(path, read_meta(path, [WEIGHTS]))
-    elif is_hf_folder(path):
+    elif (path / "config.json").is_file():
         loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name)
     elif path.suffix == ".pt" or (path / NANOGPT).is_file():
         file = path if path.suffix == ".pt" else path / NANOGPT
