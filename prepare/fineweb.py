@@ -17,8 +17,8 @@ if __name__ == "__main__":  # run as a script, from any directory: the repositor
 import argparse
 import shutil
 
-from prepare.common.cli import DATA, ArgumentError, Parser, nonempty, nonempty_path, positive
-from prepare.pipeline.options import add_job_options, add_task
+from prepare.common.cli import DATA, ArgumentError, Parser, nonempty_path, positive
+from prepare.pipeline.options import add_input_options, add_job_options, add_task, chosen_tokenizer
 from prepare.pipeline.output_folder import pinned_revision
 from prepare.pipeline.pretokenized import fetch_pretokenized
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
@@ -26,7 +26,6 @@ from prepare.sources.hub import hub_files
 from prepare.sources.inputs import HubFile, LocalFile, Source, find_inputs
 from prepare.sources.readers import check_documents
 from prepare.sources.splits import assign_splits, group_small_files, hold_out, leave_out_copies
-from prepare.tokens.tokenizer import GPT2Tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # the input files
-    tokenizer = GPT2Tokenizer(options.engine)
+    tokenizer = chosen_tokenizer(options.tokenizer, options.engine)
     if options.input:
         choices = options.column, options.separator, options.encoding
         files = [LocalFile(path, *choices) for path in find_inputs(options.input)]
@@ -72,23 +71,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("Turn FineWeb, or files of your own, into shards of GPT-2 tokens.", "python prepare/fineweb.py")
+    parser = Parser("Turn FineWeb, or files of your own, into shards of tokens.", "python prepare/fineweb.py")
     parser.add_argument("--edu", action="store_true", help="FineWeb-Edu instead of FineWeb")
     parser.add_argument("--version", choices=["10BT", "100BT", "350BT"], default="10BT", help="which sample")
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        type=nonempty,
-        metavar="FILE",
-        help="your own .parquet, .jsonl, .csv, .txt, .jsonl.gz, ...: names, folders, globs, URLs (s3://, hf://, ...)",
-    )
-    parser.add_argument("--column", default="text", help="the column of a .parquet, .jsonl or .csv that holds the text")
-    parser.add_argument(
-        "--separator", type=unescaped, metavar="TEXT", help=r"between documents of a .txt (\n: line end)"
-    )
-    parser.add_argument(
-        "--encoding", type=nonempty, metavar="NAME", help="of .txt, .jsonl and .csv without a byte-order mark (utf-8)"
-    )
+    add_input_options(parser)
     parser.add_argument(
         "--split",
         choices=["auto", "none", "train", "val"],
@@ -115,13 +101,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_job_options(parser)
     add_task(parser)
     options = parser.parse_args(argv)
-    if options.pretokenized is not None and options.input:
-        raise ArgumentError("--pretokenized downloads shards and --input reads local files: give one of them")
+    if options.pretokenized is not None and (options.input or options.tokenizer):
+        raise ArgumentError("--pretokenized downloads shards of GPT-2's tokens: leave out --input and --tokenizer")
     if options.val_fraction is not None and not 0 < options.val_fraction < 1:
         raise ArgumentError(f"--val-fraction {options.val_fraction} is not between 0 and 1, such as 0.05")
     return options
-
-
-def unescaped(text: str) -> str:
-    """argparse type: a separator, in which \\n is a line end."""
-    return nonempty(text).replace("\\n", "\n")

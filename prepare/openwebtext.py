@@ -30,13 +30,12 @@ import pyarrow.parquet as pq
 
 from prepare.common.cli import DATA, Parser, UserError, nonempty, nonempty_path
 from prepare.common.files import allow_soft_locks
-from prepare.pipeline.options import add_job_options
+from prepare.pipeline.options import add_job_options, chosen_tokenizer
 from prepare.pipeline.output_folder import PROGRESS, pinned_revision
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import fetch_hub_file, hub_files
 from prepare.sources.inputs import LocalFile, Source, find_inputs
 from prepare.sources.readers import Batch, arrow_batch, check_documents, read_documents, resize
-from prepare.tokens.tokenizer import GPT2Tokenizer
 
 REPO, FOLDER = "Skylion007/openwebtext", "plain_text"
 TEST_SIZE, SEED = 0.0005, 2357  # nanoGPT's
@@ -145,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         corpus = Corpus(download, options.column, scratch / "arrow")
     count = max(1, 5 * count // 4)  # of the hub's 80 files this makes 100 parts of 90M tokens, one shard each
     sources = [Part(corpus, "val"), *(Part(corpus, "train", index, count) for index in range(count))]
-    tokenizer = GPT2Tokenizer(options.engine)
+    tokenizer = chosen_tokenizer(options.tokenizer, options.engine)
     job = TokenizeJob(sources, "openwebtext", dataset, revision, tokenizer, facts, options.shard_tokens)
     try:
         run_job(job, options.out, options.workers)
@@ -159,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser("Turn OpenWebText into GPT-2 token shards, split as nanoGPT does.", "python prepare/openwebtext.py")
+    parser = Parser("Turn OpenWebText into token shards, split as nanoGPT does.", "python prepare/openwebtext.py")
     parser.add_argument(
         "--input", nargs="+", type=nonempty, metavar="FILE", help="its .parquet files, if you have them already"
     )

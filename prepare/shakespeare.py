@@ -23,13 +23,13 @@ from dataclasses import dataclass
 
 from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty, nonempty_path
 from prepare.common.files import read_text
-from prepare.pipeline.options import add_shard_tokens
+from prepare.pipeline.options import add_shard_tokens, add_tokenizer, chosen_tokenizer
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import fetch_url
 from prepare.sources.inputs import Source
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
 from prepare.sources.readers import Batch, batch_of
-from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
+from prepare.tokens.tokenizer import CharTokenizer, Tokenizer
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -69,7 +69,10 @@ def main(argv: list[str] | None = None) -> None:
         if not train[0]:
             raise UserError(f"{path} holds {len(text)} characters, too few to split in two: give a longer text")
     # a character vocabulary covers both splits, as nanoGPT's does
-    tokenizer = GPT2Tokenizer() if options.level == "bpe" else CharTokenizer("".join(train + held_out))
+    if options.level == "bpe":
+        tokenizer: Tokenizer = chosen_tokenizer(options.tokenizer, "tiktoken")
+    else:
+        tokenizer = CharTokenizer("".join(train + held_out))
     sources = [Texts(held_out, "val"), Texts(train, "train")]
     job = TokenizeJob(sources, "shakespeare", dataset, None, tokenizer, {"level": options.level}, options.shard_tokens)
     run_job(job, out)
@@ -77,14 +80,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("Turn Shakespeare, or a text of your own, into shards of tokens.", "python prepare/shakespeare.py")
-    parser.add_argument("--level", choices=["bpe", "char"], default="bpe", help="GPT-2's tokens, or one per character")
+    parser.add_argument("--level", choices=["bpe", "char"], default="bpe", help="byte pairs, or characters")
     parser.add_argument("--source", choices=["plays", "tiny"], help="the 37 plays (no network), or Tiny Shakespeare")
     parser.add_argument("--input", type=nonempty_path, metavar="FILE", help="a text, such as Tiny Shakespeare's")
     parser.add_argument("--encoding", type=nonempty, metavar="NAME", help="of the --input (default: utf-8)")
     parser.add_argument("--out", type=nonempty_path, help="folder of the shards (default: data/shakespeare_LEVEL)")
+    add_tokenizer(parser)
     add_shard_tokens(parser)
     options = parser.parse_args(argv)
     options.source = options.source or ("tiny" if options.input else "plays")
     if options.source == "plays" and options.input:
         raise ArgumentError("--source plays reads no --input: leave one of them out")
+    if options.level == "char" and options.tokenizer:
+        raise ArgumentError("--level char has its own vocabulary: leave out one of --level and --tokenizer")
     return options

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from prepare.common.cli import Parser, UserError, first_line, nonempty, nonempty_path
 from prepare.common.files import atomic_write_json
-from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
+from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
+from prepare.tokens.vocabulary import gpt2_vocabulary_files
 from train.weights.huggingface import hf_config, to_hf
 from train.weights.load_model import load_model
 

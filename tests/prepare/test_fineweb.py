@@ -13,7 +13,8 @@ from prepare.common.cli import UserError
 from prepare.fineweb import main
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import open_shard
-from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, gpt2_vocabulary_files
+from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
+from prepare.tokens.vocabulary import gpt2_vocabulary_files
 from tests.helpers.commands import one_line_error, run_command
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 import tiktoken
 import torch
 
-from prepare.tokens.tokenizer import GPT2Tokenizer, gpt2_vocabulary_files
+from prepare.tokens.tokenizer import GPT2Tokenizer
+from prepare.tokens.vocabulary import gpt2_vocabulary_files
 from tests.helpers.random_gpt2 import save_random_gpt2
 from tests.programs.workers import Worker, serve
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 import tiktoken
 
 from prepare.tokens.engine import DIFFERING_CODE_POINTS, Gigatoken
-from prepare.tokens.tokenizer import PATTERN, GPT2Tokenizer
+from prepare.tokens.tokenizer import GPT2Tokenizer
+from prepare.tokens.vocabulary import PATTERN
 
 MARKS = "al1! \n'"  # what contexts are made of
 CONTEXTS = ["{}", " {}", "a{}", "1{}", "!{}", "'{}", "\n{}", "a'{}l", "{}'ll", "{}a", "{}1", "{}!", "{} ", "{}  a"]

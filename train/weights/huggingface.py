@@ -17,7 +17,8 @@ from torch import Tensor
 
 from prepare.common.cli import UserError, first_line
 from prepare.common.files import allow_soft_locks
-from prepare.tokens.tokenizer import EOT, GPT2_VOCAB_SIZE, gpt2_vocabulary_files
+from prepare.tokens.tokenizer import EOT, GPT2_VOCAB_SIZE
+from prepare.tokens.vocabulary import gpt2_vocabulary_files
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
 

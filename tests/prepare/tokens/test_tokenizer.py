@@ -10,15 +10,9 @@ import pytest
 import tiktoken
 
 from prepare.common.cli import UserError
-from prepare.tokens import tokenizer as module
-from prepare.tokens.tokenizer import (
-    EOT,
-    CharTokenizer,
-    GPT2Tokenizer,
-    gpt2_vocabulary_files,
-    join_documents,
-    load_tokenizer,
-)
+from prepare.tokens import vocabulary as module
+from prepare.tokens.tokenizer import EOT, CharTokenizer, GPT2Tokenizer, join_documents, load_tokenizer
+from prepare.tokens.vocabulary import gpt2_vocabulary_files
 from tests.helpers.commands import run_command
 
 HOSTILE = [

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file, save_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from prepare.common.cli import UserError
-from prepare.tokens.tokenizer import gpt2_vocabulary_files
+from prepare.tokens.vocabulary import gpt2_vocabulary_files
 from tests.helpers.loopback_hub import LoopbackHub
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
