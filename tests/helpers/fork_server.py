@@ -3,8 +3,10 @@
 Importing torch, torch._dynamo and matplotlib takes 3 s of CPU, more than most tested commands need for their own work.
 ForkedPopen is subprocess.Popen, for `python script.py`, `python -m module` and `python -c code`: the process is a child
 of the one that asked for it, with its own files, environment, directory, session, signals and exit status. Unlike in a
-fresh interpreter, the modules of PRELOADED are imported, the hash seed and /proc/PID/environ are the server's, and the
-end does not clear each module. Under torchrun the ranks are forked too, by a server of torchrun's own.
+fresh interpreter, the modules of PRELOADED are imported, the hash seed is the server's, and the end does not clear each
+module. Under torchrun the ranks are forked too, by a server of torchrun's own.
+
+Where others start torchrun (Slurm does), `python fork_server.py -m torch.distributed.run ...` is a torchrun that forks.
 """
 
 import atexit
@@ -44,6 +46,7 @@ class Job(NamedTuple):
     cwd: str
     environment: dict[str, str]
     new_session: bool
+    ignored: list[int]  # signals
 
 
 class ForkedPopen(subprocess.Popen):
@@ -65,13 +68,18 @@ def _execute_child(process: subprocess.Popen, *arguments: Any) -> None:
     ):
         _start_fresh(process, *arguments)
         return
-    job = Job(words[1:], os.fspath(asked["cwd"] or Path.cwd()), environment, asked["start_new_session"])
+    cwd = os.fspath(asked["cwd"] or Path.cwd())
+    job = Job(words[1:], cwd, environment, asked["start_new_session"], _ignored_signals())
     names = ("p2cread", "c2pwrite", "errwrite")
     files = [asked[name] if asked[name] != -1 else number for number, name in enumerate(names)]
     process.pid = _fork(job, files)
     process._child_created = True
     pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
     process._close_pipe_fds(*(asked[name] for name in pipes))
+
+
+def _ignored_signals() -> list[int]:
+    return [number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN]
 
 
 def _fork(job: Job, files: list[int]) -> int:
@@ -94,7 +102,8 @@ def _running_server() -> socket.socket:
     global _server
     if _server is None:
         _server, theirs = socket.socketpair()
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # no threads of NumPy's BLAS before a fork
+        # no threads of NumPy's BLAS before a fork, and room for what /proc/PID/environ is to show
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "SPACE": " " * 16384}
         words = [sys.executable, __file__, str(theirs.fileno())]
         subprocess.Popen(words, pass_fds=[theirs.fileno()], env=environment)
         theirs.close()
@@ -118,9 +127,6 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 def serve(connection: socket.socket) -> Job:
     """Fork a process for each job, until the other end is closed; return in each of them, with its job."""
-    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a server with threads cannot fork"
-    gc.collect()
-    gc.freeze()  # the collector writes into no page that the processes share
     while True:
         size, files, _, _ = socket.recv_fds(connection, 8, 3)
         if not size:
@@ -157,7 +163,10 @@ def _become(job: Job, files: list[int]) -> None:
     os.chdir(job.cwd)
     os.environ.clear()
     os.environ.update(job.environment)
+    _show_environment(job.environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in job.ignored:
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(int(job.environment.get("OMP_NUM_THREADS", os.cpu_count())))
     unbuffered = job.words[0] == "-u" or bool(job.environment.get("PYTHONUNBUFFERED"))
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -170,6 +179,13 @@ def _become(job: Job, files: list[int]) -> None:
         setattr(sys, f"__{name}__", file)
     if "torch.distributed.run" in job.words:
         _serve_own_children()
+
+
+def _show_environment(environment: dict[str, str]) -> None:
+    """Overwrite what /proc/PID/environ shows, which is the memory that the server's environment came in."""
+    start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[47:49])
+    block = "".join(f"{name}={value}\0" for name, value in environment.items()).encode(errors="surrogateescape")
+    ctypes.memmove(start, block[: end - start].ljust(end - start, b"\0"), end - start)
 
 
 def _serve_own_children() -> None:
@@ -228,4 +244,11 @@ if __name__ == "__main__":
     sys.path[:] = [path for path in sys.path[1:] if path not in inherited]
     for module in PRELOADED:
         importlib.import_module(module)
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a server with threads cannot fork"
+    gc.collect()
+    gc.freeze()  # the collector writes into no page that the processes share
+    os.environ.pop("SPACE", None)
+    if sys.argv[1] == "-m":
+        _serve_own_children()
+        run(Job(sys.argv[1:], str(Path.cwd()), dict(os.environ), False, []))
     run(serve(socket.socket(fileno=int(sys.argv[1]))))
