@@ -44,6 +44,7 @@ def test_real_corpus_is_tiktoken_s_and_decodes_back(real_data, tmp_path, monkeyp
     reference = tiktoken.Encoding(**openai_public.gpt2())
     manifest = read_manifest(tmp_path)
     assert sum(shard["tokens"] for shard in manifest["shards"]) == 43_540_576
+    assert all(entry["engines"]["tiktoken"] == 0 for entry in manifest["inputs"])
     for number, path in enumerate(paths):
         names = [shard["file"] for shard in manifest["shards"] if int(shard["file"][-10:-4]) // 1000 == number]
         tokens = np.concatenate([open_shard(tmp_path / name) for name in names])
@@ -51,8 +52,9 @@ def test_real_corpus_is_tiktoken_s_and_decodes_back(real_data, tmp_path, monkeyp
         texts = pq.read_table(path, columns=["text"])["text"].to_pylist()
         assert len(documents) == len(texts)
         expected = reference.encode_ordinary_batch(texts, num_threads=2)
-        for document, text, ids in zip(documents, texts, expected, strict=True):
+        for document, ids in zip(documents, expected, strict=True):
             assert np.array_equal(document[1:], ids)
+        for document, text in zip(documents[::50], texts[::50], strict=True):
             assert reference.decode_bytes(document[1:].tolist()) == text.encode()
     verified = run_command("python", "prepare/verify.py", tmp_path)
     assert verified.returncode == 0, verified.stdout
