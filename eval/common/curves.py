@@ -1,6 +1,7 @@
 """Pictures: the curves of runs, from their metrics.jsonl, and a classifier's confusion matrix."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +101,8 @@ def plot_runs(run_dirs: Sequence[Path | str], output: Path | str, over: Over = "
 def _draw_run(
     panels: Sequence[Axes], rows: Sequence[Row], scale: float, name: str, color: str, score: tuple[str, str] | None
 ) -> None:
-    """Draw one run: every step as a thin line, a smoothed line over it, evaluations as dots."""
+    """Draw one run: every step as a thin line, a smoothed line over it, evaluations as dots; those of named validation
+    sources are joined."""
     for panel, key in zip(panels, ("loss", "lr", "tokens_per_s"), strict=False):
         steps, values = series(rows, "train", key)
         if key != "lr":
@@ -110,6 +112,18 @@ def _draw_run(
     steps, values = series(rows, "val", "loss")
     loss.plot(steps * scale, values, **dots, linestyle="", clip_on=False, zorder=3)
     loss.plot([], [], color=color, linewidth=4, label=name + (f" (val {values[-1]:.3f})" if len(values) else ""))
+    sources = {key: None for row in rows if row["kind"] == "val" for key in row if key.startswith("loss/")}
+    for key, marker in zip(sources, cycle("s^vD"), strict=False):
+        steps, values = series(rows, "val", key)
+        dotted = {**dots, "marker": marker, "markerfacecolor": "white", "markeredgecolor": color}
+        loss.plot(
+            steps * scale,
+            values,
+            ":",
+            **dotted,
+            linewidth=1,
+            label=f"{key.removeprefix('loss/')} (val {values[-1]:.3f})",
+        )
     if score:
         steps, values = series(rows, *score)
         panels[-1].plot(steps * scale, values, **dots, label=f"{values[-1]:.2%}" if len(values) else None)

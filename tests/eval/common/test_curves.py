@@ -106,6 +106,15 @@ def test_the_last_panel_is_the_score_that_a_run_has(tmp_path, figures, row, titl
     assert loss.get_ylabel() == ("nats per text" if title == "Accuracy" else "nats per token")
 
 
+def test_each_named_validation_source_has_a_line(tmp_path, figures):
+    rows = [{"step": step, "kind": "val", "loss": 3.0, "loss/web": 4.0 - step, "loss/code": 2.0} for step in (0, 1)]
+    plot_runs([_write(tmp_path, rows)], tmp_path / "out.png")
+    labels = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert labels[1:3] == ["web (val 3.000)", "code (val 2.000)"]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in figures[0].axes[0].get_lines()}
+    assert lines["web (val 3.000)"] == [4.0, 3.0]
+
+
 def test_a_spike_of_one_step_may_leave_the_picture(tmp_path, figures):
     rows = [
         {"step": step, "kind": "train", "loss": 900.0 if step == 150 else 3.0, "tokens": 1} for step in range(1, 301)
