@@ -14,7 +14,6 @@ if __name__ == "__main__":  # run as a script, from any directory: the repositor
 
     run_command(__file__)  # imports this file as a module, runs its main, and exits
 
-import argparse
 import json
 
 from prepare.common.cli import DATA, ArgumentError, Parser, nonempty_path, positive
@@ -40,24 +39,16 @@ def published(arguments: list[str]) -> None:
         "Download HellaSwag, LAMBADA and WikiText (or make tasks from your text: eval_sets.py continuation --help).",
         "python prepare/eval_sets.py",
     )
-    parser.add_argument(
-        "sets", nargs="*", type=set_name, metavar="SET", default=[*KNOWN], help=f"default: all, {', '.join(KNOWN)}"
-    )
+    parser.add_argument("sets", nargs="*", metavar="SET", default=[*KNOWN], help=f"default: all, {', '.join(KNOWN)}")
     parser.add_argument("--out", type=nonempty_path, default=DATA, help="folder of the files")
     options = parser.parse_args(arguments)
-    for name in options.sets:
-        unit = {"hellaswag": "tasks", "lambada": "passages"}.get(name, "lines")
-        path = KNOWN[name].fetch(options.out)
-        print(f"{path}: {len(path.read_bytes().splitlines()):,} {unit}")
-
-
-def set_name(name: str) -> str:
-    """argparse type: a published set."""
-    if name not in KNOWN:
-        raise argparse.ArgumentTypeError(
-            f"{name!r} is unknown: give {', '.join(KNOWN)}, or continuation as the first argument"
+    if unknown := sorted(set(options.sets) - set(KNOWN)):
+        raise ArgumentError(
+            f"{unknown[0]!r} is unknown: give {', '.join(KNOWN)}, or continuation as the first argument"
         )
-    return name
+    for name in options.sets:
+        path = KNOWN[name].fetch(options.out)
+        print(f"{path}: {len(path.read_bytes().splitlines()):,} lines")
 
 
 def continuation(arguments: list[str]) -> None:

@@ -21,8 +21,8 @@ PRETOKENIZED = {  # (edu, version) -> the repository of the GPT-2 shards that mo
 }
 
 
-def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> dict:
-    """Download published shards, check each, and write and return their manifest.
+def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -> None:
+    """Download published shards, check each, and write their manifest.
 
     These are the validation shard and the first `chunks` training shards (None: all) of 100M tokens (200 MB) each.
     They keep their names (fineweb_val_000000.bin, fineweb_train_000001.bin, ...); a folder keeps its commit.
@@ -66,4 +66,3 @@ def fetch_pretokenized(out: Path, edu: bool, version: str, chunks: int | None) -
     manifest = build_manifest(repo, revision, inputs, tokenizer, {"pretokenized": True}, shards)
     write_manifest(out, manifest)
     print(f"{out}: {len(shards)} shards, {sum(shard['tokens'] for shard in shards):,} tokens from {repo}")
-    return manifest

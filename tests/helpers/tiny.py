@@ -53,11 +53,11 @@ def write_shards(folder: Path, sizes: tuple[int, ...] = (6000, 5000, 3001), val:
 
 def save_checkpoint(
     run: Path, step: int, model: GPT, optimizer: torch.optim.Optimizer | None = None, **meta: Any
-) -> Path:
+) -> None:
     """A checkpoint of a model as it is now; without an optimizer, of one that has not moved."""
     state = optimizer.state_dict()["state"] if optimizer else {}
     described = {"model": asdict(model.config), "tokenizer": None, **meta}
-    return checkpoint.write(run, step, model.state_dict(), {"optimizer": state}, described)
+    checkpoint.write(run, step, model.state_dict(), {"optimizer": state}, described)
 
 
 def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:

@@ -42,7 +42,7 @@ def test_lambada_is_downloaded_once_and_checked(
     shutil.copy(real_data / "lambada_test.jsonl", hub.folder)
     for _ in range(2):
         eval_sets.main(["lambada", "--out", str(tmp_path / "out")])
-        assert "lambada_test.jsonl: 5,153 passages" in capsys.readouterr().out
+        assert "lambada_test.jsonl: 5,153 lines" in capsys.readouterr().out
     assert len(hub.requests) == 1
     assert (tmp_path / "out/lambada_test.jsonl").read_bytes() == (real_data / "lambada_test.jsonl").read_bytes()
 

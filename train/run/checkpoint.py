@@ -38,7 +38,7 @@ class CorruptCheckpoint(UserError):
 
 def write(
     run_dir: Path, step: int, weights: Mapping[str, Tensor], train_state: Mapping[str, Any], meta: Mapping[str, Any]
-) -> Path:
+) -> None:
     """Write the checkpoint of `step` finished steps; it becomes visible by one rename, when it is complete and on disk.
 
     Args:
@@ -67,7 +67,6 @@ def write(
         raise
     fsync_path(folder)
     fsync_path(run_dir)  # the first checkpoint makes the folder
-    return final
 
 
 def prune(run_dir: Path, keep: int, val_losses: Mapping[int, float]) -> None:
