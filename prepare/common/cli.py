@@ -36,6 +36,12 @@ def write_line(line: str) -> None:
     sys.stderr.flush()
 
 
+def warn(message: str) -> None:
+    """Write a line `warning: ...` to stderr; of torchrun's processes, rank 0 alone does."""
+    if os.environ.get("RANK", "0") == "0":
+        write_line(f"warning: {message}")
+
+
 def first_line(failure: BaseException) -> str:
     """The first line of an exception's message, or its type if it has none."""
     return (str(failure).splitlines() or [type(failure).__name__])[0]

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from prepare.common.cli import ArgumentError, UserError, write_line
+from prepare.common.cli import ArgumentError, UserError, warn
 
 PIECE_BYTES = 1 << 18  # of a text at a time
 # byte-order marks, and the encodings that they state; UTF-32's before UTF-16's, which one of them begins with
@@ -35,25 +35,22 @@ PACKED = {  # how packed files begin, and their suffixes
 
 
 @contextmanager
-def atomic_write(path: Path, fsync: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Write a temporary file in the same folder, which replaces `path` when the block ends, complete and on disk.
 
-    If the block raises, `path` is unchanged and the temporary file is removed. Without `fsync` nothing waits for the
-    disk, and after a power failure the file may be empty.
+    If the block raises, `path` is unchanged and the temporary file is removed.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with name_in_errors(temporary), temporary.open("wb") as file:
             yield file
             file.flush()
-            if fsync:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if fsync:
-        fsync_path(path.parent)
+    fsync_path(path.parent)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -112,8 +109,7 @@ class FileLock:
             self.file.close()
             raise UserError(f"{what} is in use by process {holder}: {remedy}") from None
         except OSError as failure:
-            reason = f"this file system has no locks ({failure.strerror})"
-            write_line(f"warning: {what}: {reason}: start only one process that uses it")
+            warn(f"{what}: this file system has no locks ({failure.strerror}): start only one process that uses it")
         with suppress(OSError):  # a full disk
             self.file.truncate(0)
             self.file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
@@ -128,19 +124,19 @@ class FileLock:
         self.release()
 
 
-def allow_soft_locks() -> None:
+def allow_soft_locks(flock: Callable = fcntl.flock) -> None:
     """Let the libraries' filelock, under each download from the hub, do without flock where a file system has none: it
     does for ENOSYS alone, and Lustre and NFS say ENOLCK, EOPNOTSUPP, or Linux's ENOTSUPP, 524."""
-    fcntl.flock = _flock  # ty: ignore[invalid-assignment]
 
+    def flock_or_enosys(file: Any, operation: int) -> None:
+        try:
+            flock(file, operation)
+        except OSError as failure:
+            if failure.errno in (errno.ENOLCK, errno.EOPNOTSUPP, 524):
+                failure.errno = errno.ENOSYS
+            raise
 
-def _flock(file: Any, operation: int, flock: Callable = fcntl.flock) -> None:
-    try:
-        flock(file, operation)
-    except OSError as failure:
-        if failure.errno in (errno.ENOLCK, errno.EOPNOTSUPP, 524):
-            failure.errno = errno.ENOSYS
-        raise
+    fcntl.flock = flock_or_enosys  # ty: ignore[invalid-assignment]
 
 
 def find_paths(pattern: str | Path) -> list[Path]:
@@ -261,13 +257,13 @@ def parse_json_lines(pieces: Iterable[str], path: object) -> Iterator[tuple[str,
             yield place, record
 
 
-def parse_csv(pieces: Iterable[str], path: object) -> Iterator[tuple[str, dict]]:
-    """The place (file:line) of each row of a .csv, and its values by the names in the first line. Commas, semicolons or
-    tabs separate them: what the first line has most of."""
+def parse_csv(pieces: Iterable[str], path: object, delimiters: str) -> Iterator[tuple[str, dict]]:
+    """The place (file:line) of each row of a .csv or .tsv, and its values by the names in the first line. The delimiter
+    is the one that the first line has most of."""
     csv.field_size_limit(sys.maxsize)  # by default 131,072 characters
     lines = (f"{line}\n" for line in split_pieces(pieces, "\n"))
     first = next(lines, "")
-    rows = csv.reader(chain([first], lines), delimiter=max(",;\t", key=first.count), strict=True)
+    rows = csv.reader(chain([first], lines), delimiter=max(delimiters, key=first.count), strict=True)
     try:
         names = next(rows, [])
         for row in filter(None, rows):

@@ -2,7 +2,7 @@
 
     {"instruction": ..., "input": ..., "output": ...}          Alpaca's (the input may be empty, null or missing)
     {"instruction": ..., "context": ..., "response": ...}      Dolly's
-    {"prompt": ..., "completion": ...}                         OpenAI's older, and TRL's
+    {"prompt": ..., "completion": ...}                         OpenAI's older, and TRL's (texts, or lists of messages)
     {"messages": [{"role": "user", "content": ...}, ...]}      roles system, user and assistant (system may be empty)
     {"conversations": [{"from": "human", "value": ...}, ...]}  ShareGPT's: system, human and gpt
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from prepare.common.cli import UserError
+from prepare.common.cli import UserError, write_line
 from prepare.tokens.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "input", "assistant")
@@ -73,12 +73,18 @@ def read_instructions(path: Path, encoding: str | None = None) -> tuple[list[lis
             f"{path} holds no example, of {len(conversations):,} entries, with an instruction and an answer: give a "
             "list of {instruction, input, output}, {prompt, completion} or {messages}"
         )
+    if any("<|endoftext|>" in content for messages in complete for _, content in messages):
+        remedy = "remove it from the file; the token itself ends each answer"
+        write_line(f"{path} holds a literal <|endoftext|>, which is trained on as text: {remedy}")
     return complete, len(conversations) - len(complete)
 
 
 def _conversation(place: str, entry: dict) -> list[Message]:
     """The messages of an entry, up to its last answer."""
-    if talk := entry.get("messages") or entry.get("conversations"):
+    talk = entry.get("messages") or entry.get("conversations")
+    if isinstance(entry.get("prompt"), list):
+        talk = talk or entry["prompt"] + (entry.get("completion") or [])
+    if talk:
         pairs = [(turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in talk]
         messages = [(SHAREGPT.get(role, role), content) for role, content in pairs]
     else:

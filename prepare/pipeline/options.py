@@ -19,7 +19,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--column", default="text", help="the column of a .parquet, .jsonl or .csv that holds the text")
     parser.add_argument(
-        "--separator", type=unescaped, metavar="TEXT", help=r"between documents of a .txt (\n: line end)"
+        "--separator", type=unescaped, metavar="TEXT", help=r"between documents of one text (\n: line end)"
     )
     parser.add_argument(
         "--encoding", type=nonempty, metavar="NAME", help="of .txt, .jsonl and .csv without a byte-order mark (utf-8)"

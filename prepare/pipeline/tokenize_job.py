@@ -173,8 +173,8 @@ class _Pipeline:
         if not (self.noticed or output.rows) and pc.any(pc.match_substring(batch.texts, END_OF_TEXT)).as_py():
             self.noticed = True
             progress.note(
-                f"{output.source.name} holds a literal {END_OF_TEXT}, which is tokenized as text: to split a .txt "
-                f"there, give --separator '{END_OF_TEXT}'"
+                f"{output.source.name} holds a literal {END_OF_TEXT}, which is tokenized as text: to split documents "
+                f"there, give --separator '{END_OF_TEXT}' (not of tables)"
             )
         output.write(batch, result)
         self.text += batch.size

@@ -2,12 +2,13 @@
 
     .parquet, .arrow                 tables; .arrow as datasets.save_to_disk writes it
     .jsonl, .ndjson, .json           an object a line, or one array of objects, which is read at once
-    .csv                             column names in the first line; separated by commas, semicolons or tabs
-    .txt                             one document, or with a separator those between separators
+    .csv, .tsv                       column names in the first line; separated by commas, semicolons or tabs
+    .txt                             one document
     .gz, .zst, .bz2, .xz after them  compressed; not after tables
 
-A null or a value that is not text is skipped and counted; an empty text is a document like any other. Files but
-tables are UTF-8 or in a stated encoding, or a byte-order mark decides (decode_pieces); line ends stay as they are.
+With a separator, the text of a .txt, or of each row of a .jsonl or .csv, is the documents between separators. A null
+or a value that is not text is skipped and counted; an empty text is a document like any other. Files but tables are
+UTF-8 or in a stated encoding, or a byte-order mark decides (decode_pieces); line ends stay as they are.
 Invalid UTF-8 in a table becomes U+FFFD, as lone surrogates in JSON do. Blank lines of a .jsonl are skipped; any other
 line that is not a JSON object is an error. A .txt file that is one document is held in memory with its tokens, at four
 times its size; with a separator, a piece of the file at a time.
@@ -31,7 +32,7 @@ from prepare.common.cli import UserError, replace_surrogates
 from prepare.common.files import check_content, decode_pieces, parse_csv, parse_json_lines, split_pieces
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-TABLES, TEXTS = (".parquet", ".arrow"), (".jsonl", ".ndjson", ".json", ".csv", ".txt")
+TABLES, TEXTS = (".parquet", ".arrow"), (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 SUFFIXES = (*TABLES, *(text + packed for text in TEXTS for packed in ("", *COMPRESSED)))
 KNOWN = f"{', '.join((*TABLES, *TEXTS))}, and text compressed as {', '.join(COMPRESSED)}"
 
@@ -127,6 +128,8 @@ def read_documents(
                 return
             if kind != ".txt":
                 values = (record.get(column) for _, record in _parse_records(file, path, encoding))
+                if separator is not None:
+                    values = (part for value in values for part in _split(value, separator))
             elif separator is None:
                 values = ("".join(decode_pieces(file, path, encoding)) for _ in range(1))
             else:
@@ -149,8 +152,13 @@ def read_records(path: Path, encoding: str | None = None) -> list[tuple[str, dic
 
 
 def _parse_records(file: BinaryIO, path: Path | RemoteFile, encoding: str | None) -> Iterator[tuple[str, dict]]:
-    parse = parse_csv if kind_of(path) == ".csv" else parse_json_lines
-    return parse(decode_pieces(file, path, encoding), path)
+    pieces = decode_pieces(file, path, encoding)
+    delimiters = {".csv": ",;\t", ".tsv": "\t"}.get(kind_of(path))
+    return parse_csv(pieces, path, delimiters) if delimiters else parse_json_lines(pieces, path)
+
+
+def _split(value: object, separator: str) -> Iterable[object]:
+    return split_pieces([value], separator) if isinstance(value, str) and value else [value]
 
 
 @contextmanager

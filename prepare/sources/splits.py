@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prepare.common.cli import write_line
+from prepare.common.cli import warn
 from prepare.sources.inputs import LocalFile, Source
 from prepare.sources.readers import COMPRESSED, SUFFIXES, TABLES, Batch, group
 
@@ -91,9 +91,7 @@ def leave_out_copies(files: Sequence[LocalFile]) -> list[LocalFile]:
     equal = [(file, other) for file, other in pairs if file is not other]
     for file, other in sorted(equal, key=lambda pair: pair[0].split == pair[1].split)[:1]:
         where = "" if file.split == other.split else ", and one of them validates what the other trains"
-        write_line(
-            f"warning: {file.path} has the contents of {other.path}{where}: leave it out ({len(equal):,} such pairs)"
-        )
+        warn(f"{file.path} has the contents of {other.path}{where}: leave it out ({len(equal):,} such pairs)")
     return kept
 
 

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import NoReturn
 
-from prepare.common.cli import UserError, first_line, write_line
+from prepare.common.cli import UserError, first_line, warn
 from prepare.common.files import atomic_write_json
 from prepare.tokens.tokenizer import CharTokenizer
 
@@ -79,6 +79,6 @@ def read_meta_pkl(folder: Path) -> dict | None:
         if ids != {character: number for number, character in enumerate(tokenizer.characters)}:
             raise ValueError("its ids are not those of sorted characters")
     except Exception as failure:  # whatever a pickle leads to
-        write_line(f"warning: {path} is not read ({first_line(failure)}): what text the ids stand for is not known")
+        warn(f"{path} is not read ({first_line(failure)}): what text the ids stand for is not known")
         return None
     return tokenizer.describe()

@@ -48,18 +48,31 @@ def test_both_formats_become_messages(tmp_path: Path, suffix: str) -> None:
     [
         {"instruction": "Add.", "context": "1 + 2", "response": "3", "category": "closed_qa"},  # Dolly's
         {"prompt": "Add.\n1 + 2", "completion": "3"},
+        {
+            "prompt": [{"role": "user", "content": "Add."}],
+            "completion": [{"role": "assistant", "content": "3"}],
+        },  # TRL's
         {"conversations": [{"from": "human", "value": "Add."}, {"from": "gpt", "value": "3"}], "id": "x"},  # ShareGPT's
     ],
-    ids=["dolly", "prompt", "sharegpt"],
+    ids=["dolly", "prompt", "messages", "sharegpt"],
 )
 def test_formats_as_they_are_published(tmp_path: Path, entry: dict, suffix: str) -> None:
     path = write_documents(tmp_path / f"a{suffix}", [entry])
     if suffix == ".json":
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     ((question, *about, answer),), _ = read_instructions(path)
-    assert question == ("user", entry.get("prompt", "Add."))
+    assert question == ("user", "Add.\n1 + 2" if entry.get("completion") == "3" else "Add.")
     assert about == ([("input", "1 + 2")] if "context" in entry else [])
     assert answer == ("assistant", "3")
+
+
+def test_a_literal_end_of_text_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    read_instructions(
+        write(tmp_path, [{"prompt": "a", "completion": f"b{end}"} for end in ("", *["<|endoftext|>"] * 2)])
+    )
+    [line] = capsys.readouterr().err.splitlines()
+    assert "examples.json holds a literal <|endoftext|>" in line
+    assert "remove it" in line
 
 
 def test_empty_answers_are_counted_and_left_out(tmp_path: Path) -> None:

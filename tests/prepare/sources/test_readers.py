@@ -1,5 +1,6 @@
 """Documents from every kind of file: unusual values, corrupt files, batches, resuming at a row."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -101,14 +102,17 @@ def test_text_is_read_from_every_compression(tmp_path):
         assert parts == ["two"]
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_of_every_spreadsheet(tmp_path, delimiter):
-    path = tmp_path / "a.csv"
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t")])
+def test_csv_of_every_spreadsheet(tmp_path, name, delimiter):
+    path = tmp_path / name
     rows = ["id;text;more", '1;"two\r\nlines; ""quoted""";x', "2.5;;", "x;naïve;1"]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).replace(";", delimiter).encode())
     check_documents(path, "text")
     assert read(path) == ([f'two\r\nlines{delimiter} "quoted"', "", "naïve"], 0)
     assert read(path, "id") == (["1", "2.5", "x"], 0)
+    if name == "a.tsv":
+        path.write_text("text\nno tab, but a comma\n")
+        assert read(path) == (["no tab, but a comma"], 0)
 
 
 def test_jsonl_oddities(tmp_path):
@@ -275,3 +279,9 @@ def test_separated_documents(tmp_path, monkeypatch, separator, batch):
         for start in range(6):
             found = [text for part in read_documents(path, "text", start, separator) for text in part.texts.to_pylist()]
             assert found == texts[start:]
+    path = tmp_path / "a.jsonl"  # here each text is divided
+    values = [separator.join(texts[:3]), None, "", separator.join(texts[3:])]
+    path.write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+    for start, expected in ((0, [*texts[:3], "", *texts[3:]]), (2, [texts[2], "", *texts[3:]]), (5, texts[3:])):
+        found = [text for part in read_documents(path, "text", start, separator) for text in part.texts.to_pylist()]
+        assert found == expected

@@ -124,7 +124,7 @@ def test_other_files_are_refused_in_a_line_and_run_nothing(tmp_path: Path) -> No
 
 
 def test_the_ids_of_a_train_bin_are_the_characters_of_its_meta_pkl(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.arange(20, dtype=np.uint16).tofile(tmp_path / "train.bin")
     assert common_tokenizer([tmp_path / "train.bin"], 27) is None
@@ -137,4 +137,7 @@ def test_the_ids_of_a_train_bin_are_the_characters_of_its_meta_pkl(
         (tmp_path / "meta.pkl").write_bytes(pickle.dumps(other))
         assert common_tokenizer([tmp_path / "train.bin"], 27) is None
         assert "meta.pkl is not read" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert common_tokenizer([tmp_path / "train.bin"], 27) is None
+    assert not capsys.readouterr().err  # one rank of all has said so
     assert not (tmp_path / "trace").exists()
