@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prepare.common.cli import UserError
@@ -63,7 +62,8 @@ def _read_columns(path: Path, text: str, label: str, encoding: str | None, neede
             records = [record for _, record in read_records(path, encoding)]
             columns = {name: [record.get(name) for record in records] for name in dict.fromkeys(chain(*records))}
         elif path.suffix == ".parquet":
-            columns = _values(pq.read_table(path), text, label)
+            table = pq.read_table(path)
+            columns = {name: table[name].to_pylist() if name in (text, label) else [] for name in table.column_names}
         else:
             columns = _read_tabs(path, text, label, encoding)
     for name in needed:
@@ -73,10 +73,6 @@ def _read_columns(path: Path, text: str, label: str, encoding: str | None, neede
                 "data.label, or --text-column and --label-column)"
             )
     return columns
-
-
-def _values(table: pa.Table, *wanted: str) -> dict[str, list]:
-    return {name: table[name].to_pylist() if name in wanted else [] for name in table.column_names}
 
 
 def _read_tabs(path: Path, text: str, label: str, encoding: str | None) -> dict[str, list]:

@@ -229,9 +229,7 @@ def start_wandb(run_dir: Path, config: Config | FinetuneConfig) -> Any | None:
         reason = first_line(failure)
         if config.log.wandb != "auto":
             raise UserError(f"wandb could not start ({reason}): set log.wandb offline or disabled") from None
-        print(
-            f"wandb cannot be reached ({reason}): `wandb sync {run_dir}/wandb/offline-*` uploads it later", flush=True
-        )
+        print(f"wandb logs offline ({reason}): `wandb sync {run_dir}/wandb/offline-*` uploads it later", flush=True)
         wandb.teardown()  # its service still holds the run's id
         settings["mode"] = "offline"
         return wandb.init(**settings)
