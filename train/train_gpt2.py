@@ -18,8 +18,7 @@ import torch
 from eval.monitor.pretraining import PretrainEvaluator
 from prepare.tokens.shards import find_shards
 from train.config.pretrain import Config, load_config, sequences_per_rank
-from train.data.loader import WindowLoader
-from train.data.mixture import Mixture
+from train.data.loader import Mixture, WindowLoader
 from train.data.windows import check_training_shards, common_tokenizer
 from train.model.gpt import GPT
 from train.parallel.device import find_micro_batch_size, precision_name, prepare_device
@@ -59,7 +58,7 @@ def train(config: Config, world: World) -> None:
     val_shards = list(chain(*val.values()))
     check_training_shards(sources, val_shards)
     tokenizer = common_tokenizer([*chain(*sources.values()), *val_shards], config.model.vocab_size)
-    mixture = Mixture(sources, config.data, config.model.block_size, config.model.vocab_size, config.train.seed)
+    mixture = Mixture(sources, config.data, config.model, config.train.seed)
 
     # The model
     torch.manual_seed(config.train.seed)

@@ -115,15 +115,8 @@ def _draw_run(
     sources = {key: None for row in rows if row["kind"] == "val" for key in row if key.startswith("loss/")}
     for key, marker in zip(sources, cycle("s^vD"), strict=False):
         steps, values = series(rows, "val", key)
-        dotted = {**dots, "marker": marker, "markerfacecolor": "white", "markeredgecolor": color}
-        loss.plot(
-            steps * scale,
-            values,
-            ":",
-            **dotted,
-            linewidth=1,
-            label=f"{key.removeprefix('loss/')} (val {values[-1]:.3f})",
-        )
+        style = dots | {"marker": marker, "markerfacecolor": "white", "markeredgecolor": color, "linewidth": 1}
+        loss.plot(steps * scale, values, ":", **style, label=f"{key[len('loss/') :]} (val {values[-1]:.3f})")
     if score:
         steps, values = series(rows, *score)
         panels[-1].plot(steps * scale, values, **dots, label=f"{values[-1]:.2%}" if len(values) else None)

@@ -10,8 +10,7 @@ import torch
 
 from prepare.tokens.shards import write_shard
 from train.config.pretrain import Config, LogConfig, ModelConfig, RunConfig, TrainConfig
-from train.data.loader import WindowLoader
-from train.data.mixture import Mixture
+from train.data.loader import Mixture, WindowLoader
 from train.model.gpt import GPT
 from train.parallel.world import World
 from train.run import checkpoint
@@ -81,7 +80,7 @@ def tiny_trainer(run: Path, **sections: Any) -> Trainer:
     world = World(0, 1, torch.device("cpu"))
     directory = RunDir(config, world)
     shards = sorted(write_shards(run / "shards").glob("*_train_*"))
-    loader = WindowLoader(Mixture({"": shards}, config.data, config.model.block_size, VOCAB, seed=1), 4, 2, 0, 1)
+    loader = WindowLoader(Mixture({"": shards}, config.data, config.model, seed=1), 4, 2, 0, 1)
     torch.manual_seed(0)
     identity = {"tokenizer": None, "data": loader.mixture.fingerprint(), "batches": {"tokens": 32}}
     stop = StopRequest(run, 60, is_main=True)

@@ -28,8 +28,7 @@ import torch
 from prepare.common.cli import UserError, run_script
 from prepare.tokens.shards import find_shards, write_shard
 from train.config.pretrain import Config, load_config, sequences_per_rank
-from train.data.loader import MicroBatch, WindowLoader, prefetch
-from train.data.mixture import Mixture
+from train.data.loader import MicroBatch, Mixture, WindowLoader, prefetch
 from train.model.gpt import GPT
 from train.parallel.compile_ddp import compile_and_wrap_ddp
 from train.parallel.device import autocast, find_micro_batch_size, peak_flops, precision_name, prepare_device
@@ -73,8 +72,7 @@ class StepBench:
         torch.manual_seed(config.train.seed)
         self.per_rank = sequences_per_rank(config, world.size)
         micro = self.build()
-        shards, model = shards_or_random_tokens(config, folder), config.model
-        mixture = Mixture(shards, config.data, model.block_size, model.vocab_size, config.train.seed)
+        mixture = Mixture(shards_or_random_tokens(config, folder), config.data, config.model, config.train.seed)
         pin = world.device.type == "cuda"
         self.loader = WindowLoader(mixture, self.per_rank, micro, world.rank, world.size, pin)
         self.batches = prefetch(self.loader.micro_batches, 0, sys.maxsize)

@@ -22,7 +22,7 @@ from tests.helpers.commands import FAULTS, ROOT, free_port, one_line_error, run_
 from tests.helpers.random_gpt2 import save_random_gpt2
 from tests.helpers.tiny import VOCAB, markov_tokens, rows, settings, tiny_trainer, two_sources, write_shards
 from train.config.pretrain import DataConfig, SourceConfig, TrainConfig
-from train.data.mixture import Mixture
+from train.data.loader import Mixture
 from train.data.windows import Windows, validation_batches
 from train.train_gpt2 import print_summary
 from train.weights.huggingface import load_hf
@@ -505,7 +505,7 @@ def test_tokens_and_epochs_of_each_source_are_printed_and_logged_before_the_star
     trainer = tiny_trainer(tmp_path, train=TrainConfig(max_steps=3000, compile=False))
     shards = sorted((tmp_path / "shards").glob("*_train_*"))
     sources = DataConfig(train={"web": SourceConfig("", 3), "code": SourceConfig("", 1)})
-    mixture = Mixture({"web": shards[:1], "code": shards[1:]}, sources, 8, VOCAB, seed=1)
+    mixture = Mixture({"web": shards[:1], "code": shards[1:]}, sources, trainer.config.model, seed=1)
     print_summary(trainer)
     trainer.loader = replace(trainer.loader, mixture=mixture)
     print_summary(trainer)

@@ -223,16 +223,13 @@ def check_config(config: Config) -> None:
     check_not_negative(config, ("eval.every", "eval.hellaswag_every", "eval.sample_every"))
     check_probability(config, "model.dropout")
     check_common(config)
-    globs = {f"train.{name}": source.files for name, source in data.sources.items()}
-    globs |= {f"val.{name}": files for name, files in data.val_globs.items()}
-    for key, files in globs.items():
+    globs = {f"data.train.{name}": source.files for name, source in data.sources.items()}
+    globs |= {f"data.val.{name}": files for name, files in data.val_globs.items()}
+    for key, files in ((key.rstrip("."), files) for key, files in globs.items()):
         if not files:
-            example = "give a glob, such as 'data/fineweb10B/*_train_*.bin'"
-            raise ArgumentError(f"data.{key.rstrip('.')} is empty: {example}")
+            raise ArgumentError(f"{key} is empty: give a glob, such as 'data/fineweb10B/*_train_*.bin'")
         if str(files).startswith("{"):  # jsonargparse takes what it cannot read as a dict for a glob
-            raise ArgumentError(
-                f"data.{key.rstrip('.')} {files}: write named sources as --help shows, a space after each colon"
-            )
+            raise ArgumentError(f"{key} {files}: --help shows how sources are named; quote globs, a space after each :")
     for name, source in data.sources.items():
         if not source.weight > 0:
             raise ArgumentError(f"data.train.{name}.weight is {source.weight}: give a number above 0")

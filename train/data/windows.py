@@ -3,8 +3,8 @@
 A window is block_size + 1 consecutive tokens of one shard; the next window begins block_size tokens later, so
 every token but a shard's first is a target once. A remainder of less than a window at a shard's end is left out.
 
-A run of one source reads window g % per_epoch of epoch g // per_epoch as its window g; mixture.py interleaves several
-sources, and loader.py makes micro-batches of them.
+A run of one source reads window g % per_epoch of epoch g // per_epoch as its window g. loader.py interleaves several
+sources, and makes the micro-batches.
 """
 
 import hashlib
