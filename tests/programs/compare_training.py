@@ -9,9 +9,11 @@ step that both share: micro-batches, clipping, AdamW. Losses are compared where 
 
 import ast
 import itertools
+import multiprocessing
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +24,10 @@ from torch import nn
 
 from prepare.common.cli import run_script
 from tests.programs.step_speed import PHASES, Sample, StepBench, bench_parser, flops, heading, median_ms
-from tests.programs.workers import Worker, WorkerEnded, serve
 from train.config.pretrain import load_config
 from train.data.loader import MicroBatch
 from train.parallel.world import init_distributed
 
-SELF = "tests.programs.compare_training"
 CHECKOUTS = {"nanoGPT": "model.py", "build-nanogpt": "train_gpt2.py"}  # the file that defines GPT
 TURN = 2  # steps before the next program has its turn
 
@@ -99,52 +99,52 @@ def load_definitions(path: Path) -> ModuleType:
     return module
 
 
-def main() -> None:
-    words = sys.argv[1:]
-    if words[0] == "--worker":
-        return work(words[1], words[2:])
-    others = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
-    options, words = bench_parser().parse_known_args(words[len(others) :])
+BENCH: StepBench  # of a worker's process
+
+
+def build(checkout: str, words: list[str], folder: str) -> None:
+    """Build a worker's bench: ours, or a checkout's."""
+    global BENCH
     config = load_config(words, "")
-    workers = [Worker("ours", SELF, "--worker", "", *words)]
-    same = ["--data.micro_batch_size", str(workers[0].ask("facts")["micro_batch_size"])]  # auto is found by ours
-    for other in others:
-        changes = [f"--{change}" for change in other.split(",")] if "=" in other else []
-        workers.append(Worker(other, SELF, "--worker", "" if changes else other, *words, *(changes or same)))
-    samples = take_turns(workers, options.steps, options.warmup)
-    facts = {worker.name: worker.ask("facts") for worker in samples}
-    for worker in workers:
-        worker.close()
-    named = {worker.name: taken for worker, taken in samples.items()}
-    world = init_distributed(config.train.device)
-    print(f"{heading(config, world, facts['ours'])}; {options.steps} steps each after {options.warmup}")
-    print_table(named, facts, options.warmup, config.data.batch_tokens)
-    print(f"ours, FLOP/s: {flops(config, world, named['ours'][options.warmup :])}")
+    parts = (config, init_distributed(config.train.device), Path(tempfile.mkdtemp(dir=folder)))
+    BENCH = CheckoutBench(Path(checkout), *parts) if checkout else StepBench(*parts)
 
 
-def work(checkout: str, words: list[str]) -> None:
-    """A worker: ours, or a checkout's steps."""
+def facts() -> dict[str, Any]:
+    return BENCH.facts()
+
+
+def run(steps: int) -> list[Sample]:
+    return BENCH.run(steps)
+
+
+def main() -> None:
+    others = list(itertools.takewhile(lambda word: not word.startswith("--"), sys.argv[1:]))
+    options, words = bench_parser().parse_known_args(sys.argv[1 + len(others) :])
     config = load_config(words, "")
     with tempfile.TemporaryDirectory() as folder:
-        parts = (config, init_distributed(config.train.device), Path(folder))
-        bench = CheckoutBench(Path(checkout), *parts) if checkout else StepBench(*parts)
-        serve(lambda request: {**bench.facts(), "checkout": checkout} if request == "facts" else bench.run(request))
 
+        def worker(checkout: str, more: list[str]) -> ProcessPoolExecutor:
+            context = multiprocessing.get_context("spawn")
+            return ProcessPoolExecutor(1, context, build, (checkout, [*words, *more], folder))
 
-def take_turns(workers: list[Worker], steps: int, warmup: int) -> dict[Worker, list[Sample]]:
-    """All steps of each worker, the warm-up's first; after it they take turns. One that fails is left out, unless it is
-    the first, with which the others are compared."""
-    samples: dict[Worker, list[Sample]] = {worker: [] for worker in workers}
-    for turn in (warmup, *(min(TURN, steps - done) for done in range(0, steps, TURN))):
-        for worker in tuple(samples):
-            try:
-                samples[worker] += worker.ask(turn)
-            except WorkerEnded as failure:
-                if worker is workers[0]:
-                    raise
-                print(f"{failure}: left out", flush=True)
-                del samples[worker]
-    return samples
+        workers = {"ours": worker("", [])}
+        micro = workers["ours"].submit(facts).result()["micro_batch_size"]  # auto is found by ours
+        for other in others:
+            changes = [f"--{change}" for change in other.split(",")] if "=" in other else []
+            same = ["--data.micro_batch_size", str(micro)]
+            workers[other] = worker("" if changes else other, changes or same)
+        samples: dict[str, list[Sample]] = {name: [] for name in workers}
+        for turn in (options.warmup, *(min(TURN, options.steps - done) for done in range(0, options.steps, TURN))):
+            for name, executor in workers.items():
+                samples[name] += executor.submit(run, turn).result()
+        found = {name: executor.submit(facts).result() for name, executor in workers.items()}
+        for executor in workers.values():
+            executor.shutdown()
+    world = init_distributed(config.train.device)
+    print(f"{heading(config, world, found['ours'])}; {options.steps} steps each after {options.warmup}")
+    print_table(samples, found, options.warmup, config.data.batch_tokens)
+    print(f"ours, FLOP/s: {flops(config, world, samples['ours'][options.warmup :])}")
 
 
 def print_table(samples: dict[str, list[Sample]], facts: dict[str, dict], warmup: int, batch_tokens: int) -> None:
@@ -162,7 +162,7 @@ def print_table(samples: dict[str, list[Sample]], facts: dict[str, dict], warmup
             + f"  {taken[0]['seconds']:8.1f} s  {facts[name]['memory'] / 2**20:,.0f} MiB, {facts[name]['precision']}"
         )
     for name, taken in list(samples.items())[1:]:
-        if facts[name]["parameters"] == facts["ours"]["parameters"] and not facts[name]["checkout"]:
+        if "=" in name and facts[name]["parameters"] == facts["ours"]["parameters"]:
             worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(taken, samples["ours"], strict=True))
             print(f"{name}: losses differ by at most {worst:.1e} from ours in {len(taken)} steps")
 

@@ -27,7 +27,7 @@ compare="-m tests.programs.compare_training" recipe="--config configs/gpt2_124m.
     table "124M, the recipe's step, two seeds${peer:+, compared with $peer}" \
         $compare train.seed=2 $peer $recipe --data.micro_batch_size 32
     table "124M, 64 sequences at a time: the heaviest kernels" \
-        tests/programs/profile_step.py gpu_trace.json $recipe --data.micro_batch_size 64
+        tests/programs/step_speed.py --trace gpu_trace.json --steps 3 $recipe --data.micro_batch_size 64
     table "One change at a time" \
         $compare train.compile=false train.recompute=true \
         $recipe --data.batch_tokens 131072 --data.micro_batch_size 16 --steps 10

@@ -3,7 +3,8 @@
     python tests/programs/step_speed.py --config configs/gpt2_124m.yaml            # on this machine
     torchrun --standalone --nproc_per_node=2 tests/programs/step_speed.py          # over two processes
 
-compare_training.py compares it with other programs or settings, profile_step.py traces one step.
+With --trace FILE, also the all-reduce that nothing hides, the heaviest operations, and a Chrome trace of one step.
+compare_training.py compares the step with other programs or settings.
 """
 
 import sys
@@ -24,6 +25,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from prepare.common.cli import UserError, run_script
 from prepare.tokens.shards import find_shards, write_shard
@@ -146,7 +148,9 @@ def bench_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    options, words = bench_parser().parse_known_args()
+    parser = bench_parser()
+    parser.add_argument("--trace", type=Path)
+    options, words = parser.parse_known_args()
     config = load_config(words, "")
     with tempfile.TemporaryDirectory(prefix="train_bench_") as folder:
         world = init_distributed(config.train.device, config.train.timeout_seconds)
@@ -162,6 +166,10 @@ def main() -> None:
             f"memory:   {facts['memory'] / 2**20:,.0f} MiB, {facts['precision']}\n"
             f"FLOP/s:   {flops(config, world, samples)}"
         )
+        if options.trace:
+            if world.size > 1:
+                world.print(f"all-reduce: {all_reduce(bench, samples)}")
+            profile(bench, options.trace)
         shut_down_distributed()
 
 
@@ -188,6 +196,36 @@ def flops(config: Config, world: World, samples: list[Sample]) -> str:
     if peak:
         mfu = f"MFU {achieved / peak / world.size:.1%} of {peak / 1e12:,.1f} TFLOP/s a GPU, the datasheet's dense bf16"
     return f"{achieved / 1e12:,.2f} T, at {per_token / 1e6:,.1f} M a token = 6 N + 12 L C T (PaLM, appendix B); {mfu}"
+
+
+def all_reduce(bench: StepBench, samples: list[Sample]) -> str:
+    """The all-reduce of the gradients alone, and how much of it the backward pass does not hide."""
+    gradients = torch.ones(bench.model.num_parameters(), device=bench.world.device)
+    seconds = []
+    for _ in range(7):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(gradients)
+        gradients[0].item()
+        seconds.append(time.perf_counter() - start)
+    with bench.train_model.no_sync():  # ty: ignore[not-callable]
+        without = median_ms(bench.run(len(samples)), "backward")
+    return (
+        f"{gradients.nbytes / 1e6:,.1f} MB of gradients in {1000 * statistics.median(seconds):,.1f} ms alone; "
+        f"{median_ms(samples, 'backward') - without:,.1f} ms are not hidden by the backward pass, which takes "
+        f"{without:,.1f} ms without it"
+    )
+
+
+def profile(bench: StepBench, path: Path) -> None:
+    """Write a Chrome trace of one step, and print the ten heaviest operations."""
+    with torch.profiler.profile() as record:
+        bench.run(1)
+    if bench.world.is_main:
+        record.export_chrome_trace(str(path))
+        key = "self_device_time_total" if bench.world.device.type == "cuda" else "self_cpu_time_total"
+        print(record.key_averages().table(sort_by=key, row_limit=10, max_name_column_width=70))
+        print(f"{path}: open it in chrome://tracing or https://ui.perfetto.dev")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def warm_up_math_kernels() -> None:
 
     MKL chooses at a function's first call. When several threads make that call at once, one of them may compute its
     share with a kernel for another processor, of half the precision: the first step's loss was occasionally off by 4e-6
-    (https://github.com/pytorch/pytorch/issues/188792; `python -m tests.programs.first_exp` counts how often).
+    (https://github.com/pytorch/pytorch/issues/188792; how often: docs/log.md).
     """
     for function in (torch.exp, torch.log):
         function(torch.ones(1))
