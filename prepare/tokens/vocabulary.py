@@ -104,7 +104,7 @@ def write_tokenizer(folder: Path, merges: str, settings: dict | None = None) -> 
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # not needed elsewhere
 
-    pairs = [tuple(line.split(" ")) for line in merges.splitlines()]
+    pairs = [(left, right) for left, _, right in (line.partition(" ") for line in merges.splitlines())]
     tokenizer = Tokenizer(models.BPE(token_ids(merges) | {END_OF_TEXT: 256 + len(pairs)}, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -221,10 +221,10 @@ def start_wandb(run_dir: Path, config: Config | FinetuneConfig) -> Any | None:
         atomic_write_text(id_file, secrets.token_hex(4))
     settings: dict[str, Any] = {"project": config.log.wandb_project, "name": run_dir.name, "id": id_file.read_text()}
     settings |= {"dir": run_dir, "config": asdict(config), "resume": "allow", "mode": mode}
-    limits = {"init_timeout": WANDB_SECONDS, "finish_timeout": WANDB_SECONDS, "finish_timeout_raises": True}
     try:
         wandb.setup(wandb.Settings(x_disable_viewer=True))  # does not ask for the account's name, twice 5 s
-        return wandb.init(**settings, settings=wandb.Settings(**limits))
+        limits = wandb.Settings(init_timeout=WANDB_SECONDS, finish_timeout=WANDB_SECONDS, finish_timeout_raises=True)
+        return wandb.init(**settings, settings=limits)
     except Exception as failure:  # wandb raises many kinds when the service cannot be reached
         reason = first_line(failure)
         if config.log.wandb != "auto":
