@@ -17,7 +17,7 @@ import torch
 
 from eval.monitor.pretraining import PretrainEvaluator
 from prepare.tokens.shards import find_shards
-from train.config.pretrain import Config, load_config, sequences_per_rank
+from train.config.pretrain import Config, load_config, sequences_per_rank, with_vocab_size
 from train.data.loader import Mixture, WindowLoader
 from train.data.windows import check_training_shards, common_tokenizer
 from train.model.gpt import GPT
@@ -58,6 +58,7 @@ def train(config: Config, world: World) -> None:
     val_shards = list(chain(*val.values()))
     check_training_shards(sources, val_shards)
     tokenizer = common_tokenizer([*chain(*sources.values()), *val_shards], config.model.vocab_size)
+    config = with_vocab_size(config, tokenizer)
     mixture = Mixture(sources, config.data, config.model, config.train.seed)
 
     # The model

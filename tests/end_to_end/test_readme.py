@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.commands import ROOT, run_command
 from train.config.parsing import CONFIGS
-from train.config.pretrain import load_config
+from train.config.pretrain import load_config, with_vocab_size
 from train.model.gpt import GPT
 
 README = (ROOT / "README.md").read_text()
@@ -62,7 +62,7 @@ def test_the_table_of_configurations(row: tuple[str, ...]) -> None:
     name, shape, parameters, steps, tokens = row
     config = load_config(["--config", str(CONFIGS / name)], "")
     with torch.device("meta"):
-        assert f"{GPT(config.model).num_parameters():,}" == parameters
+        assert f"{GPT(with_vocab_size(config, None).model).num_parameters():,}" == parameters
     assert (f"{config.train.max_steps:,}", f"{config.data.batch_tokens:,}") == (steps, tokens)
     assert shape.startswith(f"{config.model.n_layer} layers, {config.model.n_embd} wide")
 

@@ -32,7 +32,7 @@ SETTINGS = {
 def base_model(folder: Path, tokenizer: dict | None = None, **shape: int) -> Path:
     """A run with a checkpoint of a random model, for --init."""
     torch.manual_seed(0)
-    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 48, **shape}
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 48, "vocab_size": 50257, **shape}
     save_checkpoint(folder, 3, GPT(ModelConfig(**shape)), tokenizer=tokenizer or GPT2Tokenizer().describe())
     return folder
 

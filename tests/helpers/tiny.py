@@ -62,7 +62,9 @@ def save_checkpoint(
 def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:
     """A run with a checkpoint of a small random model, with biases that are not 0."""
     torch.manual_seed(0)
-    model = GPT(ModelConfig(**{"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, **shape}))
+    model = GPT(
+        ModelConfig(**{"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "vocab_size": 50257, **shape})
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

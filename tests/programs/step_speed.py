@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ import torch.distributed as dist
 
 from prepare.common.cli import UserError, run_script
 from prepare.tokens.shards import find_shards, write_shard
-from train.config.pretrain import Config, load_config, sequences_per_rank
+from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE
+from train.config.pretrain import Config, load_config, sequences_per_rank, with_vocab_size
 from train.data.loader import MicroBatch, Mixture, WindowLoader, prefetch
+from train.data.windows import common_tokenizer
 from train.model.gpt import GPT
 from train.parallel.compile_ddp import compile_and_wrap_ddp
 from train.parallel.device import autocast, find_micro_batch_size, peak_flops, precision_name, prepare_device
@@ -69,12 +71,16 @@ class StepBench:
 
     def __init__(self, config: Config, world: World, folder: Path) -> None:
         """`folder`: where a shard of random tokens is written if there are no shards."""
-        self.config, self.world, self.step = config, world, 0
+        shards = shards_or_random_tokens(config, folder)
+        self.config = config = with_vocab_size(
+            config, common_tokenizer([*chain(*shards.values())], config.model.vocab_size)
+        )
+        self.world, self.step = world, 0
         self.watch = Stopwatch(world.device)
         torch.manual_seed(config.train.seed)
         self.per_rank = sequences_per_rank(config, world.size)
         micro = self.build()
-        mixture = Mixture(shards_or_random_tokens(config, folder), config.data, config.model, config.train.seed)
+        mixture = Mixture(shards, config.data, config.model, config.train.seed)
         pin = world.device.type == "cuda"
         self.loader = WindowLoader(mixture, self.per_rank, micro, world.rank, world.size, pin)
         self.batches = prefetch(self.loader.micro_batches, 0, sys.maxsize)
@@ -133,7 +139,8 @@ def shards_or_random_tokens(config: Config, folder: Path) -> dict[str, list[Path
         return {name: find_shards(source.files) for name, source in config.data.sources.items()}
     except UserError:
         n, rng = max(1_000_000, 2 * config.data.batch_tokens), np.random.default_rng(0)
-        ranks = np.exp(rng.random(n) * math.log(config.model.vocab_size)).astype(np.uint16) - 1  # p(rank) ~ 1 / rank
+        vocab_size = config.model.vocab_size or GPT2_VOCAB_SIZE
+        ranks = np.exp(rng.random(n) * math.log(vocab_size)).astype(np.uint16) - 1  # p(rank) ~ 1 / rank
         path = folder / "random_train_000000.bin"
         write_shard(path, ranks)
         return {name: [path] for name in config.data.sources}

@@ -3,10 +3,12 @@
 Only commands and the Trainer see the whole Config; functions take their own section or plain values.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prepare.common.cli import ArgumentError
+from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE
 from train.config.parsing import check_not_negative, check_positive, check_probability, nearest_multiples, read_config
 
 
@@ -19,7 +21,7 @@ class ModelConfig:
         n_head: attention heads a layer
         n_embd: width, a multiple of n_head
         block_size: the longest context, in tokens
-        vocab_size: token ids are below this; 50257 for GPT-2's tokenizer
+        vocab_size: token ids are below this; 0: as many as the data's tokenizer has (GPT-2's: 50257)
         dropout: probability, after the embeddings, the attention and each residual branch
         bias: biases in the linear layers and LayerNorms, as in OpenAI's models
     """
@@ -28,7 +30,7 @@ class ModelConfig:
     n_head: int = 12
     n_embd: int = 768
     block_size: int = 1024
-    vocab_size: int = 50257
+    vocab_size: int = 0
     dropout: float = 0.0
     bias: bool = True
 
@@ -217,10 +219,9 @@ def check_config(config: Config) -> None:
     """Refuse values that no run can use, before anything is read or built. ArgumentError names the key, its value and
     the values that work."""
     model, data = config.model, config.data
-    sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-    check_positive(config, (f"model.{name}" for name in sizes))
+    check_positive(config, (f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "block_size")))
     check_positive(config, ("data.batch_tokens", "data.micro_batch_size", "eval.val_tokens", "eval.sample_tokens"))
-    check_not_negative(config, ("eval.every", "eval.hellaswag_every", "eval.sample_every"))
+    check_not_negative(config, ("model.vocab_size", "eval.every", "eval.hellaswag_every", "eval.sample_every"))
     check_probability(config, "model.dropout")
     check_common(config)
     globs = {f"data.train.{name}": source.files for name, source in data.sources.items()}
@@ -250,6 +251,12 @@ def check_common(config: Any) -> None:
         raise ArgumentError(f"optim.min_lr {optim.min_lr} is above optim.max_lr {optim.max_lr}: lower it")
     if not config.run.dir:
         raise ArgumentError("run.dir is empty: give a directory, or leave it out")
+
+
+def with_vocab_size(config: Config, tokenizer: Mapping[str, Any] | None) -> Config:
+    """The configuration with model.vocab_size: if it is 0, that of the data's tokenizer, without one GPT-2's."""
+    size = config.model.vocab_size or (tokenizer["vocab_size"] if tokenizer else GPT2_VOCAB_SIZE)
+    return replace(config, model=replace(config.model, vocab_size=size))
 
 
 def sequences_per_rank(config: Config, world_size: int) -> int:

@@ -148,7 +148,7 @@ def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
     """The tokenizer that the manifests of these shards describe, or nanoGPT's meta.pkl; None where there is neither.
 
     Raises:
-        UserError: the manifests disagree, or the tokenizer has more ids than vocab_size.
+        UserError: the manifests disagree, or the tokenizer has more ids than vocab_size, unless that is 0.
     """
     found: dict[str, tuple[Path, dict]] = {}
     for folder in sorted({path.parent for path in paths}):
@@ -164,9 +164,9 @@ def common_tokenizer(paths: Sequence[Path], vocab_size: int) -> dict | None:
     if not found:
         return None
     [(folder, tokenizer)] = found.values()
-    if tokenizer["vocab_size"] > vocab_size:
+    if tokenizer["vocab_size"] > vocab_size > 0:
         raise UserError(
             f"{folder} was made with the {tokenizer['name']} tokenizer of {tokenizer['vocab_size']} ids, but "
-            f"model.vocab_size is {vocab_size}: set it to {tokenizer['vocab_size']}, or prepare other data"
+            f"model.vocab_size is {vocab_size}: leave it out, or prepare other data"
         )
     return tokenizer

@@ -8,7 +8,15 @@ import torch
 
 from prepare.common.cli import ArgumentError
 from train.config.parsing import CONFIGS, save_config
-from train.config.pretrain import Config, DataConfig, ModelConfig, SourceConfig, load_config, sequences_per_rank
+from train.config.pretrain import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    SourceConfig,
+    load_config,
+    sequences_per_rank,
+    with_vocab_size,
+)
 from train.model.gpt import GPT
 
 
@@ -59,7 +67,7 @@ def test_each_shipped_configuration_is_valid_survives_being_saved_and_has_openai
     assert load_config(["--config", str(tmp_path / file.name)], "") == config
     sequences_per_rank(config, 1)
     with torch.device("meta"):
-        count = GPT(config.model).num_parameters()
+        count = GPT(with_vocab_size(config, None).model).num_parameters()
     assert count == PARAMETERS.get(file.stem.removeprefix("gpt2_"), count)
 
 

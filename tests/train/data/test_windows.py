@@ -166,7 +166,7 @@ def test_one_vocabulary_for_all_shards_and_the_model(tmp_path: Path) -> None:
     gpt2, char = GPT2Tokenizer().describe(), CharTokenizer("abc").describe()
     describe("a", gpt2)
     describe("b", gpt2)
-    assert common_tokenizer(paths, 50257) == gpt2
+    assert common_tokenizer(paths, 50257) == common_tokenizer(paths, 0) == gpt2
     with pytest.raises(UserError, match=r"gpt2 tokenizer of 50257 ids, but model.vocab_size is 64"):
         common_tokenizer(paths, 64)
     describe("c", char)
