@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from prepare.common.cli import Parser, UserError, first_line, nonempty, nonempty_path
 from prepare.common.files import atomic_write_json
-from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
-from prepare.tokens.vocabulary import gpt2_vocabulary_files
+from prepare.tokens.tokenizer import BPETokenizer
+from prepare.tokens.vocabulary import write_tokenizer
 from train.weights.huggingface import hf_config, to_hf
 from train.weights.load_model import load_model
 
@@ -43,21 +43,17 @@ def main(argv: list[str] | None = None) -> None:
     unfinished = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    is_gpt2 = isinstance(loaded.known_tokenizer, GPT2Tokenizer)
-    special = dict.fromkeys(("bos_token_id", "eos_token_id"), EOT if is_gpt2 else None)
+    config, tokenizer = loaded.model.config, loaded.known_tokenizer
+    is_bpe, eot = isinstance(tokenizer, BPETokenizer), tokenizer.eot if tokenizer else None
     save_file(to_hf(loaded.model), unfinished / "model.safetensors", {"format": "pt"})
-    atomic_write_json(unfinished / "config.json", hf_config(loaded.model.config, loaded.labels) | special)
+    atomic_write_json(unfinished / "config.json", hf_config(config, loaded.labels, eot))
     if not loaded.labels:
-        atomic_write_json(unfinished / "generation_config.json", special)
-    if is_gpt2:
-        for source, name in zip(gpt2_vocabulary_files(), ("vocab.json", "merges.txt"), strict=True):
-            shutil.copyfile(source, unfinished / name)
-        tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-        settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": loaded.model.config.block_size, **tokens}
-        atomic_write_json(unfinished / "tokenizer_config.json", settings)
+        atomic_write_json(unfinished / "generation_config.json", {"bos_token_id": eot, "eos_token_id": eot})
+    if is_bpe:
+        write_tokenizer(unfinished, tokenizer.merges, {"model_max_length": config.block_size})
     unfinished.rename(output)
 
-    note = "" if is_gpt2 else " (its vocabulary has no Hugging Face tokenizer)"
+    note = "" if is_bpe else " (its vocabulary has no Hugging Face tokenizer)"
     print(f"{loaded.name} -> {output}{note}", flush=True)
     if arguments.push:
         print(f"{output} -> {push(output, arguments.push)}")

@@ -71,24 +71,23 @@ def gpt2_merges() -> str:
 def read_merges(folder: Path) -> str:
     """The merges of the tokenizer.json in a folder, as train_tokenizer.py or transformers wrote it.
 
-    Raises:
-        UserError: there is none, or it is not a byte-level BPE with GPT-2's pre-tokenization and numbering. More ids
-            may follow.
+    UserError if there is none, or if it is not a byte-level BPE with GPT-2's pre-tokenization and order of ids; more
+    ids may follow.
     """
     path = folder / TOKENIZER
     if not path.is_file():
         raise UserError(f"{path} is missing: give a folder that prepare/train_tokenizer.py has made")
     try:
         hf = json.loads(path.read_text("utf-8"))
-        model, cut = hf["model"], hf["pre_tokenizer"] or {}
-        merges = "\n".join(pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", []))
-        ids = token_ids(merges) | {END_OF_TEXT: 256 + len(model.get("merges", []))}
-        theirs = model["vocab"] | {token["content"]: token["id"] for token in hf["added_tokens"]}
+        pairs, cut = hf["model"]["merges"], hf["pre_tokenizer"] or {}
+        merges = "\n".join(pair if isinstance(pair, str) else " ".join(pair) for pair in pairs)
+        ids = token_ids(merges) | {END_OF_TEXT: 256 + len(pairs)}
+        theirs = hf["model"]["vocab"] | {token["content"]: token["id"] for token in hf["added_tokens"]}
         known = {token: number for token, number in theirs.items() if number < len(ids)}
+        as_gpt2 = cut.get("type") == "ByteLevel" and cut.get("use_regex", True) and not cut.get("add_prefix_space")
     except (ValueError, LookupError, TypeError, AttributeError) as failure:
-        raise UserError(f"{path} is not a tokenizer of Hugging Face's ({failure!r}): make it again") from None
-    found = (model["type"], cut.get("type"), cut.get("add_prefix_space"), cut.get("use_regex", True), hf["normalizer"])
-    if found != ("BPE", "ByteLevel", False, True, None) or known != ids:
+        raise UserError(f"{path} is not a byte-level BPE of Hugging Face's tokenizers ({failure!r})") from None
+    if known != ids or not ((as_gpt2 and not hf["normalizer"]) or merges == gpt2_merges()):
         raise UserError(
             f"{path} is not a byte-level BPE with GPT-2's pre-tokenization and {END_OF_TEXT} after its merges: no "
             "other kind can be read; prepare/train_tokenizer.py trains one"
@@ -97,11 +96,8 @@ def read_merges(folder: Path) -> str:
 
 
 def write_tokenizer(folder: Path, merges: str, settings: dict | None = None) -> None:
-    """Write what transformers' AutoTokenizer loads: tokenizer.json, and tokenizer_config.json with these settings too.
-
-    Raises:
-        UserError: the folder holds another vocabulary.
-    """
+    """Write what transformers' AutoTokenizer loads: tokenizer.json, tokenizer_config.json with these settings too, and
+    vocab.json and merges.txt, which older programs read."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # not needed elsewhere
 
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in merges.splitlines())]
@@ -109,6 +105,7 @@ def write_tokenizer(folder: Path, merges: str, settings: dict | None = None) -> 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    tokenizer.model.save(str(folder))
     with atomic_write(folder / TOKENIZER) as file:
         file.write(tokenizer.to_str(pretty=True).encode())
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)

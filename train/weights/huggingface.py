@@ -17,8 +17,8 @@ from torch import Tensor
 
 from prepare.common.cli import UserError, first_line
 from prepare.common.files import allow_soft_locks
-from prepare.tokens.tokenizer import EOT, GPT2_VOCAB_SIZE
-from prepare.tokens.vocabulary import gpt2_vocabulary_files
+from prepare.tokens.tokenizer import EOT, BPETokenizer, GPT2Tokenizer, open_tokenizer
+from prepare.tokens.vocabulary import END_OF_TEXT, TOKENIZER, gpt2_merges, token_ids
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
 
@@ -32,17 +32,15 @@ FIXED = {  # config.json settings with the values that this model supports; the 
     "scale_attn_by_inverse_layer_idx": (False,),
     "tie_word_embeddings": (True,),
 }
-VOCABULARIES = ("vocab.json", "tokenizer.json")
-HUB_FILES = ["config.json", *VOCABULARIES, "model*.safetensors*"]
+HUB_FILES = ["config.json", "vocab.json", TOKENIZER, "model*.safetensors*"]
 HUB_PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def load_hf(folder: Path) -> GPT:
     """A GPT from a Hugging Face directory: config.json, and model.safetensors or pytorch_model.bin, sharded or not.
-    UserError: not a GPT-2, files that are missing or corrupt, or a vocabulary that is not GPT-2's."""
+    UserError if it is not a GPT-2, or files are missing or corrupt."""
     model = GPT(read_hf_config(folder / "config.json"))
-    check_vocabulary(folder)
     from_hf(model, read_tensors(folder), folder)
     return model
 
@@ -84,16 +82,19 @@ def read_hf_config(path: Path) -> ModelConfig:
     return config
 
 
-def check_vocabulary(folder: Path) -> None:
-    """UserError if the folder's vocabulary files differ from GPT-2's vocabulary. Additional ids may follow it."""
-    for name in VOCABULARIES:
-        path = folder / name
-        if path.is_file():
-            ids = json.loads(path.read_text("utf-8"))
-            ids = ids["model"]["vocab"] if name == "tokenizer.json" else ids
-            known = {token: number for token, number in ids.items() if number < GPT2_VOCAB_SIZE}
-            if known != json.loads(gpt2_vocabulary_files()[0].read_text("utf-8")):
-                raise UserError(f"{path} is not GPT-2's vocabulary, and models with another one cannot be read")
+def hf_tokenizer(folder: Path) -> BPETokenizer:
+    """The tokenizer of a Hugging Face directory, of its tokenizer.json; without one GPT-2's.
+
+    UserError if it is of another kind. Additional ids may follow.
+    """
+    if (folder / TOKENIZER).is_file():
+        return open_tokenizer(folder)
+    path = folder / "vocab.json"
+    ids = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    gpt2 = token_ids(gpt2_merges()) | {END_OF_TEXT: EOT}
+    if ids and gpt2 != {token: number for token, number in ids.items() if number <= EOT}:
+        raise UserError(f"{path} is not GPT-2's vocabulary, and there is no {TOKENIZER} of another one")
+    return GPT2Tokenizer()
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -149,8 +150,8 @@ def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> No
         raise UserError(f"{source}: not the tensors of the GPT-2 that its config.json describes: {reason}") from None
 
 
-def hf_config(config: ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]:
-    """The config.json of a language model of this shape; with labels, of a classifier.
+def hf_config(config: ModelConfig, labels: Sequence[str] = (), eot: int | None = None) -> dict[str, Any]:
+    """The config.json of a language model of this shape and end-of-text token; with labels, of a classifier.
 
     transformers' classifier reads the state of the last token that is not padding (end-of-text).
     """
@@ -158,7 +159,7 @@ def hf_config(config: ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]
         "architectures": ["GPT2ForSequenceClassification"],
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
-        "pad_token_id": min(EOT, config.vocab_size - 1),
+        "pad_token_id": config.vocab_size - 1 if eot is None else eot,
         "problem_type": "single_label_classification",
     }
     return {
@@ -176,6 +177,8 @@ def hf_config(config: ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         "tie_word_embeddings": True,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
         **(classifier if labels else {}),
     }
 

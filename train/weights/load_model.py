@@ -16,7 +16,7 @@ from train.model.gpt import GPT
 from train.model.lora import merge_lora
 from train.run.checkpoint import META, WEIGHTS, latest_checkpoint, latest_valid_checkpoint, read_meta, read_weights
 from train.run.resume import differences, shape_of
-from train.weights.huggingface import HUB_NAME, download_hf, load_hf
+from train.weights.huggingface import HUB_NAME, download_hf, hf_tokenizer, load_hf
 from train.weights.nanogpt import load_nanogpt
 
 NANOGPT = "ckpt.pt"  # in nanoGPT's out_dir
@@ -71,7 +71,7 @@ def load_model(
     elif (path / META).is_file():
         loaded = load_checkpoint(path, read_meta(path, [WEIGHTS]))
     elif (path / "config.json").is_file():
-        loaded = LoadedModel(load_hf(path), load_tokenizer(None), path.resolve().name)
+        loaded = LoadedModel(load_hf(path), hf_tokenizer(path), path.resolve().name)
     elif path.suffix == ".pt" or (path / NANOGPT).is_file():
         file = path if path.suffix == ".pt" else path / NANOGPT
         model, tokenizer, step = load_nanogpt(file)
@@ -82,7 +82,8 @@ def load_model(
             "nor a Hugging Face directory (config.json)"
         )
     elif HUB_NAME.fullmatch(str(spec)):
-        loaded = LoadedModel(load_hf(download_hf(str(spec), option)), load_tokenizer(None), str(spec))
+        folder = download_hf(str(spec), option)
+        loaded = LoadedModel(load_hf(folder), hf_tokenizer(folder), str(spec))
     else:
         raise UserError(f"{option} {path}: there is no such folder")
 
@@ -131,14 +132,14 @@ def load_initial_weights(spec: str, model: GPT, tokenizer: Mapping[str, Any] | N
         UserError: there is no such model, or it has another shape or vocabulary.
     """
     other = load_model(spec, option="--train.init_from")
-    if different := differences("model", shape_of(other.model), shape_of(model)):
-        raise UserError(
-            f"train.init_from {spec} is a model of another shape: {', '.join(different)}; set these keys as there"
-        )
     if tokenizer and tokenizer["sha256"] != other.tokenizer.describe()["sha256"]:
         raise UserError(
             f"train.init_from {spec} has the {other.tokenizer.name} vocabulary of {other.tokenizer.vocab_size} ids, "
             f"the data was made with {tokenizer['name']}: prepare the data with that, or start from another model"
+        )
+    if different := differences("model", shape_of(other.model), shape_of(model)):
+        raise UserError(
+            f"train.init_from {spec} is a model of another shape: {', '.join(different)}; set these keys as there"
         )
     model.load_state_dict(other.model.state_dict())
     return other.name

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file, save_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from prepare.common.cli import UserError
-from prepare.tokens.vocabulary import gpt2_vocabulary_files
+from prepare.tokens.vocabulary import gpt2_merges, gpt2_vocabulary_files, write_tokenizer
 from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.vocabulary import small_merges
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
-from train.weights.huggingface import hf_config, load_hf, to_hf
+from train.weights.huggingface import hf_config, hf_tokenizer, load_hf, to_hf
 from train.weights.load_model import load_model
 
 
@@ -172,18 +173,28 @@ def test_a_truncated_pickle_is_corrupt(folder: Path) -> None:
         load_hf(folder)
 
 
-@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
-def test_another_vocabulary_is_refused(folder: Path, file: str) -> None:
+def test_the_vocabulary_is_gpt2_s_or_of_a_tokenizer_json(folder: Path) -> None:
     ids = json.loads(gpt2_vocabulary_files()[0].read_text("utf-8"))
+    swapped = {"the": ids["of"], "of": ids["the"]}
+    assert hf_tokenizer(folder).name == "gpt2"
+    (folder / "vocab.json").write_text(json.dumps(ids | {"<|pad|>": 50257}))  # further ids, which never come
+    assert hf_tokenizer(folder).name == "gpt2"
+    (folder / "vocab.json").write_text(json.dumps(ids | swapped))
+    with pytest.raises(UserError, match=r"vocab.json is not GPT-2's vocabulary"):
+        hf_tokenizer(folder)
 
-    def write(ids: dict) -> None:
-        (folder / file).write_text(json.dumps({"model": {"vocab": ids}} if file == "tokenizer.json" else ids))
-
-    write(ids | {"<|pad|>": 50257})  # further ids, which never come
-    load_hf(folder)
-    write(ids | {"the": ids["of"], "of": ids["the"]})
-    with pytest.raises(UserError, match=rf"{file} is not GPT-2's vocabulary"):
-        load_hf(folder)
+    write_tokenizer(folder, gpt2_merges())
+    hf = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    hf["model"].pop("type")  # the hub's gpt2 is of 2020: no type, and merges as text
+    hf["model"]["merges"] = [" ".join(pair) for pair in hf["model"]["merges"]]
+    (folder / "tokenizer.json").write_text(json.dumps(hf))
+    assert hf_tokenizer(folder).name == "gpt2"
+    hf["model"]["vocab"] |= swapped
+    (folder / "tokenizer.json").write_text(json.dumps(hf))
+    with pytest.raises(UserError, match=r"tokenizer.json is not a byte-level BPE"):
+        hf_tokenizer(folder)
+    write_tokenizer(folder, small_merges())
+    assert hf_tokenizer(folder).vocab_size == 330
 
 
 def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +212,10 @@ def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, mon
     other = Path(shutil.copytree(new, tmp_path / "served/models/other"))  # as transformers 5 saves tokenizers
     ids = json.loads(gpt2_vocabulary_files()[0].read_text("utf-8"))
     ids |= {"the": ids["of"], "of": ids["the"]}
-    (other / "tokenizer.json").write_text(json.dumps({"model": {"vocab": ids}}))
+    write_tokenizer(other, gpt2_merges())
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = ids
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with LoopbackHub(tmp_path / "served") as hub:
@@ -214,7 +228,7 @@ def test_hub_names_with_weights_of_either_kind(folder: Path, tmp_path: Path, mon
         assert [seen.path for seen in hub.requests if "new" in seen.path and seen.path.endswith(".bin")] == []
         with pytest.raises(UserError, match="neither a folder here nor a model on the hub"):
             load_model("absent")
-        with pytest.raises(UserError, match=r"tokenizer\.json is not GPT-2's vocabulary"):
+        with pytest.raises(UserError, match=r"tokenizer\.json is not a byte-level BPE"):
             load_model("other")
 
 
