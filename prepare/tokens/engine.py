@@ -1,4 +1,4 @@
-"""gigatoken, a fast engine with tiktoken's tokens: from Arrow's text buffers to GPT-2's ids, and where the two differ.
+"""gigatoken, a fast engine with tiktoken's tokens: from Arrow's text buffers to token ids, and where the two differ.
 
 It is over twenty times as fast as tiktoken because it caches words. The cache grows with the text, so it is emptied
 when the process has grown by CACHE_BYTES for each encoding thread.
@@ -39,7 +39,8 @@ DIFFERING_CODE_POINTS = np.array([
 
 
 class Gigatoken:
-    """GPT-2's encoding by gigatoken. Each calling thread gets its own tokenizer, which releases the GIL."""
+    """Byte-level BPE with GPT-2's pre-tokenization and a vocabulary's ranks, by gigatoken. Each calling thread gets its
+    own tokenizer, which releases the GIL."""
 
     def __init__(self, ranks: Mapping[bytes, int]) -> None:
         self._ranks = "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())

@@ -103,21 +103,21 @@ def test_gpt2_s_ids_follow_from_its_merges(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda hf: hf["pre_tokenizer"].update(add_prefix_space=True), "not a byte-level BPE"),
-        (lambda hf: hf.update(pre_tokenizer=None), "not a byte-level BPE"),
-        (lambda hf: hf.update(normalizer={"type": "NFC"}), "not a byte-level BPE"),
-        (lambda hf: hf["model"]["vocab"].update({"!": 1, '"': 0}), "not a byte-level BPE"),
-        (lambda hf: hf["model"].update(type="Unigram", vocab=[["a", 0.0]]), "not a tokenizer"),
+        lambda hf: hf["pre_tokenizer"].update(add_prefix_space=True),
+        lambda hf: hf.update(pre_tokenizer=None),
+        lambda hf: hf.update(normalizer={"type": "NFC"}),
+        lambda hf: hf["model"]["vocab"].update({"!": 1, '"': 0}),
+        lambda hf: hf["model"].update(type="Unigram", vocab=[["a", 0.0]]),
     ],
     ids=["prefix space", "no pre-tokenizer", "normalizer", "other ids", "other model"],
 )
-def test_other_tokenizers_are_refused(folder, tmp_path, change, message):
+def test_other_tokenizers_are_refused(folder, tmp_path, change):
     hf = json.loads((folder / "tokenizer.json").read_text())
     change(hf)
     (tmp_path / "tokenizer.json").write_text(json.dumps(hf))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a byte-level BPE"):
         open_tokenizer(tmp_path)
     with pytest.raises(UserError, match=r"missing: give a folder"):
         open_tokenizer(tmp_path / "nothing")
