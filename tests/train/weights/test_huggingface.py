@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file, save_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from prepare.common.cli import UserError
-from prepare.tokens.vocabulary import gpt2_merges, gpt2_vocabulary_files, write_tokenizer
+from prepare.tokens.vocabulary import gpt2_merges, write_tokenizer
 from tests.helpers.loopback_hub import LoopbackHub
-from tests.helpers.vocabulary import small_merges
+from tests.helpers.vocabulary import gpt2_vocabulary_files, small_merges
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
 from train.weights.huggingface import hf_config, hf_tokenizer, load_hf, to_hf

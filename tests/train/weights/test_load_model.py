@@ -99,7 +99,7 @@ def test_a_run_starts_from_another_models_weights(tmp_path: Path) -> None:
     larger, _ = trained(config=ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=27))
     with pytest.raises(UserError, match=r"another shape: model\.n_layer 2 \(now 3\)"):
         load_initial_weights(str(tmp_path / "source"), larger, FACTS["tokenizer"])
-    with pytest.raises(UserError, match="has the char vocabulary of 27 ids, the data was made with char"):
+    with pytest.raises(UserError, match="has the char vocabulary of 27 ids, the data was made with another, char"):
         load_initial_weights(str(tmp_path / "source"), model, CharTokenizer(CHARACTERS[1:]).describe())
     with pytest.raises(UserError, match="no such folder"):
         load_initial_weights("./absent", model, None)
