@@ -19,8 +19,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Test files that take minutes start first, one on each of three workers; Slurm's worker mostly waits.
-LONGEST = ("test_slurm.py", "test_torture.py", "test_train_gpt2.py")
+# Test files that take long start first, one on each of three workers; Slurm's worker mostly waits.
+LONGEST = ("test_slurm.py", "test_torture.py", "test_train_gpt2.py", "test_finetune_instruct.py", "test_engine.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
-"""Six kills, one in each set-up (make torture does 200), torchrun's restarts, workers that outlive it."""
+"""Five kills, each in another set-up (make torture does 200), torchrun's restarts, workers that outlive it."""
 
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.commands import ROOT, free_port, run_command
+from tests.helpers.commands import ROOT, free_port
+from tests.programs import torture
 from tests.programs.torture import SETUPS, Difference, Start, checkpoints, compare, write_data
 
 TWO = next(setup for setup in SETUPS if setup.processes == 2 and not setup.compiled)
@@ -31,13 +33,19 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_kills_lose_nothing(tmp_path: Path) -> None:
-    """Each set-up trains its reference and is killed once. 90 s on two cores, most of them imports and compilation."""
-    result = run_command("python", "-m", "tests.programs.torture", 6, "--seed", 4, timeout=1200, TMPDIR=str(tmp_path))
-    print(result.stdout)
-    assert result.returncode == 0, result.stdout + result.stderr
-    last = result.stdout.splitlines()[-1]
-    assert last.startswith("6 kills, ")
+def test_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Each of five set-ups trains its reference and is killed once. A minute on two cores, most of it compilation."""
+    monkeypatch.setattr("sys.argv", ["torture", "5", "--seed", "9"])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    before = signal.getsignal(signal.SIGTERM)
+    status = torture.main()
+    signal.signal(signal.SIGTERM, before)
+    output = capsys.readouterr().out
+    print(output)
+    assert status == 0
+    last = output.splitlines()[-1]
+    assert last.startswith("5 kills, ")
     assert last.endswith("all runs identical to their references")
     assert not list(tmp_path.glob("torture_*"))  # killed compilers and torchruns leave files of their own there
 

@@ -4,7 +4,6 @@ import io
 import os
 import pty
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch
 from eval import generate
 from prepare.common.cli import ArgumentError
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
-from tests.helpers.commands import ROOT, one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command, start_command
 from tests.helpers.random_gpt2 import save_random_gpt2
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig
@@ -115,9 +114,9 @@ def test_on_a_terminal_the_up_key_brings_back_the_line_before(characters, monkey
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\nabc\n"))
     expected = _say(capsys, *settings)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "eval/generate.py", *settings, "--device=cpu"]
-    environment = {**os.environ, "PYTHONUTF8": "1", "TERM": "dumb", "INPUTRC": os.devnull}
-    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+    command = ("python", "eval/generate.py", *settings, "--device=cpu")
+    files = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with start_command(*command, **files, TERM="dumb", INPUTRC=os.devnull) as process:
         os.close(theirs)
         shown = b""
         for turn, keys in enumerate((b"abc\n", b"\x1b[A\n", b"\x04"), 1):
@@ -132,11 +131,8 @@ def test_on_a_terminal_the_up_key_brings_back_the_line_before(characters, monkey
 def test_text_streams_in_complete_characters(tmp_path):
     """Every token is written when it is there, and no write ends within a character."""
     save_random_gpt2(tmp_path, n_layer=1, n_positions=128)
-    command = [sys.executable, "eval/generate.py", "--model", tmp_path, "--top-k", "0", "--max-new-tokens", "120"]
-    environment = {**os.environ, "PYTHONUTF8": "1"}
-    with subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
+    command = ("python", "eval/generate.py", "--model", tmp_path, "--top-k", "0", "--max-new-tokens", "120")
+    with start_command(*command, stderr=subprocess.DEVNULL) as process:
         chunks = []
         while chunk := os.read(process.stdout.fileno(), 65536):
             chunks.append(chunk)

@@ -1,7 +1,9 @@
 """The lm-evaluation-harness on a run, with local tasks, compared with its own HFLM on the exported directory."""
 
 import json
+import re
 from collections.abc import Iterable
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,14 @@ metric_list: [{metric: exact_match}]
 }
 
 
+@pytest.fixture(autouse=True)
+def without_the_harness_s_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read its 10,000 files takes 10 s."""
+    monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, its export, and task files."""
@@ -79,14 +89,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _evaluate(folder: Path, model: object, tasks: Iterable[str] = TASKS, **options: object) -> dict:
-    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    manager = TaskManager(include_path=str(folder / "tasks"))
     return simple_evaluate(model, tasks=[*tasks], task_manager=manager, bootstrap_iters=0, **options)
 
 
 @pytest.mark.slow
-def test_every_score_and_answer_is_the_harness_s_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_every_score_and_answer_is_the_harness_s_own(folder: Path) -> None:
     theirs = _evaluate(folder, "hf", model_args=f"pretrained={folder / 'hf'},dtype=float32", device="cpu")
     ours = _evaluate(folder, GPT2Run(run=str(folder / "run"), device="cpu"))
     for name in ("local_choice", "local_text"):
@@ -116,23 +124,23 @@ def test_unsupported_settings_are_named(folder: Path) -> None:
     ask("generate_until", "The", {"max_gen_toks": 4, "num_beams": 1})  # no beam search
 
 
-@pytest.mark.slow
-def test_the_command_line_is_lm_evals_with_gpt2_run(folder: Path, tmp_path: Path) -> None:
-    command = ("python", "eval/harness.py", "--model", "gpt2_run", "--model_args", f"run={folder / 'run'}")
-    tasks = ("--tasks", "local_choice", "--include_path", folder / "tasks", "--limit", 4, "--device", "cpu")
-    result = run_command(*command, *tasks, "--output_path", tmp_path, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    assert result.returncode == 0, result.stderr
-    assert "|local_choice|" in result.stdout
-    assert "acc_norm" in result.stdout
+def test_the_command_line_is_lm_evals_with_gpt2_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["harness.py", "--model=gpt2_run", "--tasks=local_choice", "--include_path", str(folder / "tasks")]
+    words += ["--limit=4", "--device=cpu", "--output_path", str(tmp_path), "--model_args"]
+    monkeypatch.setattr("sys.argv", [*words, f"run={folder / 'run'}"])
+    harness.main()
+    assert re.search(r"\|local_choice\|(.*\n)*.*acc_norm", capsys.readouterr().out)
     [results] = tmp_path.iterdir()
     assert results.name == str(folder / "run").replace("/", "__")
-    missing = run_command("python", "eval/harness.py", "--model_args", f"run={folder / 'absent'}", *tasks)
-    assert "there is no such folder" in one_line_error(missing)
+    monkeypatch.setattr("sys.argv", [*words, f"run={folder / 'absent'}"])
+    with pytest.raises(UserError, match="there is no such folder"):
+        harness.main()
     assert "--tasks" in one_line_error(run_command("python", "eval/harness.py"), 2)
 
 
 def test_results_lie_under_the_name_of_their_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     make_run(tmp_path / "runs" / "newest", GPT2Tokenizer().describe())
     monkeypatch.setattr(open_model, "RUNS", tmp_path / "runs")
     for model_args in ({"run": str(folder / "run")}, {}):

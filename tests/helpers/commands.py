@@ -18,10 +18,11 @@ def start_command(
     cwd: Path = ROOT,
     fresh: bool = False,
     stdin: int | IO | None = None,
+    stdout: int = subprocess.PIPE,
     stderr: int = subprocess.STDOUT,
     **environment: str,
 ) -> subprocess.Popen:
-    """Start a command with its output in a pipe; `python` means this interpreter.
+    """Start a command, by default with its output in a pipe; `python` means this interpreter.
 
     Python's processes are forked from one that has imported PyTorch (tests/helpers/fork_server.py), which saves 3 s of
     CPU each; `fresh` starts a new interpreter, where its start itself is tested.
@@ -29,7 +30,7 @@ def start_command(
     words = [sys.executable if word == "python" else str(word) for word in command]
     popen = subprocess.Popen if fresh or not SUPPORTED else ForkedPopen
     environment = {**os.environ, **environment}
-    return popen(words, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
+    return popen(words, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, text=True, env=environment)
 
 
 def run_command(

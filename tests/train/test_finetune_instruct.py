@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from eval.generation.sampling import greedy_answer
 from prepare.common.cli import UserError
 from prepare.finetuning.instructions import Template, question
 from prepare.tokens.tokenizer import EOT, CharTokenizer
-from tests.helpers.commands import ROOT, one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.finetuning import base_model, finetune
 from tests.helpers.tiny import rows, save_checkpoint
 from train.data.examples import Examples
@@ -128,7 +127,9 @@ def test_generate_uses_the_runs_template(
 
 
 @pytest.mark.slow
-def test_a_chat_ends_each_answer_and_remembers_if_trained_on_conversations(tmp_path: Path) -> None:
+def test_a_chat_ends_each_answer_and_remembers_if_trained_on_conversations(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trained to count its answers: each answer shows whether it was given the conversation so far."""
     words = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
     data, run, forgetful = tmp_path / "turns.jsonl", tmp_path / "run", tmp_path / "forgetful"
@@ -148,10 +149,10 @@ def test_a_chat_ends_each_answer_and_remembers_if_trained_on_conversations(tmp_p
     described = {"tokenizer": loaded.tokenizer.describe(), "template": loaded.template.describe(), "converses": False}
     save_checkpoint(forgetful, 50, loaded.model, **described)
     for model, answers in ((run, "one two one two"), (forgetful, "one one one one")):
-        command = [sys.executable, "eval/generate.py", "--model", model, "--interactive", "--temperature", "0"]
-        lines = "red\ngrey\n\nblue\nred\n"  # an empty line starts a new conversation
-        answered = subprocess.run([*command, "--device", "cpu"], input=lines, capture_output=True, text=True, cwd=ROOT)
-        assert answered.stdout.split("\n") == [*answers.split(), ""], answered.stderr
+        # an empty line starts a new conversation
+        monkeypatch.setattr("sys.stdin", io.StringIO("red\ngrey\n\nblue\nred\n"))
+        generate.main(["--model", str(model), "--interactive", "--temperature", "0", "--device", "cpu"])
+        assert capsys.readouterr().out.split("\n") == [*answers.split(), ""]
 
 
 @pytest.mark.slow

@@ -2,10 +2,8 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,6 @@ from train.train_gpt2 import print_summary
 from train.weights.huggingface import load_hf
 
 SCRIPT = ROOT / "train" / "train_gpt2.py"
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def attempt(
 ) -> subprocess.CompletedProcess:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     script = [FAULTS, fault, SCRIPT] if fault else [SCRIPT]
-    return run_command("python", *torchrun, *script, *settings(data, run, **changes), cwd=cwd, **ONE_THREAD)
+    return run_command("python", *torchrun, *script, *settings(data, run, **changes), cwd=cwd)
 
 
 def train(data: Path, run: Path, processes: int = 1, **changes: object) -> subprocess.CompletedProcess:
@@ -111,7 +108,7 @@ def test_dropout_too_is_the_same_on_two_processes(data: Path, tmp_path: Path, re
 
 
 def start_training(data: Path, run: Path, **changes: object) -> subprocess.Popen:
-    return start_command("python", SCRIPT, *settings(data, run, **changes), **ONE_THREAD)
+    return start_command("python", SCRIPT, *settings(data, run, **changes))
 
 
 def wait_for(process: subprocess.Popen, text: str) -> None:
@@ -165,26 +162,18 @@ def test_a_closed_terminal_ends_the_run_saved_unless_nohup_ignores_it(
     data: Path, tmp_path: Path, ignored: bool
 ) -> None:
     """torchrun on a terminal that goes away: it hands the SIGHUP on, unless told not to; what is printed is EIO."""
-    run, terminal = tmp_path / "run", pty.fork()
-    if not terminal[0]:
-        os.environ.update(ONE_THREAD)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
-        kept = ["--signals-to-handle=SIGINT,SIGTERM"] if ignored else []
-        words = [
-            "-m",
-            "torch.distributed.run",
-            *kept,
-            "--standalone",
-            "--nproc_per_node=2",
-            str(SCRIPT),
-            *settings(data, run, log__every=1),
-        ]
-        os.execv(sys.executable, [sys.executable, *words])
-    child, master = terminal
+    run, kept = tmp_path / "run", ["--signals-to-handle=SIGINT,SIGTERM"] if ignored else []
+    torchrun = ("python", "-m", "torch.distributed.run", *kept, "--standalone", "--nproc_per_node=2")
+    master, terminal = os.openpty()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)  # which a child inherits
+    process = start_command(*torchrun, SCRIPT, *settings(data, run, log__every=1), stdout=terminal, stderr=terminal)
+    signal.signal(signal.SIGHUP, before)
+    os.close(terminal)
     while b"step  5/20" not in os.read(master, 1 << 16):
         pass
     os.close(master)
-    os.waitpid(child, 0)
+    process.send_signal(signal.SIGHUP)
+    process.wait()
     assert (run / "DONE").exists() == ignored
     last = int(next((run / "checkpoints").iterdir()).name.removeprefix("step_"))
     assert last == 20 if ignored else "SIGHUP" in rows(run, "event")[-1]["event"] and 5 <= last < 20
@@ -266,7 +255,7 @@ def test_compiled_once_with_evaluation_hellaswag_and_samples_between_the_steps(t
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command = [*torchrun, tmp_path / "counted.py", *settings(data, run, **changes, train__compile="true")]
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"), "PYTHONPATH": str(ROOT)}
-        result = run_command("python", *command, cwd=tmp_path, **ONE_THREAD, **cache)
+        result = run_command("python", *command, cwd=tmp_path, **cache)
         assert result.returncode == 0, result.stdout + result.stderr
         assert result.stdout.count("graphs: 1 breaks: {}") == processes, result.stdout
     one, two = runs.values()
@@ -317,7 +306,7 @@ def test_a_character_run_leaves_out_what_it_has_no_characters_for(tmp_path: Path
 def test_ranks_that_see_different_data_are_refused(data: Path, tmp_path: Path) -> None:
     """Each rank is started by hand, with shards of its own."""
     other = write_shards(tmp_path / "other", sizes=(6000, 5000))
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **ONE_THREAD}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = []
     for rank, folder in enumerate((data, other)):
         world |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -333,7 +322,6 @@ def test_gradients_that_stay_infinite_end_the_run_and_keep_the_last_good_checkpo
         "python",
         SCRIPT,
         *settings(data, run, optim__max_lr=1e30, optim__warmup_steps=0, checkpoint__every=1),
-        **ONE_THREAD,
     )
     assert "5 steps in a row had a non-finite loss or gradient" in one_line_error(result)
     assert [row["in_a_row"] for row in rows(run, "event") if "not finite" in row["event"]] == [1, 2, 3, 4, 5]
@@ -378,14 +366,8 @@ def test_a_rank_that_hangs_is_named_with_the_step(data: Path, tmp_path: Path) ->
 
 def test_a_rank_that_stands_still_is_named(data: Path, tmp_path: Path) -> None:
     changes = {"train__timeout_seconds": 5, "train__max_steps": 1_000_000}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
-    process = subprocess.Popen(
-        [*torchrun, *settings(data, tmp_path / "run", **changes)],
-        env={**os.environ, **ONE_THREAD},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    torchrun = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    process = start_command(*torchrun, SCRIPT, *settings(data, tmp_path / "run", **changes))
     wait_for(process, "step       5/")
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     ranks = {rank_of(int(pid)): int(pid) for pid in children}
@@ -574,7 +556,7 @@ def test_mistakes_end_in_one_line(data: Path, tmp_path: Path, case: str, status:
         data = write_shards(tmp_path / "d", sizes=(20,))
     elif case == "no validation data":
         changes["data__val"] = str(tmp_path / "*.bin")
-    result = run_command("python", SCRIPT, *settings(data, tmp_path / "run", **changes), **ONE_THREAD)
+    result = run_command("python", SCRIPT, *settings(data, tmp_path / "run", **changes))
     assert message in one_line_error(result, status)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -582,10 +564,10 @@ def test_mistakes_end_in_one_line(data: Path, tmp_path: Path, case: str, status:
 def test_a_checkpoint_of_another_shape_or_other_data_is_refused(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(data, run, train__max_steps=2)
-    wider = run_command("python", SCRIPT, *settings(data, run, model__n_embd=64), **ONE_THREAD)
+    wider = run_command("python", SCRIPT, *settings(data, run, model__n_embd=64))
     assert "another run: model.n_embd 32 (now 64)" in one_line_error(wider)
     other = write_shards(tmp_path / "other", sizes=(4000, 4000))
-    changed = run_command("python", SCRIPT, *settings(other, run, data__batch_tokens=1024), **ONE_THREAD)
+    changed = run_command("python", SCRIPT, *settings(other, run, data__batch_tokens=1024))
     message = one_line_error(changed)
     assert "another run: data.shards 3 (now 2)" in message
     assert "batches.tokens 512 (now 1024)" in message
@@ -594,7 +576,7 @@ def test_a_checkpoint_of_another_shape_or_other_data_is_refused(data: Path, tmp_
 def test_two_runs_in_one_directory(data: Path, tmp_path: Path) -> None:
     process = start_training(data, tmp_path / "run", train__max_steps=100_000)
     wait_for(process, "step      3/")
-    result = run_command("python", SCRIPT, *settings(data, tmp_path / "run"), **ONE_THREAD)
+    result = run_command("python", SCRIPT, *settings(data, tmp_path / "run"))
     assert f"in use by process {process.pid}" in one_line_error(result)
     process.kill()
     process.communicate()

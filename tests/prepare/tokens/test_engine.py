@@ -8,7 +8,6 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +17,8 @@ from prepare.tokens.engine import Gigatoken, documents_for_tiktoken
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, Mismatch
 from tests.programs.exhaustive import TOGETHER, Cuts, adversarial, differing_scalars, scalars
 
-SPACES = " \n\u2003" * 600_000
+MANY = 2_000_000
+SPACES = " \n\u2003" * (MANY // 3)
 FAST, REFERENCE = GPT2Tokenizer("gigatoken"), GPT2Tokenizer()
 
 
@@ -38,10 +38,13 @@ def same(texts: list[str]) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_every_code_point_is_cut_alike_or_sent_to_tiktoken():
-    """A text for each 500 code points; make exhaustive tries each alone, at a text's beginning and end too."""
+def test_code_points_are_cut_alike_or_sent_to_tiktoken():
+    """All of the four planes of languages and emoji, and one in 16 of the others, which have next to none.
+
+    A text for each 500 code points; make exhaustive tries each alone, at a text's beginning and end too.
+    """
     cuts, other = Cuts(), differing_scalars()
-    alike = (code for code in scalars() if code not in other)
+    alike = (code for code in scalars() if code not in other and (code < 0x40000 or code % 16 == 0))
     while codes := list(islice(alike, 50_000)):
         texts = [
             " ".join(TOGETHER.format(chr(code)) for code in codes[start : start + 500])
@@ -86,7 +89,7 @@ def test_text_of_few_classes(texts):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
-    ["ab" * (5 * 10**6), " " * 10**7, " " * 10**7 + "x", f"1{SPACES}\x1c2 {SPACES}", "😀" * 2_500_000, "\0" * 10**7],
+    ["ab" * (MANY // 2), " " * MANY, " " * MANY + "x", f"1{SPACES}\x1c2 {SPACES}", "😀" * (MANY // 4), "\0" * MANY],
     ids=["letters", "spaces", "spaces before a word", "spaces between words", "emoji", "zero bytes"],
 )
 def test_documents_of_megabytes_without_a_word(text):
@@ -102,13 +105,6 @@ def test_slices_and_nothing_at_all():
             encoded = FAST.encode_texts(strings(texts)[start:end])
             expected = [token for text in texts[start:end] for token in (EOT, *REFERENCE.encode(text))]
             assert encoded.tokens.tolist() == expected
-
-
-@pytest.mark.slow
-def test_the_corpus(real_data):
-    for path in sorted((real_data / "corpus").glob("*.parquet")):
-        engines = same(pq.read_table(path, columns=["text"])["text"].to_pylist())
-        assert engines["tiktoken"] == 0
 
 
 def test_threads_have_their_own():
