@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty, nonempty_path
 from prepare.common.files import read_text
-from prepare.pipeline.options import add_shard_tokens, add_tokenizer, chosen_tokenizer
+from prepare.pipeline.options import add_shard_options, chosen_tokenizer
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import fetch_url
 from prepare.sources.inputs import Source
@@ -85,8 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", type=nonempty_path, metavar="FILE", help="a text, such as Tiny Shakespeare's")
     parser.add_argument("--encoding", type=nonempty, metavar="NAME", help="of the --input (default: utf-8)")
     parser.add_argument("--out", type=nonempty_path, help="folder of the shards (default: data/shakespeare_LEVEL)")
-    add_tokenizer(parser)
-    add_shard_tokens(parser)
+    add_shard_options(parser)
     options = parser.parse_args(argv)
     options.source = options.source or ("tiny" if options.input else "plays")
     if options.source == "plays" and options.input:

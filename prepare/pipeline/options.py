@@ -28,31 +28,24 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
     """Declare --tokenizer, --shard-tokens, --workers and --engine."""
-    add_tokenizer(parser)
-    add_shard_tokens(parser)
-    add_workers(parser)
+    add_shard_options(parser)
+    parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
     parser.add_argument(
         "--engine", choices=ENGINES, default=ENGINES[0], help="the encoder; the tokens are the same, tiktoken's"
     )
 
 
-def add_tokenizer(parser: argparse.ArgumentParser) -> None:
+def add_shard_options(parser: argparse.ArgumentParser) -> None:
+    """Declare --tokenizer and --shard-tokens."""
     parser.add_argument(
         "--tokenizer", type=nonempty_path, metavar="DIR", help="of prepare/train_tokenizer.py (default: GPT-2's)"
     )
+    parser.add_argument("--shard-tokens", type=shard_size, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
 
 
 def chosen_tokenizer(folder: Path | None, engine: str) -> BPETokenizer:
     """The tokenizer that --tokenizer names; GPT-2's without one."""
     return open_tokenizer(folder, engine) if folder else GPT2Tokenizer(engine)
-
-
-def add_shard_tokens(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shard-tokens", type=shard_size, default=SHARD_TOKENS, metavar="N", help="tokens in a shard")
-
-
-def add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=positive, default=available_cores(), metavar="N", help="encoding threads")
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:
