@@ -4,9 +4,13 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+import pytest
+
+from prepare.common.cli import ArgumentError, UserError
 from tests.helpers.fork_server import SUPPORTED, ForkedPopen
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +57,13 @@ def one_line_error(result: subprocess.CompletedProcess, status: int = 1) -> str:
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
     return errors[0]
+
+
+def mistake(main: Callable[[list[str]], None], *words: object) -> tuple[int, str]:
+    """The exit status and the message with which a command's `main` ends in this process: run_script prints them."""
+    with pytest.raises((UserError, OSError)) as failure:
+        main([str(word) for word in words])
+    return 2 if isinstance(failure.value, ArgumentError) else 1, str(failure.value)
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ from prepare.pipeline.continuation import make_tasks
 from prepare.sources import published
 from prepare.sources.plays import HELD_OUT, read_play
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.commands import mistake, run_command
 from tests.helpers.documents import shard_of
 from tests.helpers.loopback_hub import LoopbackHub
 
@@ -96,9 +96,10 @@ def test_tasks_from_held_out_text(tmp_path: Path) -> None:
     result = run_command(*command, "--tasks", 150, "--seed", 3)
     assert result.returncode == 0, result.stderr
     assert [json.loads(line) for line in out.read_text().splitlines()] == make_tasks([shard], 150, 3)
-    too_many = run_command(*command[:-1], tmp_path / "many.jsonl", "--tasks", 999_999)
-    assert "999999 tasks need 999999" in one_line_error(too_many)
-    assert "a folder" in one_line_error(run_command(*command[:-1], tmp_path), 2)
-    assert "a folder" in one_line_error(run_command(*command[:-1], out / "x.jsonl"), 2)
-    assert "no token shards match" in one_line_error(run_command("python", *command[1:-3], tmp_path / "absent*"))
+    words = command[2:-1]
+    assert "999999 tasks need 999999" in mistake(eval_sets.main, *words, tmp_path / "many.jsonl", "--tasks=999999")[1]
+    for file in (tmp_path, out / "x.jsonl"):
+        status, error = mistake(eval_sets.main, *words, file)
+        assert (status, "a folder" in error) == (2, True), error
+    assert "no token shards match" in mistake(eval_sets.main, *words[:2], tmp_path / "absent*", *words[3:], out)[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "tasks.jsonl"]

@@ -14,7 +14,7 @@ from prepare.fineweb import main
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
-from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.commands import mistake, one_line_error, run_command
 from tests.helpers.vocabulary import gpt2_vocabulary_files
 
 
@@ -22,10 +22,6 @@ def parquet(path: Path, texts: list[str], **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"id": [str(i) for i in range(len(texts))], "text": texts}), path, **options)
     return path
-
-
-def fineweb(*words: object, **environment: str):
-    return run_command("python", "prepare/fineweb.py", *words, timeout=120, **environment)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -37,8 +33,7 @@ def test_real_corpus_is_tiktoken_s_and_decodes_back(real_data, tmp_path, monkeyp
     from tiktoken_ext import openai_public
 
     paths = sorted((real_data / "corpus").glob("*.parquet"))
-    result = fineweb("--input", *paths, "--out", tmp_path, "--shard-tokens", 5_000_000)
-    assert result.returncode == 0, result.stderr
+    main(list(map(str, ("--input", *paths, "--out", tmp_path, "--shard-tokens", 5_000_000))))
     files = {file.name: file.read_bytes() for file in gpt2_vocabulary_files()}
     monkeypatch.setattr(tiktoken.load, "read_file_cached", lambda url, _hash: files[url.rsplit("/", 1)[1]])
     reference = tiktoken.Encoding(**openai_public.gpt2())
@@ -61,7 +56,7 @@ def test_real_corpus_is_tiktoken_s_and_decodes_back(real_data, tmp_path, monkeyp
     assert "9 shards, 43,540,576 tokens, 20,859 documents" in verified.stdout
 
 
-def test_every_kind_of_input_gives_the_same_tokens(tmp_path):
+def test_every_kind_of_input_gives_the_same_tokens(tmp_path, capsys):
     texts = ["one two three", "naïve 日本 😀 <|endoftext|>", "", "four\r\nfive"] * 20
     records = "".join(json.dumps({"text": text, "body": text}) + "\n" for text in texts).encode()
     parquet(tmp_path / "a.parquet", texts, row_group_size=7)
@@ -73,10 +68,10 @@ def test_every_kind_of_input_gives_the_same_tokens(tmp_path):
     seen = []
     for suffix, more in (("parquet", []), ("jsonl", ["--column", "body"]), ("jsonl.gz", []), ("jsonl.zst", [])):
         out = tmp_path / suffix
-        result = fineweb("--input", f"{tmp_path}/*.{suffix}", "--out", out, "--shard-tokens", 100, *more)
-        assert result.returncode == 0, result.stderr
-        assert "documents (20 empty, 0 values skipped, " in result.stdout
-        assert "warning" not in result.stderr
+        main(["--input", f"{tmp_path}/*.{suffix}", "--out", str(out), "--shard-tokens", "100", *more])
+        printed = capsys.readouterr()
+        assert "documents (20 empty, 0 values skipped, " in printed.out
+        assert "warning" not in printed.err
         seen.append({name: data for name, data in contents(out).items() if name != "manifest.json"})
     assert seen[0] == seen[1] == seen[2] == seen[3]
     tokens = [
@@ -85,8 +80,7 @@ def test_every_kind_of_input_gives_the_same_tokens(tmp_path):
     assert tokens == [token for text in texts for token in (EOT, *GPT2Tokenizer().encode(text))]
     for number, text in enumerate(texts):
         (tmp_path / f"{number:02d}.txt").write_bytes(text.encode())
-    result = fineweb("--edu", "--input", f"{tmp_path}/*.txt", "--out", tmp_path / "txt")
-    assert result.returncode == 0, result.stderr
+    main(["--edu", "--input", f"{tmp_path}/*.txt", "--out", str(tmp_path / "txt")])
     shards = [open_shard(tmp_path / f"txt/finewebedu_{name}.bin").tolist() for name in ("val_000000", "train_000001")]
     assert shards == [tokens[:129], tokens[129:]]
 
@@ -101,14 +95,13 @@ def test_the_same_from_a_folder_a_url_a_separated_text_and_either_engine(tmp_pat
         ([tmp_path / "some"], [url], [tmp_path / "all.txt", "--separator", r"\n--\n"], [url, "--engine", "tiktoken"])
     ):
         out = tmp_path / f"out{number}"
-        result = fineweb("--input", *words, "--out", out, "--shard-tokens", 100)
-        assert result.returncode == 0, result.stderr
+        main(list(map(str, ("--input", *words, "--out", out, "--shard-tokens", 100))))
         seen.append({name: data for name, data in contents(out).items() if name != "manifest.json"})
         engines = {"tiktoken": 51} if "tiktoken" in words else {"gigatoken": 50, "tiktoken": 1}
         assert read_manifest(out)["inputs"][0]["engines"] == engines
     assert seen[0] == seen[1] == seen[2] == seen[3]
-    other = one_line_error(fineweb("--input", tmp_path / "all.txt", "--out", tmp_path / "out2", "--shard-tokens", 100))
-    assert "separator" in other
+    words = ("--input", tmp_path / "all.txt", "--out", tmp_path / "out2", "--shard-tokens", 100)
+    assert "separator" in mistake(main, *words)[1]
 
 
 def tokens_by_split(out: Path) -> tuple[list[int], list[int]]:
@@ -182,29 +175,25 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
         (["--input", bad, "--separator", ""], 2, "--separator: it is empty"),
         (["--input", "x" * 300], 1, "File name too long"),
         (["--input", good, "--task", "3/2"], 2, "'3/2'"),
-        (["--input", good, "--pretokenized"], 2, "one of them"),
+        (["--input", good, "--pretokenized"], 2, "leave out --input"),
         (["--version", "20BT"], 2, "20BT"),
         (["--edu", "--version", "100BT", "--pretokenized"], 2, "100BT"),
         (["--input"], 2, "--input"),
         (["--input", ""], 2, "--input: it is empty"),
     ):
-        assert message in one_line_error(fineweb(*words, "--out", out), status)
+        found, error = mistake(main, *words, "--out", out)
+        assert (found, message in error) == (status, True), error
         assert not out.exists(), words
-    assert "is a file" in one_line_error(fineweb("--input", good, "--out", good))
-    assert "--out: it is empty" in one_line_error(fineweb("--input", good, "--out", ""), 2)
+    assert "is a file" in one_line_error(run_command("python", "prepare/fineweb.py", "--input", good, "--out", good))
+    assert "--out: it is empty" in mistake(main, "--input", good, "--out", "")[1]
 
 
-def test_help_opens_with_a_sentence_and_a_command():
-    lines = fineweb("--help").stdout.splitlines()
-    assert lines[0].endswith(".")
-    assert lines[2].strip() == "python prepare/fineweb.py"
-
-
-def test_a_literal_end_of_text_is_noticed_once(tmp_path: Path) -> None:
+def test_a_literal_end_of_text_is_noticed_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("one<|endoftext|>two")
-    words = ("python", "prepare/fineweb.py", "--input", tmp_path / "a.txt", tmp_path / "b.txt")
-    result = run_command(*words, "--out", tmp_path / "out")
-    assert result.stderr.count("literal <|endoftext|>") == result.stderr.count("--separator '<|endoftext|>'") == 1
-    result = run_command(*words, "--out", tmp_path / "split", "--separator", "<|endoftext|>")
-    assert "literal <" not in result.stderr
+    words = ["--input", f"{tmp_path}/?.txt", "--out"]
+    main([*words, str(tmp_path / "out")])
+    printed = capsys.readouterr().err
+    assert printed.count("literal <|endoftext|>") == printed.count("--separator '<|endoftext|>'") == 1
+    main([*words, str(tmp_path / "split"), "--separator", "<|endoftext|>"])
+    assert "literal <" not in capsys.readouterr().err

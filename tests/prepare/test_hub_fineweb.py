@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.utils import close_session
 
-from prepare import fineweb
+from prepare import fineweb, verify
 from prepare.common.cli import UserError
 from prepare.pipeline.tokenize_job import KEEP_FILES
 from prepare.sources import hub as download
@@ -40,8 +40,7 @@ def check(out: Path) -> None:
     expected = [token for texts in TEXTS for text in texts for token in [EOT, *GPT2Tokenizer().encode(text)]]
     numbered = sorted(out.glob("*.bin"), key=lambda path: path.name[-10:])
     assert [token for path in numbered for token in open_shard(path).tolist()] == expected
-    verified = run_command("python", "prepare/verify.py", out)
-    assert verified.returncode == 0, verified.stdout
+    verify.main([str(out)])
 
 
 def test_downloads_through_every_mishap(tmp_path: Path, dataset: Path) -> None:
@@ -105,17 +104,6 @@ def test_a_file_that_is_missing_for_a_while_during_other_commits(tmp_path: Path,
         result = run_command(*command, **hub.environment(tmp_path))
         assert "finished already" in result.stdout, result.stderr
     check(out)
-
-
-def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "WAITS", ())
-    with LoopbackHub(tmp_path) as hub:
-        hub.adopt(monkeypatch, tmp_path)
-    for more in ([], ["--pretokenized", "1"]):
-        with pytest.raises(UserError, match=r"refused.*--input"):
-            fineweb.main(["--out", str(tmp_path / "out"), *more])
-    close_session()
-    assert not (tmp_path / "out").exists()
 
 
 def test_twelve_files_few_of_them_on_disk_and_one_of_them_corrupt(

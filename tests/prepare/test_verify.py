@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prepare import fineweb
 from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import ShardWriter
 from prepare.tokens.tokenizer import EOT, CharTokenizer, GPT2Tokenizer, join_documents
-from tests.helpers.commands import one_line_error, run_command
+from prepare.verify import main
+from tests.helpers.commands import mistake, run_command
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +39,11 @@ def folder(valid, tmp_path) -> Path:
     return Path(shutil.copytree(valid, tmp_path / "copy"))
 
 
-def verify(folder: Path):
-    return run_command("python", "prepare/verify.py", folder)
-
-
-def named(folder: Path) -> list[str]:
+def named(folder: Path, capsys: pytest.CaptureFixture) -> list[str]:
     """The lines about missing and corrupt files, of a verification that must fail."""
-    result = verify(folder)
-    assert "delete these files" in one_line_error(result)
-    return result.stdout.splitlines()
+    status, error = mistake(main, folder)
+    assert (status, "delete these files" in error) == (1, True), error
+    return capsys.readouterr().out.splitlines()
 
 
 def patch(path: Path, position: int, data: bytes) -> None:
@@ -55,23 +53,23 @@ def patch(path: Path, position: int, data: bytes) -> None:
 
 
 def test_valid(valid):
-    result = verify(valid)
+    result = run_command("python", "prepare/verify.py", valid)
     assert result.returncode == 0, result.stdout
     assert "6 shards, 4,080 tokens, 80 documents, valid (checksums match)" in result.stdout
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_flipped_byte_of_any_shard(folder, seed):
+def test_any_flipped_byte_of_any_shard(folder, capsys, seed):
     rng = random.Random(seed)
     path = rng.choice(sorted(folder.glob("*.bin")))
     position = rng.randrange(path.stat().st_size) if seed else 5
     data = path.read_bytes()
     patch(path, position, bytes([data[position] ^ (1 << rng.randrange(8))]))
-    (line,) = named(folder)
+    (line,) = named(folder, capsys)
     assert line.startswith(str(path))
 
 
-def test_every_problem_is_named_in_its_line(folder):
+def test_every_problem_is_named_in_its_line(folder, capsys):
     (folder / "x_train_000001.bin").unlink()
     os.truncate(folder / "x_train_000002.bin", 1500)
     patch(folder / "x_train_001000.bin", 4, b"\2")
@@ -80,7 +78,7 @@ def test_every_problem_is_named_in_its_line(folder):
     (folder / "x_train_001003.bin.tmp").touch()
     (folder / "x_train_001004.bin.part").touch()
     (folder / "x_train_009000.bin").write_bytes(b"something else")
-    problems = [line.removeprefix(f"{folder}/x_train_") for line in named(folder)]
+    problems = [line.removeprefix(f"{folder}/x_train_") for line in named(folder, capsys)]
     expected = {
         "000001.bin": "missing",
         "000002.bin": "1,500 bytes",
@@ -96,28 +94,28 @@ def test_every_problem_is_named_in_its_line(folder):
         assert message in problem
 
 
-def test_a_manifest_of_something_else(folder):
+def test_a_manifest_of_something_else(folder, capsys):
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["shards"][0]["tokens"] -= 1
     path.write_text(json.dumps(manifest))
-    assert any("900 tokens, and the manifest says 899" in line for line in named(folder))
+    assert any("900 tokens, and the manifest says 899" in line for line in named(folder, capsys))
     manifest["tokenizer"]["sha256"] = "0" * 64
     path.write_text(json.dumps(manifest))
-    assert "sha256" in one_line_error(verify(folder))
+    assert "sha256" in mistake(main, folder)[1]
     path.write_text("{")
-    assert "manifest.json" in one_line_error(verify(folder))
+    assert "manifest.json" in mistake(main, folder)[1]
 
 
-def test_without_a_manifest_only_the_structure(folder):
+def test_without_a_manifest_only_the_structure(folder, capsys):
     (folder / "manifest.json").unlink()
-    result = verify(folder)
-    assert result.returncode == 0, result.stdout
-    assert "6 shards, 4,080 tokens, 80 documents" in result.stdout
-    assert "no manifest" in result.stdout
+    main([str(folder)])
+    printed = capsys.readouterr().out
+    assert "6 shards, 4,080 tokens, 80 documents" in printed
+    assert "no manifest" in printed
     np.arange(50000, dtype=np.uint16).tofile(folder / "train.bin")
     np.save(folder / "edufineweb_train_000001.npy", np.arange(60000, dtype=np.uint16))
-    (line,) = named(folder)
+    (line,) = named(folder, capsys)
     assert "edufineweb_train_000001.npy: token 50257 at 50,257" in line
 
 
@@ -127,23 +125,28 @@ def test_characters(tmp_path):
     writer.finish_shard()
     inputs = [{"name": "a.txt", "documents": 1, "tokens": 3}]
     options = {"shard_tokens": 900}
-    for characters, status in (("abc", 0), ("ab", 1)):
+    for characters in ("abc", "ab"):
         description = CharTokenizer(characters).describe()
         write_manifest(tmp_path, build_manifest("x", None, inputs, description, options, writer.records))
-        assert verify(tmp_path).returncode == status
+        if characters == "abc":
+            main([str(tmp_path)])
+    assert "delete these files" in mistake(main, tmp_path)[1]
 
 
 def test_unfinished(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"words of {name}")
     words = ["--input", tmp_path / "a.txt", tmp_path / "b.txt", "--out", tmp_path / "out", "--task", "1/2"]
-    words += ["--shard-tokens", 3]  # the files are too large to share a shard
-    assert run_command("python", "prepare/fineweb.py", *words).returncode == 0
-    assert "unfinished" in one_line_error(verify(tmp_path / "out"))
+    fineweb.main([*map(str, words), "--shard-tokens=3"])  # the files are too large to share a shard
+    assert "unfinished" in mistake(main, tmp_path / "out")[1]
 
 
 def test_no_folder_and_no_shards(tmp_path):
-    assert "not a folder" in one_line_error(verify(tmp_path / "absent"))
-    assert "no token shards" in one_line_error(verify(tmp_path))
-    assert "folder" in one_line_error(run_command("python", "prepare/verify.py"), 2)
-    assert "it is empty" in one_line_error(verify(""), 2)
+    for words, status, message in (
+        ([tmp_path / "absent"], 1, "not a folder"),
+        ([tmp_path], 1, "no token shards"),
+        ([], 2, "folder"),
+        ([""], 2, "it is empty"),
+    ):
+        found, error = mistake(main, *words)
+        assert (found, message in error) == (status, True), error

@@ -109,13 +109,6 @@ def test_help_opens_with_a_sentence_and_a_command(capsys: pytest.CaptureFixture)
         parser.parse_args(["--n", "x"])
 
 
-def test_run_script_ends_with_status_0() -> None:
-    with pytest.raises(SystemExit) as end:
-        run_script(lambda: None)
-    assert end.value.code == 0
-    assert issubclass(ArgumentError, UserError)
-
-
 def test_one_of_several_processes_ends_without_python_s_finalization() -> None:
     code = """import atexit, os, sys
 from prepare.common.cli import run_script

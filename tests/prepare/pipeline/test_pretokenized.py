@@ -1,6 +1,5 @@
 """Published shards: downloaded once, checked, never mixed with others, and described by a manifest."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,12 +7,13 @@ import numpy as np
 import pytest
 from huggingface_hub.utils import close_session
 
+from prepare import fineweb, verify
 from prepare.common.cli import ArgumentError, UserError
 from prepare.pipeline.pretokenized import fetch_pretokenized
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import write_shard
 from prepare.tokens.tokenizer import EOT
-from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.commands import mistake
 from tests.helpers.loopback_hub import LoopbackHub
 
 
@@ -61,24 +61,17 @@ def test_correct_shards_are_kept(tmp_path: Path, hub: LoopbackHub, monkeypatch: 
         fetch_pretokenized(tmp_path / "none", edu=True, version="350BT", chunks=None)
 
 
-@pytest.mark.parametrize("other", ["fineweb_train_000009.bin", "mine.npy"])
-def test_they_are_not_mixed_with_others(
-    tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, other: str
-) -> None:
-    hub.adopt(monkeypatch, tmp_path)
-    publish(hub)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / other).touch()
-    with pytest.raises(UserError, match=f"{other} is there, but not in kjj0/fineweb10B-gpt2: choose another --out"):
-        fetch_pretokenized(tmp_path / "out", edu=False, version="10BT", chunks=None)
-    assert list(contents(tmp_path / "out")) == [other]
-    assert not hub.ranges(".bin")
-
-
-def test_two_datasets_are_not_mixed(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_are_not_mixed_with_others(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.adopt(monkeypatch, tmp_path)
     for name in ("fineweb10B", "fineweb100B", "finewebedu10B"):
         publish(hub, name, train=1)
+    for other in ("fineweb_train_000009.bin", "mine.npy"):
+        (tmp_path / other).mkdir()
+        (tmp_path / other / other).touch()
+        with pytest.raises(UserError, match=f"{other} is there, but not in kjj0/fineweb10B-gpt2: choose another --out"):
+            fetch_pretokenized(tmp_path / other, edu=False, version="10BT", chunks=None)
+        assert list(contents(tmp_path / other)) == [other]
+    assert not hub.ranges(".bin")
     fetch_pretokenized(tmp_path / "out", edu=False, version="10BT", chunks=None)
     before = contents(tmp_path / "out")
     for edu, version, other in ((False, "100BT", "fineweb100B"), (True, "10BT", "finewebedu10B")):
@@ -87,25 +80,21 @@ def test_two_datasets_are_not_mixed(tmp_path: Path, hub: LoopbackHub, monkeypatc
         assert contents(tmp_path / "out") == before
 
 
-def test_the_command(tmp_path: Path, hub: LoopbackHub) -> None:
-    def fineweb(*words: object) -> subprocess.CompletedProcess[str]:
-        return run_command("python", "prepare/fineweb.py", *words, timeout=120, **hub.environment(tmp_path))
-
-    repo, out = publish(hub), tmp_path / "out"
-    for chunks, names in ((2, 3), ("", 4)):
-        result = fineweb("--pretokenized", *([chunks] if chunks else []), "--out", out)
-        assert result.returncode == 0, result.stderr
-        manifest = read_manifest(out)
+def test_the_command(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.adopt(monkeypatch, tmp_path)
+    repo, out, text = publish(hub), tmp_path / "out", tmp_path / "a.txt"
+    for chunks, names in (([], 4), (["2"], 3)):
+        fineweb.main(["--pretokenized", *chunks, "--out", str(out / str(names))])
+        manifest = read_manifest(out / str(names))
         assert len(manifest["shards"]) == names
         assert manifest["revision"] == hub.commit(repo)
-        assert (out / "fineweb_train_000002.bin").read_bytes() == (repo / "fineweb_train_000002.bin").read_bytes()
-        verified = run_command("python", "prepare/verify.py", out)
-        assert verified.returncode == 0, verified.stdout
-    assert "3 training shards" in one_line_error(fineweb("--pretokenized", 9, "--out", out), 2)
+        shard = "fineweb_train_000002.bin"
+        assert (out / str(names) / shard).read_bytes() == (repo / shard).read_bytes()
+        verify.main([str(out / str(names))])
+    assert "3 training shards" in mistake(fineweb.main, "--pretokenized", 9, "--out", out)[1]
     write_shard(repo / "fineweb_train_000001.bin", np.full(1000, 50257, np.uint16))
-    assert "token 50257" in one_line_error(fineweb("--pretokenized", "--out", tmp_path / "bad"))
-    text = tmp_path / "a.txt"
+    assert "token 50257" in mistake(fineweb.main, "--pretokenized", "--out", tmp_path / "bad")[1]
     text.write_text("text")
-    assert "was made with dataset kjj0" in one_line_error(fineweb("--input", text, "--out", out))
-    fineweb("--input", text, "--out", tmp_path / "mine")
-    assert "holds dataset local files" in one_line_error(fineweb("--pretokenized", "--out", tmp_path / "mine"))
+    assert "was made with dataset kjj0" in mistake(fineweb.main, "--input", text, "--out", out / "3")[1]
+    fineweb.main(["--input", str(text), "--out", str(tmp_path / "mine")])
+    assert "holds dataset local files" in mistake(fineweb.main, "--pretokenized", "--out", tmp_path / "mine")[1]

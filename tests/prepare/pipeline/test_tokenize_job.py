@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +23,7 @@ from prepare.sources.readers import Batch, batch_of
 from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest
 from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
-from tests.helpers.commands import ROOT, one_line_error, run_command
+from tests.helpers.commands import one_line_error, run_command, start_command
 
 
 def make_corpus(folder: Path, files: int = 4, documents: int = 60) -> list[Path]:
@@ -177,8 +175,7 @@ def test_a_broken_input_file_keeps_the_finished_ones_and_its_own_shards(tmp_path
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
 
 
-@pytest.mark.parametrize("tokens", [700, 3000, 10**6])
-@pytest.mark.parametrize("which", [0, 1, 3])
+@pytest.mark.parametrize(("tokens", "which"), [(700, 3), (3000, 0), (3000, 1), (10**6, 0), (10**6, 3)])
 def test_a_shard_that_cannot_be_brought_to_disk_is_made_again_and_finished_files_stay(
     corpus, tmp_path, monkeypatch, tokens, which
 ):
@@ -225,8 +222,8 @@ def test_what_waits_for_room_does_not_wait_for_a_disk_that_failed(tmp_path, monk
     assert [failure.strerror for failure in failures] == ["full"]
 
 
-@pytest.mark.parametrize("fail_at", [1, 29, 30, 59])
-@pytest.mark.parametrize("shard_tokens", [7, 20, 64, 999])
+@pytest.mark.parametrize("fail_at", [1, 30, 59])
+@pytest.mark.parametrize("shard_tokens", [7, 64, 999])
 def test_resumes_after_the_last_finished_shard(tmp_path, fail_at, shard_tokens, monkeypatch):
     monkeypatch.setattr("prepare.pipeline.tokenize_job.DISK_BACKLOG", 0)  # so that what is finished is known
     out = tmp_path / "out"
@@ -405,7 +402,7 @@ def test_shards_of_something_else_are_left_alone(corpus, tmp_path):
     assert contents(tmp_path / "out") == {"x_train_000001.bin": b"precious"}
     with pytest.raises(UserError, match="is a file"):
         run_job(job(corpus), tmp_path / "out" / "x_train_000001.bin")
-    write_manifest(tmp_path / "out", build_manifest("other", None, [], {}, {}, []))
+    write_manifest(tmp_path / "out", build_manifest("other", None, [], GPT2Tokenizer().describe(), {}, []))
     with pytest.raises(UserError, match="made with dataset other, not test"):
         run_job(job(corpus), tmp_path / "out")
     assert not (tmp_path / "out" / ".progress").exists()
@@ -434,33 +431,28 @@ def command(paths: list[Path], out: Path, *more: object) -> list[object]:
     return ["python", "prepare/fineweb.py", "--input", *paths, "--out", out, "--shard-tokens", 20_000, *more]
 
 
-def start(paths: list[Path], out: Path, *more: object) -> subprocess.Popen:
-    words = [sys.executable, *map(str, command(paths, out, *more)[1:])]
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
 def test_killed_at_random_moments_and_run_again(tmp_path):
     paths = make_corpus(tmp_path / "corpus", files=5, documents=5000)
     assert run_command(*command(paths, tmp_path / "one")).returncode == 0
     rng = random.Random(3)
     kills = unfinished = 0
-    while kills < 20:
+    while kills < 10:
         out = tmp_path / f"out{kills}"
         for _ in range(5):
-            process = start(paths, out, "--workers", rng.randint(1, 3))
+            process = start_command(*command(paths, out, "--workers", rng.randint(1, 3)))
             before = len(list(out.glob("*.bin")))
             while len(list(out.glob("*_*.bin*"))) <= before and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(rng.random() * 0.1)
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.communicate()
             kills += process.returncode == -signal.SIGKILL
             unfinished += bool(list(out.glob(".progress/*.part.json")))
         again = run_command(*command(paths, out, "--workers", rng.randint(1, 3)))
         assert again.returncode == 0, again.stderr
         assert contents(out) == contents(tmp_path / "one")
-    assert unfinished > 5  # some were killed within an input file, after its first shard
+    assert unfinished > 2  # some were killed within an input file, after its first shard
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")

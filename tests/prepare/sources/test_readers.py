@@ -55,15 +55,6 @@ def test_another_column_and_nulls(path):
     assert read(path, "body") == ((["a", "", "b", ""], 0) if ".csv" in path.name else (["a", "b"], 2))
 
 
-def test_small_batches_hold_the_same(path, monkeypatch):
-    texts = [f"document {i} " * (i % 50) for i in range(3000)]
-    write_documents(path, [{"text": text} for text in texts])
-    content = read(path)
-    monkeypatch.setattr(readers, "BATCH_BYTES", 5000)
-    assert len(list(read_documents(path, "text"))) > 50
-    assert read(path) == content == (texts, 0)
-
-
 def test_a_missing_column_is_named_before_and_while_reading(path):
     write_documents(path, [{"body": "a", "url": "b"}])
     with pytest.raises(UserError, match=r"a\.\w+.* 'text'.*body, url.*--column"):
@@ -93,13 +84,16 @@ def test_concatenated_archives(tmp_path):
 
 
 def test_text_is_read_from_every_compression(tmp_path):
-    for suffix, compress in COMPRESS.items():
+    for suffix, compress in {"": bytes, **COMPRESS}.items():
         path = tmp_path / f"a.txt{suffix}"
         path.write_bytes(compress(b"\xef\xbb\xbfone\r\n\r\ntwo"))
         check_documents(path, "text")
-        assert read(path) == (["one\r\n\r\ntwo"], 0)
+        assert read(path) == (["one\r\n\r\ntwo"], 0)  # a document
         parts = [text for part in read_documents(path, "text", 1, "\r\n\r\n") for text in part.texts.to_pylist()]
         assert parts == ["two"]
+    path = tmp_path / "empty.txt"
+    path.touch()
+    assert read(path) == ([""], 0)
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t")])
@@ -175,15 +169,6 @@ def test_what_a_file_holds_decides_over_its_name(tmp_path, name, content, messag
         check_documents(tmp_path / name, "text")
 
 
-def test_text_is_one_document(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\n")
-    check_documents(path, "text")
-    assert read(path) == (["one\r\n\r\ntwo\n"], 0)
-    path.write_bytes(b"")
-    assert read(path) == ([""], 0)
-
-
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_text_in_another_encoding_is_refused_unless_it_is_stated(tmp_path, name):
     path, content = tmp_path / name, '{"text": "café"}\n'
@@ -253,19 +238,20 @@ def test_batches_are_small_whatever_the_row_group_s_size_says(tmp_path, dictiona
     assert row == len(texts)
 
 
-@pytest.mark.parametrize("start", [0, 1, 7, 1999, 2000, 2001, 2999, 3000, 5000])
-def test_reading_resumes_at_any_row(path, start, monkeypatch):
+def test_small_batches_hold_the_same_and_reading_resumes_at_any_row(path, monkeypatch):
     skipped = "" if ".csv" in path.name else None  # a .csv has no nulls
     values = [skipped if i % 7 == 3 else f"document {i} " * (i % 50) for i in range(3000)]
     write_documents(path, [{"text": value} for value in values])
     monkeypatch.setattr(readers, "BATCH_BYTES", 5000)
-    row, found = start, {}
-    for batch in read_documents(path, "text", start):
-        found |= {row + place: text for place, text in zip(batch.rows, batch.texts.to_pylist(), strict=True)}
-        assert batch.lengths().tolist() == [len(text) for text in batch.texts.to_pylist()]
-        row += batch.read
-    assert found == {i: value for i, value in enumerate(values) if value is not None and i >= start}
-    assert row == max(start, len(values))
+    for start in (0, 1, 7, 2000, 2001, 2999, 3000, 5000):
+        row, found, batches = start, {}, list(read_documents(path, "text", start))
+        for batch in batches:
+            found |= {row + place: text for place, text in zip(batch.rows, batch.texts.to_pylist(), strict=True)}
+            assert batch.lengths().tolist() == [len(text) for text in batch.texts.to_pylist()]
+            row += batch.read
+        assert found == {i: value for i, value in enumerate(values) if value is not None and i >= start}
+        assert row == max(start, len(values))
+        assert start or len(batches) > 50
 
 
 @pytest.mark.parametrize("separator", ["\n\n", "<|endoftext|>", "日"])
