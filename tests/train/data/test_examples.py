@@ -32,14 +32,6 @@ def loader(examples: Examples, micro: int = 2, rank: int = 0, size: int = 1) -> 
     return ExampleLoader(examples, examples.num_targets.astype(float), 8, micro, rank, size, seed=5)
 
 
-def test_files_restore_what_was_saved(tmp_path: Path) -> None:
-    examples = random_examples()
-    examples.save(tmp_path / "a.npz")
-    again = Examples.load(tmp_path / "a.npz")
-    for name in ("tokens", "targets", "offsets"):
-        assert np.array_equal(getattr(again, name), getattr(examples, name))
-
-
 def test_an_epoch_reads_each_example_once_and_micro_batches_hold_like_lengths() -> None:
     examples = random_examples(24)
     steps = [loader(examples).numbers(step) for step in range(6)]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prepare.common.cli import UserError
-from prepare.tokens.shards import open_shard, write_shard
+from prepare.tokens.shards import write_shard
 from tests.helpers.tiny import VOCAB, markov_tokens, write_shards
 from train.config.pretrain import DataConfig, ModelConfig, SourceConfig
 from train.data.loader import Mixture, WindowLoader, integer_shares, prefetch, schedule
@@ -66,15 +66,6 @@ def test_a_step_depends_only_on_its_number(paths: list[Path], config: dict) -> N
             assert torch.equal(batch.inputs, again.inputs)
             assert torch.equal(batch.targets, again.targets)
             assert (batch.weight, batch.seed) == (again.weight, again.seed)
-
-
-def test_shuffling_mixes_and_straight_reading_does_not(paths: list[Path]) -> None:
-    straight = loader(paths, 8, 8, shuffle=False)
-    tokens = open_shard(paths[0])[: 8 * T].astype(np.int64)
-    assert torch.equal(straight.micro_batches(0)[0][0].flatten(), torch.from_numpy(tokens))
-    shuffled = loader(paths, 8, 8)
-    windows = [shuffled.mixture.locate(i)[2] for i in range(8)]
-    assert windows != sorted(windows)
 
 
 def test_prefetch_raises_what_its_thread_raised_and_ends_it(paths: list[Path], tmp_path: Path) -> None:

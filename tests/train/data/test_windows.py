@@ -55,14 +55,6 @@ def test_each_epoch_holds_every_window_once(paths: list[Path], shuffle: bool) ->
         assert epochs[0] == epochs[1] == sorted(everything)
 
 
-def test_shards_of_equal_length_have_different_orders() -> None:
-    order = WindowOrder([50, 50], seed=3, shuffle=True)
-    places = [order.locate(number) for number in range(100)]
-    one, other = ([window for shard, window in places if shard == which] for which in (0, 1))
-    assert sorted(one) == sorted(other)
-    assert one != other
-
-
 def test_the_order_of_windows_never_changes() -> None:
     """A run that is resumed by a later version reads on in the same order: two epochs, the shards in both orders."""
     order = WindowOrder([3, 4], seed=1, shuffle=True)
@@ -100,17 +92,6 @@ def test_less_text_than_a_window_is_refused(tmp_path: Path) -> None:
             Windows(paths, T, VOCAB)
     write_shard(tmp_path / "a_train_000001.bin", markov_tokens(T + 1, seed=0))
     assert Windows([tmp_path / "a_train_000001.bin"], T, VOCAB).counts == [1]
-
-
-def test_nanogpts_and_build_nanogpts_files_are_read_too(tmp_path: Path) -> None:
-    tokens = markov_tokens(500, seed=4)
-    tokens.tofile(tmp_path / "train.bin")
-    np.save(tmp_path / "shard_train_000001.npy", tokens)
-    write_shard(tmp_path / "ours_train_000001.bin", tokens)
-    batches = [Windows([path], T, VOCAB).read([(0, 3)])[0] for path in sorted(tmp_path.iterdir())]
-    assert len(batches) == 3
-    assert torch.equal(batches[0], batches[1])
-    assert torch.equal(batches[0], batches[2])
 
 
 def test_validation_windows_are_the_same_set_for_every_world_and_batch_size(tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
 """Saving in the background: the copied state is written, whatever changes meanwhile, and failures have a limit."""
 
-import errno
 import os
 import subprocess
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,27 +128,6 @@ def test_a_checkpoint_is_written_when_the_rows_before_it_are_on_disk(
     assert done == [("rows on disk", 1), ("checkpoint", 1), ("rows on disk", 3), ("checkpoint", 2)]
 
 
-def test_a_save_takes_as_long_as_the_loop_waits_and_the_thread_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-
-    def spend(seconds: float, result: object) -> object:
-        nonlocal now
-        now += seconds
-        return result
-
-    model, optimizer = build()
-    background = start(tmp_path, model, optimizer)
-    monkeypatch.setattr(saver, "time", SimpleNamespace(perf_counter=lambda: now))
-    monkeypatch.setattr(background, "_snapshot", lambda: spend(2.0, ({}, {})))
-    monkeypatch.setattr(saver.checkpoint, "write", lambda *_: spend(5.0, None))
-    background.save(1, META)
-    background.finish()
-    assert background.slowest == 2.0 + 5.0
-    assert [(row["pause_seconds"], row["write_seconds"]) for row in rows(tmp_path)] == [(2.0, 5.0)]
-
-
 @pytest.mark.parametrize(("last", "kept"), [((4, float("nan")), [2, 4]), ((5, 1.0), [5])])
 def test_the_best_validation_loss_is_kept(tmp_path: Path, last: tuple[int, float], kept: list[int]) -> None:
     model, optimizer = build()
@@ -160,23 +137,6 @@ def test_the_best_validation_loss_is_kept(tmp_path: Path, last: tuple[int, float
         background.log.write(step, "val", loss=loss)  # after its save, as in the last step of a run
     background.finish()
     assert [checkpoint.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)] == kept
-
-
-def test_an_old_checkpoint_that_cannot_be_removed_is_not_a_failed_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def busy(folder: Path) -> None:
-        raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
-
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
-    model, optimizer = build()
-    background = start(tmp_path, model, optimizer, keep=1)
-    for step in (1, 2):
-        background.save(step, META)
-    background.finish()
-    assert [row["event"] for row in rows(tmp_path)] == ["checkpoint", "checkpoint"]
-    assert "step_00000001 could not be removed (Device or resource busy)" in capsys.readouterr().err
-    assert checkpoint.all_checkpoints(tmp_path) == [tmp_path / "checkpoints" / "step_00000002"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk: mounting a small one takes root")

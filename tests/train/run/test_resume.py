@@ -25,28 +25,20 @@ def test_everything_is_restored(tmp_path: Path) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_new_run_starts_at_step_0(tmp_path: Path) -> None:
-    assert resume(tmp_path / "new", *trained(), FACTS) == ResumeState()
-
-
-def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+def test_another_model_other_data_and_another_tokenizer_are_refused_with_what_differs(tmp_path: Path) -> None:
+    assert resume(tmp_path, *trained(), FACTS) == ResumeState()  # a new run starts at step 0
     save(tmp_path, 5)
     wider = trained(config=ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=27))
     with pytest.raises(UserError, match=r"another run: model.n_embd 16 \(now 32\); set them back"):
         resume(tmp_path, *wider, FACTS)
-
-
-def test_other_data_is_refused_with_what_differs(tmp_path: Path) -> None:
-    save(tmp_path, 5)
-    for key, value, message in (
-        ("data", {**FACTS["data"], "sha256": "f" * 64}, r"run: data.sha256 01234567 \(now ffffffff\); set them"),
-        ("data", {**FACTS["data"], "shards": 4}, r"data.shards 3 \(now 4\)"),
-        ("batches", {**FACTS["batches"], "tokens": 1024}, r"batches.tokens 512 \(now 1024\)"),
+    for key, change, message in (
+        ("data", {"sha256": "f" * 64}, r"run: data.sha256 01234567 \(now ffffffff\); set them"),
+        ("data", {"shards": 4}, r"data.shards 3 \(now 4\)"),
+        ("batches", {"tokens": 1024}, r"batches.tokens 512 \(now 1024\)"),
         ("tokenizer", {"name": "gpt2"}, r"tokenizer char \(now gpt2\)"),
     ):
-        changed = {**FACTS, key: value}
         with pytest.raises(UserError, match=message):
-            resume(tmp_path, *trained(), changed)
+            resume(tmp_path, *trained(), {**FACTS, key: {**FACTS[key], **change}})
 
 
 def test_fine_tuning_resumes_with_the_model_that_it_started_from(tmp_path: Path) -> None:

@@ -1,28 +1,17 @@
 """A run's directory: one process at a time, and `run.fresh` touches no used one."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from prepare.common.cli import ROOT, UserError
+from prepare.common.cli import UserError
 from train.config.pretrain import Config, RunConfig, load_config
 from train.parallel.world import World
 from train.run.run_dir import RunDir
 
 MAIN, OTHER = World(0, 1, torch.device("cpu")), World(1, 1, torch.device("cpu"))
-HOLD = """
-import sys, torch
-from train.config.pretrain import Config, RunConfig
-from train.parallel.world import World
-from train.run.run_dir import RunDir
-run = RunDir(Config(run=RunConfig(dir=sys.argv[1])), World(0, 1, torch.device("cpu")))
-print("held", flush=True)
-sys.stdin.read()
-"""
 
 
 def config(path: Path, fresh: bool = False) -> Config:
@@ -47,16 +36,12 @@ def test_the_configuration_is_kept_and_done_marks_the_end(tmp_path: Path) -> Non
     assert not (tmp_path / "a" / "DONE").exists()
 
 
-def test_a_second_process_is_refused_with_the_pid_of_the_first_until_that_is_killed(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    first = RunDir(config(tmp_path), MAIN)
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         RunDir(config(tmp_path), MAIN)
     RunDir(config(tmp_path), OTHER)  # the other ranks of a run share its directory
-    os.kill(holder.pid, 9)
-    holder.communicate()
+    first._lock.release()
     RunDir(config(tmp_path), MAIN)
 
 
