@@ -10,9 +10,8 @@ from transformers import GPT2TokenizerFast
 
 from eval import hellaswag
 from eval.scoring.tasks import harness_prompt, load_hellaswag
-from prepare.common.cli import ArgumentError, UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.commands import mistake, run_command
 from tests.helpers.random_gpt2 import log_likelihood, save_random_gpt2
 from tests.helpers.vocabulary import gpt2_vocabulary_files
 
@@ -152,11 +151,12 @@ def test_tasks_longer_than_the_block_size_are_truncated_on_the_left_and_counted(
         assert example["log_likelihoods"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_mistakes_are_one_line_each(model, tmp_path):
-    line = one_line_error(run_command("python", "eval/hellaswag.py", "--model", model[0], "--data", tmp_path / "no"))
-    assert f"{tmp_path / 'no'} does not exist" in line
-    assert "python prepare/eval_sets.py" in line
+def test_mistakes_are_named(model, tmp_path):
     data = _tasks(tmp_path / "tasks.jsonl")
-    for option, kind in (("--limit=0", ArgumentError), ("--model=no/where", UserError)):
-        with pytest.raises(kind, match=option.replace("=", ".*")):
-            hellaswag.main([f"--data={data}", "--device=cpu", option])
+    for words, status, message in (
+        ([f"--data={tmp_path}/no"], 1, f"{tmp_path}/no does not exist: fetch it (python prepare/eval_sets.py"),
+        (["--limit=0"], 2, "--limit"),
+        (["--model=no/where"], 1, "--model no/where"),
+    ):
+        found, error = mistake(hellaswag.main, f"--data={data}", f"--model={model[0]}", "--device=cpu", *words)
+        assert (found, message in error) == (status, True), error

@@ -2,11 +2,8 @@
 
 import json
 
-import pytest
-
 from eval import plot
-from prepare.common.cli import ArgumentError
-from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.commands import mistake, run_command
 
 
 def _run(folder):
@@ -36,8 +33,7 @@ def test_several_runs_are_drawn_from_any_folder(tmp_path):
     assert _is_png(tmp_path / "curves.png")
 
 
-def test_mistakes_are_one_line(tmp_path):
-    line = one_line_error(run_command("python", "eval/plot.py", tmp_path / "absent"))
-    assert "absent has no metrics.jsonl" in line
-    with pytest.raises(ArgumentError, match="--output"):
-        plot.main([str(_run(tmp_path / "run")), f"--output={tmp_path / 'absent' / 'x.png'}"])
+def test_mistakes_are_named(tmp_path):
+    assert "absent has no metrics.jsonl" in mistake(plot.main, tmp_path / "absent")[1]
+    status, error = mistake(plot.main, _run(tmp_path / "run"), "--output", tmp_path / "absent" / "x.png")
+    assert (status, "--output" in error) == (2, True)

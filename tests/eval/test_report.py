@@ -6,9 +6,9 @@ import pytest
 
 from eval import hellaswag, lambada, report, wikitext
 from eval.common.score_table import PUBLISHED
-from prepare.common.cli import ArgumentError, UserError
+from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.commands import mistake
 from tests.helpers.tiny import make_run
 
 
@@ -68,10 +68,8 @@ def test_a_corrupt_dataset_is_skipped_and_bad_shards_are_reported_first(data, ru
     assert "is skipped" not in capsys.readouterr().out
 
 
-def test_mistakes_are_one_line(data, run, tmp_path):
-    nothing = run_command(
-        "python", "eval/report.py", "--data", tmp_path, "--model", run, "--output", tmp_path / "report"
-    )
-    assert "nothing to evaluate" in one_line_error(nothing)
-    with pytest.raises(ArgumentError, match=r"--output .* is a file"):
-        report.main([f"--output={data / 'lambada_test.jsonl'}"])
+def test_mistakes_are_named(data, run, tmp_path):
+    words = ("--data", tmp_path, "--model", run, "--output")
+    assert "nothing to evaluate" in mistake(report.main, *words, tmp_path / "report", "--device=cpu")[1]
+    status, error = mistake(report.main, *words, data / "lambada_test.jsonl")
+    assert (status, "lambada_test.jsonl is a file" in error) == (2, True), error

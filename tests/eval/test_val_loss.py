@@ -12,7 +12,6 @@ from prepare.common.cli import UserError
 from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import write_shard
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
-from tests.helpers.commands import run_command
 from tests.helpers.random_gpt2 import save_random_gpt2
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig
@@ -91,28 +90,6 @@ def test_a_run_on_data_without_a_manifest_is_evaluated_without_bits(tmp_path, ca
         expected = raw(x[:-1].view(-1, 8), x[1:].view(-1, 8)).item()
     assert _numbers(printed)[0] == pytest.approx(expected, abs=1e-4)
     assert "bits" not in printed
-
-
-def test_two_processes_print_what_one_does(model, tmp_path):
-    glob, _ = _shards(tmp_path / "data", sizes=(1000, 800))
-    options = ["eval/val_loss.py", "--model", model[0], "--data", glob, "--device", "cpu"]
-    alone = run_command("python", *options)
-    launcher = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    both = run_command(*launcher, *options, OMP_NUM_THREADS="1")
-    assert alone.returncode == both.returncode == 0, alone.stderr + both.stderr
-    first, second = _printed(alone.stdout), _printed(both.stdout)
-    assert _numbers(second) == pytest.approx(_numbers(first), abs=2e-4, rel=1e-4)
-    assert first["data"] == second["data"]
-
-
-def test_data_that_do_not_fit_the_model_are_refused(model, tmp_path):
-    folder, _ = model
-    glob, _ = _shards(tmp_path / "high", top=2**16)
-    with pytest.raises(UserError, match=r"holds token \d+, but model.vocab_size is 50257"):
-        val_loss.main([f"--model={folder}", f"--data={glob}", "--device=cpu"])
-    short, _ = _shards(tmp_path / "short", sizes=(T,))
-    with pytest.raises(UserError, match="less than one window"):
-        val_loss.main([f"--model={folder}", f"--data={short}", "--device=cpu"])
 
 
 def test_shards_of_another_vocabulary_are_refused(model, tmp_path, capsys):

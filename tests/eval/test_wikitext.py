@@ -10,7 +10,6 @@ import torch
 from eval import wikitext
 from eval.scoring.detokenize import load_wikitext
 from prepare.tokens.tokenizer import GPT2Tokenizer
-from tests.helpers.commands import one_line_error, run_command
 from tests.helpers.random_gpt2 import save_random_gpt2
 
 SIZE = 16
@@ -57,8 +56,3 @@ def test_perplexity_is_transformers(model, data, tmp_path, capsys):
     assert (found["stride"], found["window"]) == (SIZE // 2, SIZE)
     printed = dict(re.findall(r"^(\w+): +(.*)$", capsys.readouterr().out, re.MULTILINE))
     assert printed["perplexity"] == f"{found['perplexity']:,.2f} per word"
-
-
-def test_mistakes_are_one_line(model, tmp_path):
-    command = ("python", "eval/wikitext.py", "--model", model[0], "--data")
-    assert "python prepare/eval_sets.py" in one_line_error(run_command(*command, tmp_path / "absent"))

@@ -113,21 +113,6 @@ def test_a_copy_of_an_original_gives_the_same_prompt():
     assert harness_prompt(original) == harness_prompt(_task())
 
 
-def test_cleaning_is_idempotent():
-    texts = [
-        "[header] How to [title] Do. [step] It.",
-        "a   b [x] c",
-        "[substeps] Now",
-        " [title] Now [y",
-        "x [a [b] c] d  ",
-        "a [title] [title]  b",
-        "plain text.  with two spaces ",
-    ]
-    for text in texts:
-        assert clean(clean(text)) == clean(text)
-    assert clean(texts[0]) == " How to. Do. It."
-
-
 def test_real_cleaned_tasks_keep_their_text(real_data):
     tasks = load_hellaswag(real_data / "hellaswag_val.jsonl")
     assert len(tasks) == 10042
