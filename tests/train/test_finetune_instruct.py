@@ -4,25 +4,24 @@ import io
 import itertools
 import json
 import re
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from eval import generate
 from eval.generation.sampling import greedy_answer
 from prepare.common.cli import UserError
 from prepare.finetuning.instructions import Template, question
 from prepare.tokens.tokenizer import EOT, CharTokenizer
-from tests.helpers.commands import one_line_error, run_command
-from tests.helpers.finetuning import base_model, finetune
+from tests.helpers.finetuning import base_model, finetune, words
 from tests.helpers.tiny import rows, save_checkpoint
+from train import finetune_instruct
+from train.config.finetune import load_instruct_config
 from train.data.examples import Examples
 from train.model.gpt import IGNORE_INDEX
+from train.parallel.world import World
 from train.weights.load_model import load_model
 
 CHANGES = {"eval__sample_every": 6, "eval__samples": 2, "eval__sample_tokens": 8}
@@ -84,28 +83,6 @@ def test_the_loss_mask_keeps_the_answers_only(reference: Path, data: Path) -> No
 
 
 @pytest.mark.slow
-def test_two_processes_do_the_same(reference: Path, init: Path, data: Path, tmp_path: Path) -> None:
-    result = train(init, data, tmp_path / "two", 2)
-    assert result.returncode == 0, result.stdout + result.stderr
-    for kind in ("train", "val"):
-        ours, theirs = rows(tmp_path / "two", kind), rows(reference, kind)
-        assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], abs=2e-5)
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_in_the_same_weights(reference: Path, init: Path, data: Path, tmp_path: Path) -> None:
-    run = tmp_path / "killed"
-    assert train(init, data, run, fault="die@11:0").returncode == -signal.SIGKILL
-    result = train(init, data, run)
-    assert "resumed at step " in result.stdout, result.stdout + result.stderr
-    name = "checkpoints/step_00000012/model.safetensors"
-    ours, theirs = load_file(run / name), load_file(reference / name)
-    for key in theirs:
-        assert torch.equal(ours[key], theirs[key]), key
-    assert [row["answers"] for row in rows(run, "sample")] == [row["answers"] for row in rows(reference, "sample")]
-
-
-@pytest.mark.slow
 def test_generate_uses_the_runs_template(
     reference: Path, init: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,10 +108,10 @@ def test_a_chat_ends_each_answer_and_remembers_if_trained_on_conversations(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trained to count its answers: each answer shows whether it was given the conversation so far."""
-    words = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
+    colors = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
     data, run, forgetful = tmp_path / "turns.jsonl", tmp_path / "run", tmp_path / "forgetful"
     with data.open("w") as file:
-        for first, second in itertools.product(words, repeat=2):
+        for first, second in itertools.product(colors, repeat=2):
             turns = (("user", first), ("assistant", "one"), ("user", second), ("assistant", "two"))
             messages = [{"role": role, "content": content} for role, content in turns]
             print(json.dumps({"messages": messages}), file=file)
@@ -155,24 +132,21 @@ def test_a_chat_ends_each_answer_and_remembers_if_trained_on_conversations(
         assert capsys.readouterr().out.split("\n") == [*answers.split(), ""]
 
 
-@pytest.mark.slow
-def test_transformers_says_the_same(reference: Path, tmp_path: Path) -> None:
-    result = run_command("python", "train/export_hf.py", "--model", reference, "--output", tmp_path / "hf")
-    assert result.returncode == 0, result.stderr
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True).eval()
-    tokens = torch.randint(50257, (2, 64))
-    torch.testing.assert_close(theirs(tokens).logits, load_model(str(reference)).model(tokens), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_mistakes_are_one_line_before_anything_is_trained(init: Path, data: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.json"
+def test_mistakes_are_named_before_anything_is_trained(
+    init: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.run.stop_request.signal.signal", lambda *_: None)
+    broken, few, run = tmp_path / "broken.json", tmp_path / "few.json", tmp_path / "run"
     broken.write_text('[{"instruction": "a",\n  "output" "b"}]')
-    message = one_line_error(train(init, broken, tmp_path / "a"))
-    assert "broken.json:2 is not valid JSON" in message
+    few.write_text('[{"instruction": "a", "output": "b"}]')
     characters = base_model(tmp_path / "characters", CharTokenizer("abc").describe(), vocab_size=3)
-    assert "has no end-of-text token" in one_line_error(train(characters, data, tmp_path / "b"))
-    broken.write_text('[{"instruction": "a", "output": "b"}]')
-    few = one_line_error(train(init, broken, tmp_path / "c", eval__patience=1))
-    assert "data.val_share 0.1 holds out no example" in few
-    assert not list(tmp_path.glob("*/checkpoints/step_00000004"))
+    for base, file, message in (
+        (init, broken, "broken.json:2 is not valid JSON"),
+        (characters, data, "has no end-of-text token"),
+        (init, few, "data.val_share 0.1 holds out no example"),
+    ):
+        config = load_instruct_config(words(base, file, run, eval__patience=1), "")
+        with pytest.raises(UserError) as failure:
+            finetune_instruct.finetune(config, World(0, 1, torch.device("cpu")))
+        assert message in str(failure.value)
+    assert not (run / "checkpoints").exists()
