@@ -12,7 +12,7 @@ from prepare import openwebtext, verify
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer
-from tests.helpers.commands import mistake, one_line_error, run_command
+from tests.helpers.commands import mistake, run_command
 from tests.helpers.loopback_hub import Fault, LoopbackHub
 
 SCRIPT = "prepare/openwebtext.py"
@@ -74,9 +74,8 @@ def test_from_the_hub_and_from_files(tmp_path: Path, parquet: list[Path]) -> Non
     assert not (tmp_path / "hub/.download").exists()
     verify.main([str(tmp_path / "hub")])
 
-    command = ("python", SCRIPT, "--out", tmp_path / "files", "--shard-tokens", 20_000, "--workers", 3)
-    result = run_command(*command, "--input", parquet[0].parent / "*.parquet")
-    assert result.returncode == 0, result.stderr
+    words = ["--out", tmp_path / "files", "--shard-tokens", 20_000, "--input", parquet[0].parent / "*.parquet"]
+    openwebtext.main([*map(str, words), "--workers=3"])
     names = sorted(path.name for path in (tmp_path / "hub").glob("*.bin"))
     assert len(names) > 5
     assert names == sorted(path.name for path in (tmp_path / "files").glob("*.bin"))
@@ -85,14 +84,13 @@ def test_from_the_hub_and_from_files(tmp_path: Path, parquet: list[Path]) -> Non
 
 
 def test_a_corrupt_file_is_named_and_may_be_replaced(tmp_path: Path, parquet: list[Path]) -> None:
-    command = ("python", SCRIPT, "--input", *parquet, "--out", tmp_path / "out", "--workers", 1)
+    words = [str(word) for word in ("--input", *parquet, "--out", tmp_path / "out", "--workers", 1)]
     content = parquet[1].read_bytes()
     parquet[1].write_bytes(content[:4] + bytes(2000) + content[2004:])
-    assert str(parquet[1]) in one_line_error(run_command(*command))
+    assert str(parquet[1]) in mistake(openwebtext.main, *words)[1]
     assert not (tmp_path / "out").exists()
     parquet[1].write_bytes(content)
-    result = run_command(*command)
-    assert result.returncode == 0, result.stderr
+    openwebtext.main(words)
 
 
 def test_every_kind_of_column_that_fineweb_takes(tmp_path: Path) -> None:
@@ -110,8 +108,7 @@ def test_every_kind_of_column_that_fineweb_takes(tmp_path: Path) -> None:
     replaced = [text.decode("utf-8", "replace") for text in broken]
     pq.write_table(pa.table({"text": [*replaced, *replaced, *texts]}), tmp_path / "plain")
     expected = reference([tmp_path / "plain"], tmp_path / "cache")
-    result = run_command("python", SCRIPT, "--input", tmp_path / "*.parquet", "--out", tmp_path / "out")
-    assert result.returncode == 0, result.stderr
+    openwebtext.main(["--input", f"{tmp_path}/*.parquet", "--out", str(tmp_path / "out")])
     for split in ("train", "val"):
         assert tokens_of(tmp_path / "out", split).tolist() == expected[split]
 

@@ -6,22 +6,19 @@ import numpy as np
 import pytest
 from huggingface_hub.utils import close_session
 
-from prepare import shakespeare
+from prepare import shakespeare, verify
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
 from prepare.tokens.manifest import read_manifest
 from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, load_tokenizer
-from tests.helpers.commands import mistake, run_command
+from tests.helpers.commands import mistake
 from tests.helpers.loopback_hub import LoopbackHub
-
-SCRIPT = "prepare/shakespeare.py"
 
 
 def prepared(out: Path, *options: object) -> dict[str, np.ndarray]:
-    """Run the script and verify.py; the tokens of each split."""
-    for command in ((SCRIPT, "--out", out, *options), ("prepare/verify.py", out)):
-        result = run_command("python", *command)
-        assert result.returncode == 0, result.stderr
+    """Prepare and verify a folder; the tokens of each split."""
+    shakespeare.main([str(word) for word in ("--out", out, *options)])
+    verify.main([str(out)])
     return {
         split: np.concatenate([open_shard(path) for path in find_shards(str(out / f"*_{split}_*.bin"))])
         for split in ("train", "val")
