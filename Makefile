@@ -32,14 +32,16 @@ $(ready): requirements.txt
 	@$(python) -m pip install --quiet --disable-pip-version-check -r $<
 	@cp $< $@
 
-data := data/shakespeare_bpe
+vocabulary := data/plays_tokenizer
+data := data/plays
 held_out := '$(data)/*_val_*.bin'
 tasks := data/continuation_val.jsonl
 run := runs/quickstart
 
 quickstart: $(ready)
-	@echo && echo "== 1 of 6  Text to tokens: Shakespeare's 37 plays, which came with the packages"
-	@$(python) prepare/shakespeare.py --level bpe
+	@echo && echo "== 1 of 6  Text to tokens: a vocabulary of 4,096, and Shakespeare's 37 plays, which came with the packages"
+	@$(python) prepare/train_tokenizer.py --source plays --vocab-size 4096 --out $(vocabulary)
+	@$(python) prepare/shakespeare.py --tokenizer $(vocabulary) --out $(data)
 	@echo && echo "== 2 of 6  Training: two processes, about two minutes; a run that was stopped resumes"
 	@OMP_NUM_THREADS=1 $(python) -m torch.distributed.run --standalone --nproc_per_node=2 \
 	    train/train_gpt2.py --config configs/quickstart.yaml
@@ -96,4 +98,4 @@ clean:
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
 	rm -rf .gpu-packages gpu_trace.json .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf $(data) $(tasks) $(run)
+	rm -rf $(vocabulary) $(data) $(run)
