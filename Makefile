@@ -32,7 +32,7 @@ $(ready): requirements.txt
 	@$(python) -m pip install --quiet --disable-pip-version-check -r $<
 	@cp $< $@
 
-vocabulary := data/plays_tokenizer
+vocabulary := data/plays_4096
 data := data/plays
 held_out := '$(data)/*_val_*.bin'
 tasks := data/continuation_val.jsonl

@@ -24,7 +24,7 @@ from train.config.pretrain import EvalConfig
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         "Evaluate a model's loss and bits per byte on token shards, next to their unigram entropy.",
-        "python eval/val_loss.py --model runs/quickstart --data 'data/shakespeare_bpe/*_val_*.bin'",
+        "python eval/val_loss.py --model runs/quickstart --data 'data/plays/*_val_*.bin'",
     )
     add_model_options(parser)
     parser.add_argument("--data", nargs="+", required=True, metavar="GLOB", help="token shards")

@@ -2,7 +2,7 @@
 
 python prepare/eval_sets.py              # all -> data/{hellaswag_val,lambada_test}.jsonl, wikitext*_test.tokens
 python prepare/eval_sets.py hellaswag
-python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'    # needs no network
+python prepare/eval_sets.py continuation --shards 'data/plays/*_val_*.bin'    # needs no network
 """
 
 import sys
@@ -55,7 +55,7 @@ def continuation(arguments: list[str]) -> None:
     """Write tasks in HellaSwag's format from held-out shards."""
     parser = Parser(
         "Make tasks in HellaSwag's format from held-out text: which of four endings follows?",
-        "python prepare/eval_sets.py continuation --shards 'data/shakespeare_bpe/*_val_*.bin'",
+        "python prepare/eval_sets.py continuation --shards 'data/plays/*_val_*.bin'",
     )
     parser.prog += " continuation"
     parser.add_argument("--shards", required=True, nargs="+", metavar="GLOB", help="token shards of held-out text")

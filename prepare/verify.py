@@ -1,6 +1,6 @@
 """Check a folder of token shards against its manifest, and name each missing or corrupt file.
 
-python prepare/verify.py data/shakespeare_bpe
+python prepare/verify.py data/plays
 """
 
 import sys
@@ -26,7 +26,7 @@ CHUNK = 1 << 24  # tokens checked at a time
 
 
 def main(argv: list[str] | None = None) -> None:
-    example = "python prepare/verify.py data/shakespeare_bpe"
+    example = "python prepare/verify.py data/plays"
     parser = Parser("Check every shard of a folder against its manifest.", example)
     parser.add_argument("folder", type=nonempty_path, help="folder of token shards")
     folder = parser.parse_args(argv).folder
