@@ -15,8 +15,10 @@ REAL_DATA = ROOT.parent / "shared" / "data"  # optional; tests that need it skip
 
 # Small models on few cores. Threads that wait for each other, spinning, took 6 times the CPU time of one.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-# A shell starts what it puts into the background with Ctrl-C ignored, and so would be what the tests start.
+# A shell starts what it puts into the background with Ctrl-C ignored, and nohup with SIGHUP; what the tests start would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # Test files that take long start first, one on each of three workers; Slurm's worker mostly waits.
