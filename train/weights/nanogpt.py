@@ -44,7 +44,8 @@ def load_nanogpt(path: Path) -> tuple[GPT, Tokenizer | None, int | None]:
         shape = saved["model_args"] if "model_args" in saved else vars(saved["config"])
         found = {PREFIXES.sub("", name): tensor for name, tensor in saved["model"].items()}
         state = {name: tensor for name, tensor in found.items() if not NOT_WEIGHTS.search(name)}
-        vocab_size, n_embd = found.get("wte.weight", found.get("lm_head.weight")).shape
+        embedding = found.get("wte.weight", found.get("lm_head.weight"))  # tied
+        vocab_size, n_embd = embedding.shape
         block_size, steps = len(state["wpe.weight"]), saved.get("iter_num", saved.get("step"))
 
         is_gpt2 = GPT2_VOCAB_SIZE <= vocab_size < GPT2_VOCAB_SIZE + LARGEST_PADDING
@@ -54,12 +55,12 @@ def load_nanogpt(path: Path) -> tuple[GPT, Tokenizer | None, int | None]:
         tokenizer = GPT2Tokenizer() if is_gpt2 else load_tokenizer(characters) if characters else None
 
         size = tokenizer.vocab_size if tokenizer else vocab_size
-        state["wte.weight"] = found.get("wte.weight", found.get("lm_head.weight"))[:size]
+        state["wte.weight"] = embedding[:size]
         dropout, bias = shape.get("dropout", 0.0), "ln_f.bias" in state
         model = GPT(ModelConfig(shape["n_layer"], shape["n_head"], n_embd, block_size, size, dropout, bias))
         model.load_state_dict(state)
     except (UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, AttributeError) as failure:
-        reason = first_line(failure)[:200]  # torch's own message goes on to advise to let the file run code
+        reason = first_line(failure)[:200]  # torch's message then advises to let the file run code
         raise UserError(
             f"{path} is not a checkpoint of nanoGPT or build-nanogpt, or is corrupt ({reason}): save it again, or give "
             "a run, a checkpoint or a Hugging Face directory"
