@@ -10,6 +10,7 @@ from eval.scoring.classification import Tally, class_probabilities
 from eval.scoring.log_likelihood import sum_loss
 from prepare.common.cli import UserError
 from prepare.common.files import atomic_write_json
+from prepare.tokens.vocabulary import END_OF_TEXT
 from train.data.examples import Examples, length_buckets
 from train.trainer.trainer import Trainer
 from train.weights.load_model import LoadedModel
@@ -51,7 +52,7 @@ def report_instructions(trainer: Trainer, base: LoadedModel, best: LoadedModel, 
     for number in range(min(ANSWERS, len(test))):
         question, wanted = first_question(test, number)
         answer = greedy_answer(best.model, best.tokenizer, question, trainer.config.eval.sample_tokens)
-        wanted = decode(wanted).removesuffix("<|endoftext|>")
+        wanted = decode(wanted).removesuffix(END_OF_TEXT)
         answers.append({"prompt": decode(question), "wanted": wanted, "answer": answer})
     facts = {"model": best.name, "examples": len(test), "loss": losses, "answers": answers}
     atomic_write_json(trainer.run.path / "report.json", facts)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prepare.common.cli import UserError, write_line
 from prepare.tokens.tokenizer import Tokenizer
+from prepare.tokens.vocabulary import END_OF_TEXT
 
 ROLES = ("system", "user", "input", "assistant")
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of roles
@@ -73,9 +74,9 @@ def read_instructions(path: Path, encoding: str | None = None) -> tuple[list[lis
             f"{path} holds no example, of {len(conversations):,} entries, with an instruction and an answer: give a "
             "list of {instruction, input, output}, {prompt, completion} or {messages}"
         )
-    if any("<|endoftext|>" in content for messages in complete for _, content in messages):
+    if any(END_OF_TEXT in content for messages in complete for _, content in messages):
         remedy = "remove it from the file; the token itself ends each answer"
-        write_line(f"{path} holds a literal <|endoftext|>, which is trained on as text: {remedy}")
+        write_line(f"{path} holds a literal {END_OF_TEXT}, which is trained on as text: {remedy}")
     return complete, len(conversations) - len(complete)
 
 
