@@ -25,7 +25,7 @@ from prepare.common.cli import UserError
 from prepare.finetuning.instructions import encode_conversation, read_instructions
 from train.config.finetune import InstructConfig, check_batch, load_instruct_config
 from train.data.examples import Examples, next_token_targets, prepare_once, split_examples
-from train.model.gpt import GPT
+from train.model.build import build_model
 from train.parallel.device import prepare_device
 from train.parallel.world import World, init_distributed
 from train.run.run_dir import open_run
@@ -64,7 +64,7 @@ def finetune(config: InstructConfig, world: World) -> None:
 
     # The model
     torch.manual_seed(config.train.seed)
-    model = GPT(replace(base.model.config, dropout=config.tune.dropout), config.train.recompute)
+    model = build_model(replace(base.model.config, dropout=config.tune.dropout), config.train.recompute)
     model.load_state_dict(base.model.state_dict())
     freeze(model, config.tune)
     model.to(world.device)

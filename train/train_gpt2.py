@@ -20,7 +20,7 @@ from prepare.tokens.shards import find_shards
 from train.config.pretrain import Config, load_config, sequences_per_rank, with_vocab_size
 from train.data.loader import Mixture, WindowLoader
 from train.data.windows import check_training_shards, common_tokenizer
-from train.model.gpt import GPT
+from train.model.build import build_model
 from train.parallel.device import find_micro_batch_size, precision_name, prepare_device
 from train.parallel.world import World, init_distributed
 from train.run.checkpoint import latest_checkpoint
@@ -63,7 +63,7 @@ def train(config: Config, world: World) -> None:
 
     # The model
     torch.manual_seed(config.train.seed)
-    model = GPT(config.model, config.train.recompute).to(world.device)
+    model = build_model(config.model, config.train.recompute).to(world.device)
     if config.train.init_from and not latest_checkpoint(run.path):
         world.print(f"initial weights: {load_initial_weights(config.train.init_from, model, tokenizer)}")
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from eval.common.open_model import DIVERGED, evaluating
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
-from train.model.gpt import GPT
 from train.model.kv_cache import KVCache
+from train.model.transformer import Transformer
 
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: Transformer,
     prompts: Tensor | Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -109,7 +109,7 @@ def restrict_logits(logits: Tensor, top_k: int | None = None, top_p: float | Non
     return logits
 
 
-def greedy_answer(model: GPT, tokenizer: Tokenizer, prompt: Sequence[int], max_new_tokens: int) -> str:
+def greedy_answer(model: Transformer, tokenizer: Tokenizer, prompt: Sequence[int], max_new_tokens: int) -> str:
     """Continue a prompt with the most likely tokens, up to the end-of-text token. UserError if the logits are not
     finite."""
     eot = tokenizer.eot

@@ -11,7 +11,7 @@ from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
 from train.data.examples import Examples, length_buckets
 from train.model.classifier import Classifier
-from train.model.gpt import IGNORE_INDEX
+from train.model.loss import IGNORE_INDEX
 from train.trainer.trainer import Trainer
 
 

@@ -13,7 +13,7 @@ from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
 from train.data.examples import Examples, label_targets, length_buckets
 from train.model.classifier import Classifier
-from train.model.gpt import IGNORE_INDEX
+from train.model.loss import IGNORE_INDEX
 
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017
 

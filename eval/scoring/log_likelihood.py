@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eval.common.open_model import evaluating
 from eval.scoring.tasks import Request
-from train.model.gpt import GPT, IGNORE_INDEX
+from train.model.loss import IGNORE_INDEX
+from train.model.transformer import Transformer
 from train.parallel.world import World
 
 LOGITS_SLICE = 1024  # positions; 1024 x 50257 float32 logits are 206 MB
@@ -36,7 +37,7 @@ class Score:
 
 @torch.no_grad()
 def sum_loss(
-    model: GPT,
+    model: Transformer,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | str,
     autocast: AbstractContextManager | None = None,
@@ -65,7 +66,7 @@ def sum_loss(
 
 @torch.no_grad()
 def score_requests(
-    model: GPT,
+    model: Transformer,
     requests: Sequence[Request],
     device: torch.device | str,
     autocast: AbstractContextManager | None = None,
@@ -138,7 +139,7 @@ def token_batches(requests: Sequence[Request], block_size: int, batch_tokens: in
 
 
 def _score_batch(
-    model: GPT, requests: Sequence[Request], device: torch.device | str, autocast: AbstractContextManager
+    model: Transformer, requests: Sequence[Request], device: torch.device | str, autocast: AbstractContextManager
 ) -> list[list[Score]]:
     """Run one forward pass. The continuations a, b of a context c are in one row, and do not attend to each other:
 
@@ -206,7 +207,7 @@ def _side_by_side(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     return torch.tensor([inputs, positions, parts]).view(3, len(rows), width), torch.tensor([states, targets, owners])
 
 
-def _float32_logits(model: GPT, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _float32_logits(model: Transformer, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield the start and the float32 logits (n, V) of slices of the hidden states (N, C)."""
     for start in range(0, len(hidden), LOGITS_SLICE):
         with torch.autocast(hidden.device.type, enabled=False):

@@ -11,7 +11,8 @@ from tests.helpers.commands import FAULTS, ROOT, run_command
 from tests.helpers.tiny import VOCAB, save_checkpoint
 from train.config.pretrain import ModelConfig
 from train.data.examples import Examples
-from train.model.gpt import GPT, IGNORE_INDEX
+from train.model.gpt import GPT
+from train.model.loss import IGNORE_INDEX
 
 SETTINGS = {
     "data.batch_examples": 16,

@@ -20,7 +20,7 @@ from tests.helpers.tiny import rows, save_checkpoint
 from train import finetune_instruct
 from train.config.finetune import load_instruct_config
 from train.data.examples import Examples
-from train.model.gpt import IGNORE_INDEX
+from train.model.loss import IGNORE_INDEX
 from train.parallel.world import World
 from train.weights.load_model import load_model
 

@@ -11,10 +11,12 @@ from prepare.common.cli import ArgumentError
 from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE
 from train.config.parsing import check_not_negative, check_positive, check_probability, nearest_multiples, read_config
 
+Part = Literal["rotary", "qk_norm", "embed_norm", "rms_norm", "relu2", "zero_init", "untied_head", "softcap"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a GPT-2.
+    """The shape of the model.
 
     Args:
         n_layer: transformer layers
@@ -23,7 +25,10 @@ class ModelConfig:
         block_size: the longest context, in tokens
         vocab_size: token ids are below this; 0: as many as the data's tokenizer has (GPT-2's: 50257)
         dropout: probability, after the embeddings, the attention and each residual branch
-        bias: biases in the linear layers and LayerNorms, as in OpenAI's models
+        bias: of gpt2: biases in the linear layers and LayerNorms, as in OpenAI's models
+        architecture: gpt2, or modern: rotary positions, normalized queries and keys, RMSNorm, squared ReLU, no biases,
+            residual projections that start at zero, an output head of its own, soft-capped logits
+        without: parts of modern that are left out, for what GPT-2 has in their place, such as '[rotary, relu2]'
     """
 
     n_layer: int = 12
@@ -33,6 +38,8 @@ class ModelConfig:
     vocab_size: int = 0
     dropout: float = 0.0
     bias: bool = True
+    architecture: Literal["gpt2", "modern"] = "gpt2"
+    without: list[Part] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -236,6 +243,8 @@ def check_config(config: Config) -> None:
             raise ArgumentError(f"data.train.{name}.weight is {source.weight}: give a number above 0")
     if model.n_embd % model.n_head:
         raise ArgumentError(f"model.n_embd {model.n_embd} is not a multiple of model.n_head {model.n_head}")
+    if model.without and model.architecture != "modern":
+        raise ArgumentError(f"model.without is {model.without}: only model.architecture modern has these parts")
     if model.vocab_size > 65536:
         raise ArgumentError(f"model.vocab_size is {model.vocab_size}: shards hold uint16 tokens, so give 65536 or less")
 

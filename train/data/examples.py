@@ -23,7 +23,7 @@ from torch import Tensor
 from prepare.common.files import atomic_write, atomic_write_json, read_json_object
 from train.data.loader import MicroBatch, dropout_seeds
 from train.data.windows import permutation
-from train.model.gpt import IGNORE_INDEX
+from train.model.loss import IGNORE_INDEX
 from train.parallel.world import World
 
 SPLITS = ("train", "val", "test")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT, IGNORE_INDEX
+from train.model.gpt import GPT
+from train.model.loss import IGNORE_INDEX
 
 
 class Classifier(GPT):

@@ -15,17 +15,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+IGNORE_INDEX = -1  # a target that is left out of the loss
 CHUNK_BYTES = 2**30  # of logits at a time; each chunk reads and writes the weight's float32 gradient once more
 ALIGNMENT = 64  # the vocabulary is padded to a multiple of this, for fast matrix products
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
-    """F.cross_entropy(F.linear(hidden, weight).float(), targets, ignore_index=ignored), in less memory.
+def softcapped(logits: Tensor, softcap: float) -> Tensor:
+    """Cap logits smoothly at plus and minus `softcap`."""
+    return softcap * torch.tanh(logits / softcap)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """F.cross_entropy(F.linear(hidden, weight).float(), targets, ignore_index=IGNORE_INDEX), in less memory.
 
     Args:
         hidden: (N, C) states.
         weight: (V, C) embeddings of the tokens.
-        targets: (N,) int64 token ids, or `ignored`, which is left out.
+        targets: (N,) int64 token ids, or IGNORE_INDEX, which is left out.
+        softcap: cap the logits smoothly at plus and minus this, see `softcapped`.
 
     Returns:
         the mean over the other targets, in nats: a float32 scalar (float64 for float64 inputs).
@@ -34,14 +41,16 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled() and hidden.requires_grad:
-            return _LinearCrossEntropy.apply(hidden, weight, targets, ignored, dtype)
-        return _chunked(hidden, weight, targets, ignored, dtype, gradients=False)[0]
+            return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, dtype)
+        return _chunked(hidden, weight, targets, softcap, dtype, gradients=False)[0]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype) -> Tensor:
-        loss, d_hidden, d_weight = _chunked(hidden, weight, targets, ignored, dtype, gradients=True)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, dtype: torch.dtype
+    ) -> Tensor:
+        loss, d_hidden, d_weight = _chunked(hidden, weight, targets, softcap, dtype, gradients=True)
         ctx.save_for_backward(d_hidden, d_weight)
         return loss
 
@@ -53,13 +62,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunked(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, dtype: torch.dtype, gradients: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, dtype: torch.dtype, gradients: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss and, with `gradients`, its gradients with respect to hidden (N, C) and weight (V, C)."""
     vocab_size, exact = weight.size(0), torch.promote_types(dtype, torch.float32)
     padded = -(-vocab_size // ALIGNMENT) * ALIGNMENT
     table = F.pad(weight.to(dtype), (0, 0, 0, padded - vocab_size))  # (P, C), P = padded
-    counts = targets != ignored
+    counts = targets != IGNORE_INDEX
     share = counts.to(exact) / counts.sum()  # (N,): the weight of each row in the mean
     targets = targets.where(counts, 0)
     loss = torch.zeros((), dtype=exact, device=hidden.device)
@@ -68,6 +77,10 @@ def _chunked(
     for x, target, part in zip(*(tensor.split(rows) for tensor in (hidden, targets, share)), strict=True):
         x, target = x.to(dtype), target.unsqueeze(1)
         logits = F.linear(x, table).to(exact)  # (n, P)
+        if softcap:
+            logits = logits.div_(softcap).tanh_()
+            slope = (1 - logits * logits) if gradients else None  # of the capped logits, (n, P)
+            logits = logits.mul_(softcap)
         logits[:, vocab_size:] = -torch.inf
         top, chosen = logits.amax(1, keepdim=True), logits.gather(1, target)  # (n, 1) each
         e = logits.sub_(top).exp_()
@@ -75,8 +88,11 @@ def _chunked(
         loss = loss + (part * (s.log() + top - chosen).squeeze(1)).sum()
         if not gradients:
             continue
-        e, part = e.to(dtype), part.unsqueeze(1)
+        part = part.unsqueeze(1)
         scale = part / s  # (n, 1)
+        if softcap:
+            e, part = e.mul_(slope), part * slope.gather(1, target)
+        e = e.to(dtype)
         d_hidden.append((e @ table).to(exact) * scale - weight[target.squeeze(1)].to(exact) * part)  # (n, C)
         d_weight += (e.T @ (x.to(exact) * scale).to(dtype))[:vocab_size]  # (P, n) @ (n, C)
         d_weight.index_add_(0, target.squeeze(1), -part * x.to(exact))

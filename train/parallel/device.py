@@ -6,7 +6,7 @@ import re
 import torch
 
 from prepare.common.cli import UserError
-from train.model.gpt import GPT
+from train.model.transformer import Transformer
 
 # Dense bf16 FLOP/s with float32 accumulation, from NVIDIA's datasheets; the first key found in the GPU's name is taken.
 PEAK_FLOPS = {
@@ -102,7 +102,7 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def find_micro_batch_size(model: GPT, per_rank: int, device: torch.device, precision: str) -> int:
+def find_micro_batch_size(model: Transformer, per_rank: int, device: torch.device, precision: str) -> int:
     """The largest micro-batch, a divisor of `per_rank` sequences, whose forward and backward pass fits in memory.
 
     On a GPU, sizes are tried from 64 down, with memory reserved for AdamW's moments and DDP's buckets. Elsewhere a try
@@ -129,7 +129,7 @@ def find_micro_batch_size(model: GPT, per_rank: int, device: torch.device, preci
     )
 
 
-def _forward_backward(model: GPT, size: int, device: torch.device, precision: str) -> None:
+def _forward_backward(model: Transformer, size: int, device: torch.device, precision: str) -> None:
     """Run one micro-batch of `size` sequences with the memory reserved that training needs besides."""
     floats = 3 * model.num_parameters() + torch.cuda.mem_get_info(device)[1] // 80  # moments, buckets; 5% for the rest
     reserved = torch.empty(floats, device=device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prepare.common.cli import UserError, first_line
 from train.config.pretrain import CheckpointConfig
-from train.model.gpt import GPT
+from train.model.transformer import Transformer
 from train.parallel.device import is_out_of_memory
 from train.run import checkpoint
 from train.run.metrics_log import MetricsLog
@@ -30,7 +30,12 @@ class AsyncSaver:
     """
 
     def __init__(
-        self, run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, config: CheckpointConfig, log: MetricsLog
+        self,
+        run_dir: Path,
+        model: Transformer,
+        optimizer: torch.optim.Optimizer,
+        config: CheckpointConfig,
+        log: MetricsLog,
     ) -> None:
         self.run_dir, self.model, self.optimizer, self.config, self.log = run_dir, model, optimizer, config, log
         self.failures = 0  # in a row

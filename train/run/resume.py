@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from prepare.common.cli import UserError
-from train.model.gpt import GPT
+from train.config.pretrain import ModelConfig
+from train.model.transformer import Transformer
 from train.run.checkpoint import TRAIN_STATE, WEIGHTS, corruption_error, latest_valid_checkpoint, read_weights
 
 
@@ -22,7 +23,9 @@ class ResumeState:
     corrupt: tuple[Path, ...] = ()  # checkpoints that were skipped
 
 
-def resume(run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> ResumeState:
+def resume(
+    run_dir: Path, model: Transformer, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> ResumeState:
     """Load the run's latest valid checkpoint, if it has one, into a model and its optimizer, in place.
 
     Args:
@@ -38,6 +41,7 @@ def resume(run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, identity
     if checkpoint is None:
         return ResumeState()
     meta.setdefault("init", identity.get("init"))  # older checkpoints do not have it
+    meta["model"] = asdict(ModelConfig(**meta["model"]))  # nor all of the model's keys
     now = {**identity, "model": shape_of(model)}
     keys = ("init", "model", "data", "batches", "tokenizer")
     if different := [line for key in keys for line in differences(key, meta[key], now.get(key))]:
@@ -55,7 +59,7 @@ def resume(run_dir: Path, model: GPT, optimizer: torch.optim.Optimizer, identity
     return ResumeState(meta["step"], tuple(changes), tuple(corrupt))
 
 
-def shape_of(model: GPT) -> dict[str, Any]:
+def shape_of(model: Transformer) -> dict[str, Any]:
     """The shape that two models must share for one to load the other's weights."""
     return {key: value for key, value in asdict(model.config).items() if key != "dropout"}
 

@@ -11,8 +11,8 @@ from prepare.common.cli import UserError
 from prepare.common.files import file_sha256
 from train.config.finetune import FinetuneConfig, TuneConfig
 from train.data.examples import ExampleLoader, Examples, fingerprint
-from train.model.gpt import GPT
 from train.model.lora import add_lora
+from train.model.transformer import Transformer
 from train.parallel.device import precision_name
 from train.parallel.world import World
 from train.run import checkpoint
@@ -45,7 +45,7 @@ def run_identity(config: FinetuneConfig, base: LoadedModel, splits: dict[str, Ex
     }
 
 
-def weights_sha256(model: GPT) -> str:
+def weights_sha256(model: Transformer) -> str:
     """A sha256 over a model's weights, the same wherever it was loaded from."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
@@ -53,7 +53,7 @@ def weights_sha256(model: GPT) -> str:
     return digest.hexdigest()
 
 
-def freeze(model: GPT, tune: TuneConfig) -> None:
+def freeze(model: Transformer, tune: TuneConfig) -> None:
     """Make only the last tune.blocks layers trainable, with what follows them: the final LayerNorm and a classifier's
     head. `all`: every parameter; 0: only a classifier's head. With tune.lora_rank these layers are frozen too, and
     low-rank updates of their matrices are trained instead (LoRA). UserError if the model has fewer layers."""

@@ -17,7 +17,7 @@ from train.config.finetune import FinetuneConfig
 from train.config.pretrain import Config
 from train.data.examples import ExampleLoader
 from train.data.loader import WindowLoader, prefetch
-from train.model.gpt import GPT
+from train.model.transformer import Transformer
 from train.parallel.compile_ddp import check_replicas, compile_and_wrap_ddp, compiler_errors
 from train.parallel.device import autocast, is_out_of_memory
 from train.parallel.world import World, is_lost_connection, shut_down_distributed
@@ -47,7 +47,7 @@ class Trainer:
         world: World,
         run: RunDir,
         stop: StopRequest,
-        model: GPT,
+        model: Transformer,
         loader: WindowLoader | ExampleLoader,
         identity: Mapping[str, Any],
         flops_per_token: int = 0,

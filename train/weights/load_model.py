@@ -11,9 +11,10 @@ from prepare.common.cli import RUNS, UserError
 from prepare.finetuning.instructions import Template
 from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, load_tokenizer
 from train.config.pretrain import ModelConfig
+from train.model.build import build_model
 from train.model.classifier import Classifier
-from train.model.gpt import GPT
 from train.model.lora import merge_lora
+from train.model.transformer import Transformer
 from train.run.checkpoint import META, WEIGHTS, latest_checkpoint, latest_valid_checkpoint, read_meta, read_weights
 from train.run.resume import differences, shape_of
 from train.weights.huggingface import HUB_NAME, download_hf, hf_tokenizer, load_hf
@@ -26,7 +27,7 @@ NANOGPT = "ckpt.pt"  # in nanoGPT's out_dir
 class LoadedModel:
     """A model for scoring and generation: in evaluation mode, float32."""
 
-    model: GPT
+    model: Transformer
     known_tokenizer: Tokenizer | None  # None: its data had a small vocabulary and no manifest
     name: str  # for messages: the run and step, the folder, or the hub name
     step: int | None = None  # finished training steps; None for a Hugging Face model
@@ -106,7 +107,7 @@ def load_model(
 def load_checkpoint(checkpoint: Path, meta: Mapping[str, Any]) -> LoadedModel:
     """The model of a checkpoint, with what its meta.json says about it."""
     config, labels = ModelConfig(**meta["model"]), tuple(meta.get("labels", ()))
-    model = Classifier(config, len(labels)) if labels else GPT(config)
+    model = Classifier(config, len(labels)) if labels else build_model(config)
     model.load_state_dict(merge_lora(read_weights(checkpoint / WEIGHTS)))
     run = checkpoint.resolve().parent.parent
     return LoadedModel(
@@ -121,7 +122,7 @@ def load_checkpoint(checkpoint: Path, meta: Mapping[str, Any]) -> LoadedModel:
     )
 
 
-def load_initial_weights(spec: str, model: GPT, tokenizer: Mapping[str, Any] | None) -> str:
+def load_initial_weights(spec: str, model: Transformer, tokenizer: Mapping[str, Any] | None) -> str:
     """Copy another model's weights into a new run's model, and return the other's name.
 
     Args:

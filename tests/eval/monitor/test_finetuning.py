@@ -13,7 +13,7 @@ from tests.helpers.finetuning import random_examples
 from train.config.finetune import ClassifyConfig, ClassifyEval, LabelledData
 from train.config.pretrain import LogConfig, TrainConfig
 from train.data.examples import Examples
-from train.model.gpt import IGNORE_INDEX
+from train.model.loss import IGNORE_INDEX
 from train.parallel.world import World
 from train.run.metrics_log import MetricsLog
 

@@ -12,7 +12,7 @@ from prepare.tokens.tokenizer import GPT2Tokenizer
 from train.config.pretrain import ModelConfig
 from train.data.examples import label_targets
 from train.model.classifier import Classifier
-from train.model.gpt import IGNORE_INDEX
+from train.model.loss import IGNORE_INDEX
 
 
 def answers(n: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

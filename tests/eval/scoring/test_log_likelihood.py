@@ -26,7 +26,8 @@ from tests.helpers.random_gpt2 import save_random_gpt2
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
 from train.data.examples import length_buckets
-from train.model.gpt import GPT, IGNORE_INDEX
+from train.model.gpt import GPT
+from train.model.loss import IGNORE_INDEX
 from train.parallel.device import autocast
 from train.parallel.world import World
 from train.weights.huggingface import load_hf

@@ -7,7 +7,8 @@ from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
 from train.data.examples import Examples
 from train.model.classifier import Classifier
-from train.model.gpt import GPT, IGNORE_INDEX
+from train.model.gpt import GPT
+from train.model.loss import IGNORE_INDEX
 
 SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=VOCAB)
 WEIGHTS = [0.5, 2.0, 1.5]

@@ -19,8 +19,11 @@ def inputs(n: int, dtype: torch.dtype, ignored: int = 0) -> tuple[torch.Tensor, 
     return hidden, weight, targets
 
 
-def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(F.linear(hidden, weight), targets, ignore_index=-1)
+def plain(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
+    logits = F.linear(hidden, weight)
+    return F.cross_entropy(softcap * torch.tanh(logits / softcap) if softcap else logits, targets, ignore_index=-1)
 
 
 def gradients(loss: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -28,9 +31,9 @@ def gradients(loss: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("n", "ignored", "rows"), [(40, 7, 16), (5, 4, 5)])
+@pytest.mark.parametrize(("n", "ignored", "rows", "softcap"), [(40, 7, 16, None), (5, 4, 5, None), (40, 7, 16, 15.0)])
 def test_it_is_the_plain_loss_in_float64(
-    monkeypatch: pytest.MonkeyPatch, n: int, ignored: int, rows: int, compiled: bool
+    monkeypatch: pytest.MonkeyPatch, n: int, ignored: int, rows: int, softcap: float | None, compiled: bool
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_BYTES", rows * 128 * 8)  # 97 columns, padded to 128, of 8 bytes
     hidden, weight, targets = inputs(n, torch.float64, ignored)
@@ -38,13 +41,14 @@ def test_it_is_the_plain_loss_in_float64(
     function = linear_cross_entropy
     if compiled:
         function = torch.compile(function, fullgraph=True, backend="aot_eager_decomp_partition")
-    loss, reference = function(hidden, weight, targets, -1), plain(hidden, weight, targets)
+    loss, reference = function(hidden, weight, targets, softcap), plain(hidden, weight, targets, softcap)
     assert loss.dtype == torch.float64
     torch.testing.assert_close(loss, reference, atol=1e-13, rtol=1e-13)
     for ours, theirs in zip(gradients(loss, hidden, weight), gradients(reference, hidden, weight), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-13, rtol=1e-13)
     with torch.no_grad():
-        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets, -1), loss, atol=1e-13, rtol=1e-13)
+        evaluated = linear_cross_entropy(hidden, weight, targets, softcap)
+        torch.testing.assert_close(evaluated, loss, atol=1e-13, rtol=1e-13)
 
 
 def test_in_bf16_its_error_is_no_larger_than_the_plain_losss() -> None:
@@ -52,7 +56,7 @@ def test_in_bf16_its_error_is_no_larger_than_the_plain_losss() -> None:
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
     truth = plain(*exact, targets)
     with torch.autocast("cpu", torch.bfloat16):
-        ours, theirs = linear_cross_entropy(hidden, weight, targets, -1), plain(hidden, weight, targets)
+        ours, theirs = linear_cross_entropy(hidden, weight, targets), plain(hidden, weight, targets)
     assert ours.dtype == torch.float32
     assert abs(ours - truth) <= 1.1 * abs(theirs - truth) + 1e-3
     found = (gradients(ours, hidden, weight), gradients(theirs, hidden, weight), gradients(truth, *exact))
@@ -63,7 +67,7 @@ def test_in_bf16_its_error_is_no_larger_than_the_plain_losss() -> None:
 
 def test_large_logits_do_not_overflow() -> None:
     hidden, weight, targets = inputs(16, torch.float32)
-    loss = linear_cross_entropy(1e4 * hidden, weight, targets, -1)
+    loss = linear_cross_entropy(1e4 * hidden, weight, targets)
     torch.testing.assert_close(loss, plain(1e4 * hidden, weight, targets))
     assert all(gradient.isfinite().all() for gradient in gradients(loss, hidden, weight))
 
@@ -73,6 +77,6 @@ def test_only_one_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPat
     hidden, targets = torch.randn(4096, 16, requires_grad=True), torch.randint(5000, (4096,))
     weight = torch.randn(5000, 16, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as record:
-        linear_cross_entropy(hidden, weight, targets, -1).backward()
+        linear_cross_entropy(hidden, weight, targets).backward()
     largest = max(event.self_cpu_memory_usage for event in record.events())
     assert largest <= 2**21 < 4096 * 5000 * 4 / 30

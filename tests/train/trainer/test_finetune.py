@@ -12,7 +12,8 @@ from tests.helpers.tiny import VOCAB
 from train.config.finetune import ClassifyConfig, LabelledData, TuneConfig
 from train.config.pretrain import ModelConfig, OptimConfig, TrainConfig
 from train.model.classifier import Classifier
-from train.model.gpt import GPT, IGNORE_INDEX
+from train.model.gpt import GPT
+from train.model.loss import IGNORE_INDEX
 from train.trainer.finetune import data_identity, freeze
 from train.trainer.optim import build_optimizer
 from train.weights.load_model import LoadedModel
