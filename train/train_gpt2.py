@@ -4,6 +4,7 @@ A whole run is `train` below (what is built) and Trainer.train in train/trainer/
 """
 
 import sys
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from train.parallel.world import World, init_distributed
 from train.run.checkpoint import latest_checkpoint
 from train.run.run_dir import open_run
 from train.run.stop_request import StopRequest
+from train.trainer.dry_run import DryRun, temporary_run
 from train.trainer.trainer import Trainer, one_line_errors
 from train.weights.load_model import load_initial_weights
 
@@ -40,7 +42,9 @@ OPENING = """Train a GPT-2 on token shards, in one process or under torchrun; th
 def main() -> None:
     config = load_config(None, OPENING)
     with one_line_errors(config.data.micro_batch_size):
-        train(config, init_distributed(config.train.device, config.train.timeout_seconds))
+        world = init_distributed(config.train.device, config.train.timeout_seconds)
+        with temporary_run(config, world) if config.run.dry else nullcontext(config) as config:
+            train(config, world)
 
 
 def train(config: Config, world: World) -> None:
@@ -79,6 +83,9 @@ def train(config: Config, world: World) -> None:
     trainer = Trainer(config, world, run, stop, model, loader, identity, model.flops_per_token())
     evaluator = PretrainEvaluator(trainer, val, micro)
     print_summary(trainer)
+    if config.run.dry:
+        DryRun(trainer, evaluator.time_parts).run()
+        return
     trainer.train(evaluator.run)
     if world.is_main:
         from eval.common.curves import plot_runs  # imports matplotlib, which only rank 0 needs, at the end

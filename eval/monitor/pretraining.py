@@ -4,7 +4,9 @@ Between two parts of an evaluation the ranks all-reduce their sums, and whether 
 evaluation is abandoned, so that the run can be saved at once.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from eval.generation.sampling import generate
 from eval.scoring.log_likelihood import count_correct, score_requests, sum_loss
-from eval.scoring.tasks import hellaswag_request, load_hellaswag
+from eval.scoring.tasks import Request, hellaswag_request, load_hellaswag
 from prepare.common.cli import ROOT, UserError
 from train.data.windows import Windows, validation_batches
 from train.trainer.trainer import Trainer
@@ -22,6 +24,7 @@ from train.weights.load_model import model_tokenizer
 
 HELLASWAG = Path("data/hellaswag_val.jsonl")  # in the working directory, or in the repository
 GROUP = 8  # validation batches of a rank between two all-reduces
+TIMED_GROUPS, TIMED_TASKS = 2, 100  # of each evaluation, in a dry run
 
 
 class StopRequested(Exception):
@@ -99,8 +102,9 @@ class PretrainEvaluator(Evaluator):
         evaluations = {"val": self._validate, "hellaswag": self._hellaswag, "sample": self._sample}
         super().__init__(trainer, intervals, evaluations)
         self.tokenizer = model_tokenizer(trainer.identity["tokenizer"], config.model.vocab_size)
-        size, vocab_size = config.model.block_size, config.model.vocab_size
-        self.val = {name: Windows(paths, size, vocab_size) for name, paths in val.items()}
+        self.block_size, vocab_size = config.model.block_size, config.model.vocab_size
+        self.requests: list[Request] = []
+        self.val = {name: Windows(paths, self.block_size, vocab_size) for name, paths in val.items()}
         for kind, prepare in (("hellaswag", self._load_requests), ("sample", self._encode_prompt)):
             if not self.intervals[kind]:
                 continue
@@ -167,6 +171,34 @@ class PretrainEvaluator(Evaluator):
             text = self.eval.sample_prompt + self.tokenizer.decode(tokens)
         self.all_reduce()
         return {"text": text}
+
+    def time_parts(self, step: int) -> dict[str, tuple[int, float]]:
+        """Time a part of each evaluation, for a dry run, which ends with it. Every rank must call it.
+
+        Returns:
+            by kind: how often the evaluation is due from `step` on, and the seconds that one takes.
+        """
+        size = self.block_size
+
+        def val_windows() -> int:
+            return sum(min(max(1, self.eval.val_tokens // size), sum(each.counts)) for each in self.val.values())
+
+        windows, tasks = val_windows(), len(self.requests)
+        part = TIMED_GROUPS * GROUP * self.batch_size * self.world.size * size
+        self.eval = replace(self.eval, val_tokens=min(part, self.eval.val_tokens))
+        self.requests = self.requests[:: max(1, tasks // TIMED_TASKS)]
+        scale = {"val": windows / max(1, val_windows()), "hellaswag": tasks / max(1, len(self.requests)), "sample": 1}
+        found = {}
+        try:
+            for kind, evaluate in self.evaluations.items():
+                if due := sum(self._is_due(each, kind) for each in range(step, self.last + 1)):
+                    evaluate()  # the first call allocates memory and loads kernels
+                    start = time.perf_counter()
+                    evaluate()
+                    found[kind] = due, (time.perf_counter() - start) * scale[kind]
+        except StopRequested:
+            self.stop.agreed = True
+        return found
 
 
 def _format(key: str, value: object) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from prepare.tokens.shards import write_shard
-from train.config.pretrain import Config, LogConfig, ModelConfig, RunConfig, TrainConfig
+from train.config.pretrain import Config, LogConfig, ModelConfig, PretrainRunConfig, TrainConfig
 from train.data.loader import Mixture, WindowLoader
 from train.model.gpt import GPT
 from train.parallel.world import World
@@ -77,7 +77,7 @@ def tiny_trainer(run: Path, **sections: Any) -> Trainer:
     config = Config(
         model=ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=VOCAB),
         **{"log": LogConfig(wandb="disabled"), "train": TrainConfig(max_steps=7, compile=False), **sections},
-        run=RunConfig(dir=str(run)),
+        run=PretrainRunConfig(dir=str(run)),
     )
     world = World(0, 1, torch.device("cpu"))
     directory = RunDir(config, world)

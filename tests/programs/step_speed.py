@@ -16,7 +16,6 @@ if not __package__:
 
 import argparse
 import math
-import resource
 import statistics
 import tempfile
 import time
@@ -35,7 +34,14 @@ from train.data.loader import MicroBatch, Mixture, WindowLoader, prefetch
 from train.data.windows import common_tokenizer
 from train.model.gpt import GPT
 from train.parallel.compile_ddp import compile_and_wrap_ddp
-from train.parallel.device import autocast, find_micro_batch_size, peak_flops, precision_name, prepare_device
+from train.parallel.device import (
+    autocast,
+    find_micro_batch_size,
+    peak_flops,
+    peak_memory,
+    precision_name,
+    prepare_device,
+)
 from train.parallel.world import World, init_distributed, shut_down_distributed
 from train.trainer.optim import build_optimizer, learning_rate
 from train.trainer.step import train_step
@@ -122,12 +128,10 @@ class StepBench:
 
     def facts(self) -> dict[str, Any]:
         """The model, the batch, and the peak memory in bytes."""
-        cuda = self.world.device.type == "cuda"
-        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "precision": precision_name(self.context),
-            "memory": torch.cuda.max_memory_reserved() if cuda else memory,
+            "memory": peak_memory(self.world.device),
             "micro_batches": self.per_rank // self.loader.micro_batch_size,
             "micro_batch_size": self.loader.micro_batch_size,
         }

@@ -204,6 +204,19 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class PretrainRunConfig(RunConfig):
+    """The run directory, and the dry run.
+
+    Args:
+        dry: measure a few steps and print what the run will be (time, memory, disk, energy); nothing is kept
+        price_per_hour: of the whole machine or allocation, for the cost that a dry run prints; 0: not given
+    """
+
+    dry: bool = False
+    price_per_hour: float = 0.0
+
+
+@dataclass(frozen=True)
 class Config:
     """The configuration of a pretraining run."""
 
@@ -214,7 +227,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: PretrainRunConfig = field(default_factory=PretrainRunConfig)
 
 
 def load_config(argv: list[str] | None, opening: str) -> Config:
@@ -229,6 +242,7 @@ def check_config(config: Config) -> None:
     check_positive(config, (f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "block_size")))
     check_positive(config, ("data.batch_tokens", "data.micro_batch_size", "eval.val_tokens", "eval.sample_tokens"))
     check_not_negative(config, ("model.vocab_size", "eval.every", "eval.hellaswag_every", "eval.sample_every"))
+    check_not_negative(config, ("run.price_per_hour",))
     check_probability(config, "model.dropout")
     check_common(config)
     globs = {f"data.train.{name}": source.files for name, source in data.sources.items()}

@@ -1,7 +1,10 @@
 """The device: its precision, its peak FLOP/s for MFU, its set-up, and the micro-batch size that fits in its memory."""
 
 import ctypes
+import os
 import re
+import resource
+import sys
 
 import torch
 
@@ -138,6 +141,20 @@ def _forward_backward(model: Transformer, size: int, device: torch.device, preci
         loss = model(tokens, tokens)
     loss.backward()
     del reserved
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has used so far, in bytes: on a GPU what PyTorch holds of it, else RSS."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def total_memory(device: torch.device) -> int:
+    """The memory of the GPU, or of the machine, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def is_out_of_memory(failure: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """A run's directory: its lock, its configuration, and whether the run is finished."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class RunDir:
         used = latest_checkpoint(self.path) or (metrics.exists() and metrics.stat().st_size > 0)
         if config.run.fresh and used:
             raise UserError(f"{self.path} holds a run already, and run.fresh is set: choose another --run.dir")
-        self.is_main = world.is_main
+        self.is_main, self.opened = world.is_main, time.perf_counter()
         if self.is_main:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,11 @@ class RunDir:
                 raise UserError(f"run.dir {self.path} is a file, not a directory: choose another --run.dir") from None
             self._lock = FileLock(self.path / ".lock", self.path, "wait for it, or choose another --run.dir")
             remove_unfinished(self.path)
+
+    def close(self) -> None:
+        """Release the lock before the process ends."""
+        if self.is_main:
+            self._lock.release()
 
     @property
     def is_done(self) -> bool:

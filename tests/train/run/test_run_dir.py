@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prepare.common.cli import UserError
-from train.config.pretrain import Config, RunConfig, load_config
+from train.config.pretrain import Config, PretrainRunConfig, load_config
 from train.parallel.world import World
 from train.run.run_dir import RunDir
 
@@ -15,7 +15,7 @@ MAIN, OTHER = World(0, 1, torch.device("cpu")), World(1, 1, torch.device("cpu"))
 
 
 def config(path: Path, fresh: bool = False) -> Config:
-    return Config(run=RunConfig(dir=str(path), fresh=fresh))
+    return Config(run=PretrainRunConfig(dir=str(path), fresh=fresh))
 
 
 def test_the_configuration_is_kept_and_done_marks_the_end(tmp_path: Path) -> None:

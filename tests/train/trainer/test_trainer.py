@@ -32,7 +32,7 @@ def test_a_run_ends_saved_and_done_and_is_resumed_where_it_was_stopped(tmp_path:
     trainer.train(stop_after_3)
     assert trainer.stopped
     trainer.finish()
-    trainer.run._lock.release()
+    trainer.run.close()
     assert not (tmp_path / "DONE").exists()
     trainer = tiny_trainer(tmp_path)
     assert trainer.step == 3

@@ -1,0 +1,103 @@
+"""run.dry: what it prints of a small run, and that nothing is left behind."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from prepare.common.cli import UserError
+from tests.helpers.commands import ROOT, run_command
+from tests.helpers.tiny import settings, two_sources, write_shards
+from train.train_gpt2 import main
+from train.trainer.dry_run import DryRun, Part, count_saves, slurm_jobs
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Train in this process: the table's rows, all that was printed, and the parts of the time."""
+    monkeypatch.setattr("train.run.stop_request.signal.signal", lambda *_: None)
+    monkeypatch.setattr("train.trainer.dry_run.MEASURED_SECONDS", 0.01)
+    data, parts = write_shards(tmp_path / "data"), []
+
+    def recorded(dry_run: DryRun) -> dict[str, str]:
+        parts[:] = dry_run.parts()
+        return table(dry_run)
+
+    table = DryRun.table
+    monkeypatch.setattr(DryRun, "table", recorded)
+
+    def start(**changes: object) -> tuple[dict[str, str], str, list[Part]]:
+        words = settings(data, tmp_path / "runs" / "mine", eval__every=10, checkpoint__every=4, **changes)
+        monkeypatch.setattr("sys.argv", ["train_gpt2.py", *words])
+        main()
+        out = capsys.readouterr().out
+        return dict(re.findall(r"^(\w+)  +(.*)$", out.rpartition("\n\n")[2], re.MULTILINE)), out, list(parts)
+
+    return start
+
+
+def tree(folder: Path) -> dict[Path, int]:
+    """All paths, and when each file changed."""
+    return {path: 0 if path.is_dir() else path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_dry_run_prints_what_the_run_will_be_and_leaves_nothing(start, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    rows, _, parts = start(run__dry="true", run__price_per_hour=3600)
+    assert tree(tmp_path) == before
+    assert rows["parameters"] == "28,544, 25,408 of them in the layers"
+    assert rows["disk"].startswith("3 checkpoints of 0.4 MB at most")
+    assert rows["data"] == f"{20 * 512:,} tokens, 0.73 epochs"
+    assert rows["compute"].startswith(f"{10_240 * (6 * (28_544 - 32 * 32) + 12 * 2 * 32 * 32):.3g} FLOPs")
+    assert {part.name: part.count for part in parts} == {
+        "start": 1,
+        "steps": 20,
+        "validations": 3,
+        "saves": 5,
+        "last write": 1,
+    }
+    assert all(part.seconds > 0 for part in parts)
+    assert float(rows["cost"].split(",")[0][1:]) == pytest.approx(sum(part.seconds for part in parts), abs=0.005)
+    assert "from step" not in rows["time"]
+
+
+def test_beside_a_run_it_counts_what_remains_and_touches_nothing(start, tmp_path: Path) -> None:
+    start(train__max_steps=10)
+    before = tree(tmp_path)
+    rows, out, parts = start(run__dry="true")
+    assert "resumed at step 10" in out
+    assert "from step 10: start" in rows["time"]
+    counts = {part.name: part.count for part in parts}
+    assert (counts["steps"], counts["validations"], counts["saves"]) == (10, 1, 3)
+    assert "train.max_steps 10" in start(run__dry="true", train__max_steps=10)[1]
+    with pytest.raises(UserError, match=f"{tmp_path}/runs/mine holds a run already"):
+        start(run__dry="true", run__fresh="true")
+    assert tree(tmp_path) == before
+
+
+def test_on_two_processes_with_named_sources_and_samples(tmp_path: Path) -> None:
+    data = write_shards(tmp_path / "data")
+    changes = {"eval__every": 10, "train__max_steps": 8, "run__dry": "true", **two_sources(data)}
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    before = tree(tmp_path)
+    result = run_command(
+        "python", *torchrun, ROOT / "train" / "train_gpt2.py", *settings(data, tmp_path / "run", **changes)
+    )
+    assert result.returncode == 0, result.stderr
+    assert "4,096 tokens, 0.48 epochs one, 0.15 epochs others" in result.stdout
+    assert "in the largest process" in result.stdout
+    assert tree(tmp_path) == before
+
+
+def test_saves_are_at_the_interval_and_at_the_end() -> None:
+    assert [count_saves(0, 20, every) for every in (4, 6, 0, 50)] == [5, 4, 1, 1]
+    assert [count_saves(first, 20, 6) for first in (6, 18)] == [3, 1]
+
+
+def test_slurm_jobs_train_between_their_start_and_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_START_TIME", "1000")
+    stop = SimpleNamespace(end=1000 + 3600.0, margin=120)
+    assert slurm_jobs(stop, 7000.0, 80.0) == "3 jobs of 1h00m"
+    assert slurm_jobs(stop, 3400.0, 80.0) == "1 jobs of 1h00m"
+    assert "no time to train" in slurm_jobs(stop, 3400.0, 3500.0)
