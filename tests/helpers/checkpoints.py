@@ -17,6 +17,7 @@ FACTS = {
     "tokenizer": CharTokenizer(CHARACTERS).describe(),
     "data": {"shards": 3, "tokens": 14_001, "sha256": "0123456789abcdef" * 4},
     "batches": {"tokens": 512, "seed": 1, "shuffle": True},
+    "optim.optimizer": "adamw",
     "settings": {"optim.max_lr": 1e-3, "optim.betas": [0.9, 0.95], "train.max_steps": 20},
 }
 

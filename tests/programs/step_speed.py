@@ -101,8 +101,8 @@ class StepBench:
             micro = world.min(find_micro_batch_size(self.model, self.per_rank, world.device, config.train.precision))
             if world.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()  # of the search
-        sharded = config.train.shard_optimizer and world.size > 1
-        self.optimizer = build_optimizer(self.model, config.optim, sharded)
+        sharded = config.train.shard_optimizer or config.optim.optimizer == "muon"
+        self.optimizer = build_optimizer(self.model, config.optim, sharded and world.size > 1)
         self.train_model = compile_and_wrap_ddp(self.model, config.train.compile, world)
         self.context = autocast(world.device, config.train.precision)
         return micro

@@ -88,23 +88,33 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule.
+    """The optimizer and its schedule.
 
     Args:
+        optimizer: muon orthogonalizes the updates of the layers' matrices; embeddings, head and vectors stay with AdamW
         max_lr: learning rate at the end of the warmup
+        embedding_lr: max_lr of the embeddings, on the same schedule; 0 takes max_lr
+        head_lr: the same for an output head of its own, which is not the token embedding
+        vector_lr: the same for biases and LayerNorms
         min_lr: learning rate of the last step, unless schedule is constant or the run is no longer than the warmup
         warmup_steps: steps of linear warmup
-        schedule: what follows the warmup
+        schedule: what follows the warmup; wsd is constant, then falls linearly to min_lr
+        cooldown: share of train.max_steps, the last ones, in which wsd falls
         weight_decay: on matrices and embeddings only
         betas: AdamW's
         eps: AdamW's
         grad_clip: largest global gradient norm; 0 turns clipping off
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
     max_lr: float = 6e-4
+    embedding_lr: float = 0.0
+    head_lr: float = 0.0
+    vector_lr: float = 0.0
     min_lr: float = 0.0
     warmup_steps: int = 700
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    cooldown: float = 0.2
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -123,7 +133,7 @@ class TrainConfig:
         compile: use torch.compile
         recompute: activation checkpointing: store only each layer's input, and compute the rest again in the backward
             pass; less memory for more time
-        shard_optimizer: each process keeps only its share of AdamW's moments (ZeRO-1)
+        shard_optimizer: each process keeps only its share of the optimizer's state (ZeRO-1); with Muon it always does
         init_from: the model whose weights a new run starts from, named as for --model; empty starts from random ones
         timeout_seconds: how long a process may keep the others waiting before the run ends with an error that names it
     """
@@ -269,9 +279,12 @@ def check_common(config: Any) -> None:
     optim = config.optim
     check_positive(config, ("optim.max_lr", "optim.eps", "train.max_steps", "train.timeout_seconds", "checkpoint.keep"))
     check_not_negative(config, ("optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.grad_clip"))
+    check_not_negative(config, ("optim.embedding_lr", "optim.head_lr", "optim.vector_lr"))
     check_not_negative(config, ("train.seed", "checkpoint.every", "checkpoint.margin_seconds", "log.every"))
     if optim.min_lr > optim.max_lr:
         raise ArgumentError(f"optim.min_lr {optim.min_lr} is above optim.max_lr {optim.max_lr}: lower it")
+    if not 0 < optim.cooldown <= 1:
+        raise ArgumentError(f"optim.cooldown is {optim.cooldown}: give a share above 0, up to 1")
     if not config.run.dir:
         raise ArgumentError("run.dir is empty: give a directory, or leave it out")
 

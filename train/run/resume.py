@@ -29,21 +29,21 @@ def resume(
     """Load the run's latest valid checkpoint, if it has one, into a model and its optimizer, in place.
 
     Args:
-        identity: of the run as it is now: `data`, `batches`, `tokenizer`, and in fine-tuning `init` (the checksum of
-            the pretrained model) must be those of the checkpoint; `settings` (by their keys in the configuration) may
-            differ.
+        identity: of the run as it is now: `data`, `batches`, `tokenizer`, `optim.optimizer`, and in fine-tuning `init`
+            (the checksum of the pretrained model) must be those of the checkpoint; `settings` (by their keys in the
+            configuration) may differ.
 
     Raises:
-        UserError: every checkpoint is corrupt, or the latest differs in the model's shape, the data, or the model that
-            the run started from.
+        UserError: every checkpoint is corrupt, or the latest differs in the model's shape, the data, the optimizer, or
+            the model that the run started from.
     """
     checkpoint, meta, corrupt = latest_valid_checkpoint(run_dir)
     if checkpoint is None:
         return ResumeState()
-    meta.setdefault("init", identity.get("init"))  # older checkpoints do not have it
+    meta = {"init": identity.get("init"), "optim.optimizer": "adamw", **meta}  # older checkpoints do not have these
     meta["model"] = asdict(ModelConfig(**meta["model"]))  # nor all of the model's keys
     now = {**identity, "model": shape_of(model)}
-    keys = ("init", "model", "data", "batches", "tokenizer")
+    keys = ("init", "model", "data", "batches", "tokenizer", "optim.optimizer")
     if different := [line for key in keys for line in differences(key, meta[key], now.get(key))]:
         raise UserError(
             f"{checkpoint} is of another run: {', '.join(different)}; set them back, or start another run with "
@@ -55,7 +55,7 @@ def resume(
         load_moments(optimizer, state["optimizer"])
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as failure:
         raise corruption_error(checkpoint / TRAIN_STATE, failure) from None
-    changes = differences("", meta["settings"], identity["settings"])
+    changes = differences("", {**identity["settings"], **meta["settings"]}, identity["settings"])
     return ResumeState(meta["step"], tuple(changes), tuple(corrupt))
 
 
@@ -95,4 +95,5 @@ def load_moments(optimizer: Any, moments: dict[int, dict[str, Tensor]]) -> None:
     if hasattr(optimizer, "consolidate_state_dict"):
         optimizer.state.clear()  # ZeroRedundancyOptimizer keeps them in `optim`, and a copy here
         for parameter, state in optimizer.optim.state.items():
-            state["step"] = state["step"].to(parameter.device)  # where fused AdamW wants it
+            if "step" in state:  # not in Muon's
+                state["step"] = state["step"].to(parameter.device)  # where fused AdamW wants it

@@ -25,7 +25,7 @@ def train_step(
         model: maps (B, T) inputs and targets to the mean loss; may be compiled and wrapped in DDP.
         micro_batches: those of this rank, on the CPU.
         context: the precision of the forward pass.
-        lr: learning rate of this step.
+        lr: learning rate of this step; each group of parameters has its `lr_scale` of it.
         grad_clip: the largest global gradient norm; 0 turns clipping off.
         mark: called with each phase's name as it begins: forward, backward, optimizer, end; for measurements.
 
@@ -53,7 +53,7 @@ def train_step(
     grad_norm = clip_gradients(model.parameters(), grad_clip or float("inf"))
     if torch.isfinite(grad_norm):
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     mark("end")

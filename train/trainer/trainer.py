@@ -66,10 +66,11 @@ class Trainer:
         self.config: Any = config  # with the keys of pretraining or of one kind of fine-tuning
         self.world, self.run, self.stop = world, run, stop
         self.model, self.loader = model, loader
-        self.identity = {**identity, "settings": changeable_settings(config)}
+        settings = changeable_settings(config)
+        self.identity = {**identity, "optim.optimizer": config.optim.optimizer, "settings": settings}
         self.context = autocast(world.device, config.train.precision)
-        sharded = config.train.shard_optimizer and world.size > 1
-        self.optimizer = build_optimizer(model, config.optim, sharded)
+        sharded = config.train.shard_optimizer or config.optim.optimizer == "muon"
+        self.optimizer = build_optimizer(model, config.optim, sharded and world.size > 1)
         resumed = resume(run.path, model, self.optimizer, self.identity)
         if not world.all_equal(resumed.step, hashlib.sha256(json.dumps(identity["data"]).encode()).hexdigest()):
             raise UserError(
@@ -189,6 +190,7 @@ def changeable_settings(config: Config | FinetuneConfig) -> dict[str, Any]:
     sections = {name: values for name, values in asdict(config).items() if isinstance(values, dict)}
     values = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
     values["optim.betas"] = list(values["optim.betas"])  # as JSON returns them
+    del values["optim.optimizer"]  # its state is of another kind
     return {key: value for key, value in values.items() if key.startswith("optim.") or key in CHANGEABLE}
 
 

@@ -74,7 +74,7 @@ def test_loss_and_gradient_are_those_of_a_loop_over_single_examples(micro: int, 
                 found.add_(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]) / size)
 
         mine = loader(examples, micro, rank, size)
-        optimizer = Keep(model.parameters(), lr=0.0)
+        optimizer = Keep([{"params": model.parameters(), "lr_scale": 1.0}], lr=0.0)
         loss, _ = train_step(model, optimizer, mine.micro_batches(2), autocast(CPU, "fp32"), 0.0, 0.0)
         losses.append(loss.item() / size)
     assert sum(losses) == pytest.approx(expected.item(), abs=1e-6)

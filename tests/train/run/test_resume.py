@@ -39,6 +39,8 @@ def test_another_model_other_data_and_another_tokenizer_are_refused_with_what_di
     ):
         with pytest.raises(UserError, match=message):
             resume(tmp_path, *trained(), {**FACTS, key: {**FACTS[key], **change}})
+    with pytest.raises(UserError, match=r"optim.optimizer adamw \(now muon\)"):
+        resume(tmp_path, *trained(), {**FACTS, "optim.optimizer": "muon"})
 
 
 def test_fine_tuning_resumes_with_the_model_that_it_started_from(tmp_path: Path) -> None:
@@ -54,6 +56,7 @@ def test_fine_tuning_resumes_with_the_model_that_it_started_from(tmp_path: Path)
 def test_changed_settings_are_accepted_and_listed(tmp_path: Path) -> None:
     save(tmp_path, 5)
     changed = {**FACTS, "settings": {**FACTS["settings"], "optim.max_lr": 5e-4, "train.max_steps": 40}}
+    changed["settings"]["optim.later"] = 0.0  # a key that the checkpoint is too old for
     resumed = resume(tmp_path, *trained(), changed)
     assert resumed.changes == ("optim.max_lr 0.001 (now 0.0005)", "train.max_steps 20 (now 40)")
 
@@ -63,7 +66,7 @@ def test_the_optimizers_settings_are_the_configurations_and_its_moments_the_chec
     model, _ = trained(seed=1)
     optimizer = build_optimizer(model, OptimConfig(weight_decay=50.0, betas=(0.1, 0.2), eps=1e-3))
     resume(tmp_path, model, optimizer, FACTS)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [50.0, 0.0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [50.0, 50.0, 0.0]
     assert all((group["betas"], group["eps"]) == ((0.1, 0.2), 1e-3) for group in optimizer.param_groups)
     for a, b in zip(before.state.values(), optimizer.state.values(), strict=True):
         assert torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])

@@ -1,6 +1,8 @@
 """The schedule as a function of the step, and which parameters decay."""
 
 import math
+import operator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 
 from tests.helpers.commands import ROOT, run_command
 from train.config.pretrain import ModelConfig, OptimConfig
+from train.model.classifier import Classifier
 from train.model.gpt import GPT
 from train.trainer.optim import build_optimizer, learning_rate
 
@@ -39,6 +42,42 @@ def test_linear_and_constant() -> None:
         assert learning_rate(3, short, 4) == pytest.approx(0.4)
 
 
+def test_wsd_is_constant_then_linear_over_the_last_steps() -> None:
+    wsd = OptimConfig(max_lr=1.0, min_lr=0.2, warmup_steps=2, schedule="wsd", cooldown=0.4)
+    rates = [learning_rate(step, wsd, 10) for step in range(11)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2])
+    assert [learning_rate(step, wsd, 30) for step in range(6)] == rates[:6]  # a longer run, to the last bit
+    whole = OptimConfig(max_lr=1.0, warmup_steps=3, schedule="wsd", cooldown=1.0)  # only the warmup comes first
+    linear = OptimConfig(max_lr=1.0, warmup_steps=3, schedule="linear")
+    assert all(learning_rate(step, whole, 9) == learning_rate(step, linear, 9) for step in range(9))
+
+
+def test_each_group_has_its_learning_rate_and_without_one_the_hidden_matrices() -> None:
+    """In a checkpoint the parameters are in the groups' order, which is that of older checkpoints."""
+    model = Classifier(ModelConfig(n_layer=2, n_head=2, n_embd=8, block_size=4, vocab_size=16), labels=3)
+    model.h[0].requires_grad_(False)
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.dim() == 1]
+    rates = OptimConfig(max_lr=0.01, embedding_lr=0.02, vector_lr=0.03)
+    groups = {group["name"]: group for group in build_optimizer(model, rates).param_groups}
+    assert {name: group["lr_scale"] for name, group in groups.items()} == pytest.approx(
+        {"embeddings": 2.0, "hidden": 1.0, "head": 1.0, "vectors": 3.0}
+    )
+    counted = [p for group in groups.values() for p in group["params"]]
+    assert all(map(operator.is_, counted, [*matrices, *vectors]))
+    assert groups["embeddings"]["params"] == [model.wte.weight, model.wpe.weight]
+    assert groups["head"]["params"] == [model.score.weight]
+    muon = {group["name"]: group for group in build_optimizer(model, replace(rates, optimizer="muon")).param_groups}
+    assert muon["qkv"]["params"] == [model.h[1].attn.c_attn.weight]
+    assert {name: group.get("matrices") for name, group in muon.items()} == {
+        "embeddings": None,
+        "qkv": 3,
+        "hidden": 1,
+        "head": None,
+        "vectors": None,
+    }
+
+
 def test_only_matrices_decay() -> None:
     model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32))
     optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1))
@@ -66,15 +105,16 @@ def test_one_step_is_adamws_formula_in_float64() -> None:
 
 
 SHARDED = """
-import torch, torch.distributed as dist
-from train.config.pretrain import OptimConfig
+import copy, torch, torch.distributed as dist
+from train.config.pretrain import ModelConfig, OptimConfig
+from train.model.gpt import GPT
 from train.run.resume import gather_moments, load_moments
 from train.trainer.optim import build_optimizer
 dist.init_process_group("gloo")
 
 def model():
     torch.manual_seed(0)
-    return torch.nn.Sequential(*(torch.nn.Linear(20, 20) for _ in range(6)))
+    return GPT(ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=32))
 
 def step(model, optimizer, number):
     for parameter in model.parameters():
@@ -84,32 +124,38 @@ def step(model, optimizer, number):
 def same(one, other):
     assert all(map(torch.equal, one.parameters(), other.parameters()))
 
-plain, sharded, resumed = model(), model(), model()
-optimizers = [build_optimizer(m, OptimConfig(), sharded=m is not plain) for m in (plain, sharded, resumed)]
-for number in range(5):
-    step(plain, optimizers[0], number), step(sharded, optimizers[1], number)
-same(plain, sharded)
-own = sum(state["exp_avg"].numel() for state in optimizers[1].optim.state.values())
-total = sum(parameter.numel() for parameter in plain.parameters())
-assert 0.4 * total < own < 0.6 * total, (own, total)
+for algorithm in ("adamw", "muon"):
+    config = OptimConfig(optimizer=algorithm)
+    plain, sharded, resumed = model(), model(), model()
+    optimizers = [build_optimizer(m, config, sharded=m is not plain) for m in (plain, sharded, resumed)]
+    for number in range(5):
+        step(plain, optimizers[0], number), step(sharded, optimizers[1], number)
+    same(plain, sharded)
+    theirs = optimizers[0].state_dict()["state"]
+    size = lambda states: sum(tensor.numel() for state in states for tensor in state.values())
+    assert 0.4 < size(optimizers[1].optim.state.values()) / size(theirs.values()) < 0.6
 
-gather_moments(optimizers[1])
-saved = [optimizers[1].state_dict()["state"] if dist.get_rank() == 0 else None]
-dist.broadcast_object_list(saved, 0)
-theirs = optimizers[0].state_dict()["state"]
-assert saved[0].keys() == theirs.keys()
-assert all(torch.equal(saved[0][i][key], theirs[i][key]) for i in theirs for key in theirs[i])
-resumed.load_state_dict(sharded.state_dict())
-load_moments(optimizers[2], saved[0])
-assert not optimizers[2].state  # no second copy of the moments
-step(plain, optimizers[0], 5), step(resumed, optimizers[2], 5)
-same(plain, resumed)
+    gather_moments(optimizers[1])
+    saved = [optimizers[1].state_dict()["state"] if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(saved, 0)
+    assert saved[0].keys() == theirs.keys()
+    assert all(torch.equal(saved[0][i][key], theirs[i][key]) for i in theirs for key in theirs[i])
+    resumed.load_state_dict(sharded.state_dict())
+    load_moments(optimizers[2], copy.deepcopy(saved[0]))  # which are taken as they are
+    assert not optimizers[2].state  # no second copy of the moments
+    alone = model()
+    alone.load_state_dict(sharded.state_dict())
+    optimizer = build_optimizer(alone, config)
+    load_moments(optimizer, saved[0])
+    step(plain, optimizers[0], 5), step(resumed, optimizers[2], 5), step(alone, optimizer, 5)
+    same(plain, resumed)
+    same(plain, alone)
 dist.destroy_process_group()
 """
 
 
-def test_two_ranks_with_half_of_the_moments_each_make_the_same_steps(tmp_path: Path) -> None:
-    """6 seconds: bit for bit, and through a save too."""
+def test_two_ranks_with_half_of_the_state_each_make_the_same_steps(tmp_path: Path) -> None:
+    """7 seconds: AdamW and Muon, bit for bit, through a save, and resumed on two ranks and on one."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

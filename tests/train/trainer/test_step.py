@@ -67,7 +67,9 @@ def test_the_returned_norm_is_of_the_mean_gradient_before_clipping() -> None:
 @pytest.mark.parametrize("grad_clip", [0.05, 0.0, 100.0])
 def test_clipping_scales_the_whole_gradient(grad_clip: float) -> None:
     model, _ = build()
-    sgd = torch.optim.SGD(model.parameters(), lr=1.0)  # its update shows the gradient itself
+    sgd = torch.optim.SGD(
+        [{"params": model.parameters(), "lr_scale": 1.0}], lr=1.0
+    )  # its update shows the gradient itself
     before = [p.detach().clone() for p in model.parameters()]
     _, norm = step(model, sgd, split(4, 2), lr=1.0, grad_clip=grad_clip)
     moved = math.sqrt(sum((p - q).square().sum().item() for p, q in zip(model.parameters(), before, strict=True)))
@@ -93,7 +95,7 @@ def test_the_norm_of_a_long_gradient_is_that_of_float64(heavy: float) -> None:
     slopes = torch.randn(50257, 32, generator=torch.Generator().manual_seed(0)) * 1e-2
     slopes[0] *= heavy
     model = Linear(slopes)
-    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    sgd = torch.optim.SGD([{"params": model.parameters(), "lr_scale": 1.0}], lr=1.0)
     _, norm = step(model, sgd, split(1, 1), lr=1.0, grad_clip=0.5)
     exact = slopes.double().norm().item()
     assert norm.dtype == torch.float32
