@@ -77,10 +77,10 @@ def _chunked(
     for x, target, part in zip(*(tensor.split(rows) for tensor in (hidden, targets, share)), strict=True):
         x, target = x.to(dtype), target.unsqueeze(1)
         logits = F.linear(x, table).to(exact)  # (n, P)
-        if softcap:
-            logits = logits.div_(softcap).tanh_()
-            slope = (1 - logits * logits) if gradients else None  # of the capped logits, (n, P)
-            logits = logits.mul_(softcap)
+        if softcap:  # by tanh(z) = 2 sigmoid(2 z) - 1, without the -1: it takes a sixth of tanh's time on a CPU
+            sigmoid = logits.mul_(2 / softcap).sigmoid_()
+            slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(4) if gradients else None  # (n, P)
+            logits = sigmoid.mul_(2 * softcap)
         logits[:, vocab_size:] = -torch.inf
         top, chosen = logits.amax(1, keepdim=True), logits.gather(1, target)  # (n, 1) each
         e = logits.sub_(top).exp_()
