@@ -72,12 +72,12 @@ def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:
     return folder
 
 
-def tiny_trainer(run: Path, **sections: Any) -> Trainer:
+def tiny_trainer(run: Path, branch: str = "", **sections: Any) -> Trainer:
     """A trainer of a tiny model on one process, with shards in RUN/shards; `sections`: of its configuration."""
     config = Config(
         model=ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=VOCAB),
         **{"log": LogConfig(wandb="disabled"), "train": TrainConfig(max_steps=7, compile=False), **sections},
-        run=PretrainRunConfig(dir=str(run)),
+        run=PretrainRunConfig(dir=str(run), branch=branch),
     )
     world = World(0, 1, torch.device("cpu"))
     directory = RunDir(config, world)

@@ -177,11 +177,13 @@ class CheckpointConfig:
     Args:
         every: interval in steps; 0 saves at the end only
         keep: the number of latest checkpoints to keep, in addition to the one with the best validation loss
+        keep_every: interval in steps, a multiple of `every`, of checkpoints that are kept for good; 0: none
         margin_seconds: stop and save this long before Slurm's time limit, or twice the slowest save so far
     """
 
     every: int = 500
     keep: int = 2
+    keep_every: int = 0
     margin_seconds: int = 120
 
 
@@ -207,10 +209,13 @@ class RunConfig:
     Args:
         dir: runs/<name of the config file> when not given
         fresh: refuse a directory that already holds a run, instead of resuming it
+        branch: a checkpoint of another run, RUN/checkpoints/step_XXXXXXXX, that a new run continues: it is copied, with
+            the metrics up to it
     """
 
     dir: str | None = None
     fresh: bool = False
+    branch: str = ""
 
 
 @dataclass(frozen=True)
@@ -280,9 +285,13 @@ def check_common(config: Any) -> None:
     check_positive(config, ("optim.max_lr", "optim.eps", "train.max_steps", "train.timeout_seconds", "checkpoint.keep"))
     check_not_negative(config, ("optim.min_lr", "optim.warmup_steps", "optim.weight_decay", "optim.grad_clip"))
     check_not_negative(config, ("optim.embedding_lr", "optim.head_lr", "optim.vector_lr"))
-    check_not_negative(config, ("train.seed", "checkpoint.every", "checkpoint.margin_seconds", "log.every"))
+    check_not_negative(config, ("train.seed", "checkpoint.every", "checkpoint.keep_every", "checkpoint.margin_seconds"))
+    check_not_negative(config, ("log.every",))
     if optim.min_lr > optim.max_lr:
         raise ArgumentError(f"optim.min_lr {optim.min_lr} is above optim.max_lr {optim.max_lr}: lower it")
+    every, keep_every = config.checkpoint.every, config.checkpoint.keep_every
+    if keep_every and (not every or keep_every % every):
+        raise ArgumentError(f"checkpoint.keep_every {keep_every} is not a multiple of checkpoint.every {every}")
     if not 0 < optim.cooldown <= 1:
         raise ArgumentError(f"optim.cooldown is {optim.cooldown}: give a share above 0, up to 1")
     if not config.run.dir:

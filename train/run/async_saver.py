@@ -95,7 +95,7 @@ class AsyncSaver:
                 f"the last checkpoint of {self.run_dir} could not be written: make room on the disk; the same "
                 "command resumes from the checkpoint before it"
             )
-        checkpoint.prune(self.run_dir, self.config.keep, self.log.val_losses)
+        checkpoint.prune(self.run_dir, self.config, self.log.val_losses)
 
     def _pin(self) -> None:
         """Pin memory for weights and moments in advance, since that is slow; PyTorch caches it for the saves. UserError
@@ -149,5 +149,5 @@ class AsyncSaver:
             self._copied.synchronize()
         self.log.sync()  # a checkpoint relies on the rows before it
         checkpoint.write(self.run_dir, step, weights, train_state, meta)
-        checkpoint.prune(self.run_dir, self.config.keep, val_losses)
+        checkpoint.prune(self.run_dir, self.config, val_losses)
         return time.perf_counter() - start

@@ -14,7 +14,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from prepare.common.cli import UserError, first_line
 from prepare.common.files import file_sha256, fsync_path
+from train.config.pretrain import CheckpointConfig
 
 WEIGHTS, TRAIN_STATE, META = "model.safetensors", "train_state.pt", "meta.json"
 
@@ -49,16 +51,31 @@ def write(
         OSError, RuntimeError, SafetensorError: it could not be written; no part of it is left, and the earlier ones
             are untouched.
     """
+    with _appearing(run_dir, step) as folder:
+        save_file(dict(weights), folder / WEIGHTS)
+        torch.save(dict(train_state), folder / TRAIN_STATE)
+        described = {"step": step, **meta, "sha256": {}}
+        described["sha256"] = {name: file_sha256(folder / name) for name in (WEIGHTS, TRAIN_STATE)}
+        described["sha256"][META] = _meta_sha256(described)
+        (folder / META).write_text(json.dumps(described, indent=2) + "\n")
+
+
+def copy(checkpoint: Path, run_dir: Path) -> None:
+    """Copy a checkpoint into another run, where it becomes visible as one that is written does."""
+    with _appearing(run_dir, step_of(checkpoint)) as folder:
+        for name in (WEIGHTS, TRAIN_STATE, META):
+            shutil.copyfile(checkpoint / name, folder / name)
+
+
+@contextmanager
+def _appearing(run_dir: Path, step: int) -> Iterator[Path]:
+    """A new folder that becomes the checkpoint of `step` by one rename, once its files are on disk; removed at an
+    exception."""
     folder = run_dir / "checkpoints"
     final, unfinished = folder / f"step_{step:08d}", _unused(folder / f".step_{step:08d}.tmp")
     try:
         unfinished.mkdir(parents=True)
-        save_file(dict(weights), unfinished / WEIGHTS)
-        torch.save(dict(train_state), unfinished / TRAIN_STATE)
-        described = {"step": step, **meta, "sha256": {}}
-        described["sha256"] = {name: file_sha256(unfinished / name) for name in (WEIGHTS, TRAIN_STATE)}
-        described["sha256"][META] = _meta_sha256(described)
-        (unfinished / META).write_text(json.dumps(described, indent=2) + "\n")
+        yield unfinished
         for path in (*unfinished.iterdir(), unfinished):
             fsync_path(path)
         unfinished.rename(final)
@@ -69,10 +86,12 @@ def write(
     fsync_path(run_dir)  # the first checkpoint makes the folder
 
 
-def prune(run_dir: Path, keep: int, val_losses: Mapping[int, float]) -> None:
-    """Remove all checkpoints but the latest `keep` and the one with the lowest known validation loss (by step)."""
+def prune(run_dir: Path, config: CheckpointConfig, val_losses: Mapping[int, float]) -> None:
+    """Remove all checkpoints but the latest `keep`, those of `keep_every`, and the one with the lowest known validation
+    loss (by step)."""
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
-    kept: set[int | None] = set(list(checkpoints)[-keep:])
+    kept: set[int | None] = set(list(checkpoints)[-config.keep :])
+    kept |= {step for step in checkpoints if config.keep_every and step % config.keep_every == 0}
     kept.add(_best(checkpoints, val_losses))
     for step in checkpoints.keys() - kept:
         _remove(checkpoints[step])

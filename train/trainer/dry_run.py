@@ -152,7 +152,9 @@ class DryRun:
         config, trainer, loader, log = self.config, self.trainer, self.trainer.loader, self.trainer.log
         layers = sum(parameter.numel() for parameter in trainer.model.h.parameters())
         size = sum(file.stat().st_size for file in latest_checkpoint(trainer.run.path).iterdir())
-        kept = min(config.checkpoint.keep + bool(config.eval.every), count_saves(0, self.last, config.checkpoint.every))
+        saves, keep_every = config.checkpoint, config.checkpoint.keep_every
+        kept = saves.keep + bool(config.eval.every) + (self.last // keep_every if keep_every else 0)
+        kept = min(kept, count_saves(0, self.last, saves.every))
         speed, tokens = config.data.batch_tokens / self.step_seconds, loader.tokens_read(self.last)
         mfu = "no MFU, since the peak of this device is not known"
         if log.peak:

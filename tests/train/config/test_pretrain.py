@@ -78,6 +78,8 @@ def test_each_shipped_configuration_is_valid_survives_being_saved_and_has_openai
         ("--optim.max_lr=fast", "optim.max_lr"),
         ("--optim.max_lr=-1", "optim.max_lr is -1.0: "),
         ("--optim.min_lr=1", "optim.min_lr 1.0 is above optim.max_lr 0.0006"),
+        ("--optim.cooldown=0", "optim.cooldown is 0.0: "),
+        ("--checkpoint.keep_every=700", "checkpoint.keep_every 700 is not a multiple of checkpoint.every 500"),
         ("--model.n_embd=100", "model.n_embd 100 is not a multiple of model.n_head 12"),
         ("--model.vocab_size=70000", "uint16"),
         ("--model.dropout=1.5", "model.dropout is 1.5: "),

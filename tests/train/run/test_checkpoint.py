@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from prepare.common.cli import UserError
 from tests.helpers.checkpoints import CONFIG, FACTS, damage, save, trained
+from train.config.pretrain import CheckpointConfig
 from train.run import checkpoint
 from train.run.resume import resume
 from train.weights.load_model import load_model
@@ -61,13 +62,17 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20, 25):
         save(tmp_path, step)
     losses = {0: 0.5, 10: 2.0, 15: 2.0, 20: 2.5}  # step 0 was not saved
-    checkpoint.prune(tmp_path, keep=2, val_losses=losses)
+    checkpoint.prune(tmp_path, CheckpointConfig(keep=2), val_losses=losses)
     assert names(tmp_path) == ["step_00000010", "step_00000020", "step_00000025"]
     save(tmp_path, 30)
-    checkpoint.prune(tmp_path, keep=1, val_losses=losses | {20: 1.0})
+    checkpoint.prune(tmp_path, CheckpointConfig(keep=1), val_losses=losses | {20: 1.0})
     assert names(tmp_path) == ["step_00000020", "step_00000030"]
+    for step in (40, 50, 60):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path, CheckpointConfig(keep=1, keep_every=20), val_losses={})
+    assert names(tmp_path) == ["step_00000020", "step_00000040", "step_00000060"]
     save(tmp_path, 123_456_789)
-    checkpoint.prune(tmp_path, keep=1, val_losses={})
+    checkpoint.prune(tmp_path, CheckpointConfig(keep=1), val_losses={})
     assert names(tmp_path) == ["step_123456789"]
 
 
@@ -101,11 +106,11 @@ def test_a_checkpoint_that_cannot_be_removed_is_a_warning_and_not_in_the_way(
     old = tmp_path / "checkpoints" / "step_00000005"
     with monkeypatch.context() as reading:
         reading.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or busy(path))
-        checkpoint.prune(tmp_path, keep=1, val_losses={})
+        checkpoint.prune(tmp_path, CheckpointConfig(keep=1), val_losses={})
         assert capsys.readouterr().err == f"warning: {old} could not be removed (Directory not empty)\n"
         assert names(tmp_path) == [".step_00000005.tmp", "step_00000010"]
         save(tmp_path, 5)  # at a step whose unfinished folder stands there
-        checkpoint.prune(tmp_path, keep=1, val_losses={})
+        checkpoint.prune(tmp_path, CheckpointConfig(keep=1), val_losses={})
         capsys.readouterr()
         checkpoint.remove_unfinished(tmp_path)
         assert capsys.readouterr().err.count("could not be removed (Directory not empty)") == 2
@@ -119,7 +124,7 @@ def test_a_link_to_a_checkpoint_is_removed_and_what_it_names_is_not(tmp_path: Pa
     old.rename(elsewhere)
     old.symlink_to(elsewhere)
     save(tmp_path, 10)
-    checkpoint.prune(tmp_path, keep=1, val_losses={})
+    checkpoint.prune(tmp_path, CheckpointConfig(keep=1), val_losses={})
     assert names(tmp_path) == ["step_00000010"]
     assert checkpoint.read_meta(elsewhere)["step"] == 5
 

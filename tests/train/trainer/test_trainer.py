@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prepare.common.cli import UserError
+from tests.helpers.checkpoints import damage
 from tests.helpers.tiny import rows, tiny_trainer
 from train.config.finetune import ClassifyConfig, TuneConfig
-from train.config.pretrain import Config, OptimConfig, TrainConfig
+from train.config.pretrain import CheckpointConfig, Config, OptimConfig, TrainConfig
 from train.trainer.trainer import MAX_SKIPPED, changeable_settings, one_line_errors
 
 
@@ -50,6 +52,58 @@ def test_the_evaluator_ends_a_run_early_and_it_is_done(tmp_path: Path) -> None:
     assert (trainer.step, trainer.stopped) == (2, False)
     assert (tmp_path / "DONE").read_text() == "7\n"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+def test_a_trunk_is_lengthened_and_cooled_down_early_as_if_planned_so(tmp_path: Path) -> None:
+    """With wsd, from checkpoints before the cooldown: weights, losses and learning rates to the last bit."""
+
+    def run(name: str, steps: int, cooldown: int, stop_at: int = 0, branch: str = "") -> Path:
+        trainer = tiny_trainer(
+            tmp_path / name,
+            branch and str(tmp_path / branch),
+            train=TrainConfig(max_steps=steps, compile=False),
+            optim=OptimConfig("muon", 0.01, warmup_steps=2, schedule="wsd", cooldown=cooldown / steps),
+            checkpoint=CheckpointConfig(every=2, keep=1, keep_every=4),
+        )
+
+        def stop(step: int) -> bool:
+            trainer.stop.agreed = step == stop_at
+            return trainer.stop.agreed
+
+        trainer.train(stop if stop_at else lambda _: False)
+        trainer.finish()
+        trainer.run.close()
+        return tmp_path / name
+
+    def outcome(path: Path) -> tuple[list, dict[str, torch.Tensor]]:
+        steps = [(row["step"], row["loss"], row["lr"]) for row in rows(path, "train")]
+        return steps, load_file(sorted((path / "checkpoints").iterdir())[-1] / "model.safetensors")
+
+    def assert_same(path: Path, planned: Path) -> None:
+        (steps, weights), (expected_steps, expected) = outcome(path), outcome(planned)
+        assert steps == expected_steps
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+    trunk = run("trunk", 12, cooldown=3, stop_at=9)
+    kept = ["step_00000004", "step_00000008", "step_00000009"]
+    assert sorted(path.name for path in (trunk / "checkpoints").iterdir()) == kept
+    for name, steps, cooldown, branch in (("short", 7, 3, kept[0]), ("middle", 10, 2, kept[1])):
+        early = run(name, steps, cooldown, branch=f"trunk/checkpoints/{branch}")
+        assert_same(early, run(f"{name} planned", steps, cooldown))
+        assert f"branched from {trunk}/checkpoints/{branch}" in [row["event"] for row in rows(early, "event")]
+    assert_same(run("trunk", 14, cooldown=4), run("longer planned", 14, cooldown=4))
+
+
+def test_a_branch_from_what_is_no_valid_checkpoint_leaves_none(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path / "trunk").train(lambda step: step == 2)
+    checkpoint = tmp_path / "trunk" / "checkpoints" / "step_00000002"
+    for path in (tmp_path / "trunk", checkpoint.with_name("step_00000003")):
+        with pytest.raises(UserError, match=f"run.branch {path} is not a checkpoint"):
+            tiny_trainer(tmp_path / "branch", str(path))
+    damage(checkpoint / "train_state.pt", "flipped")
+    with pytest.raises(UserError, match="checksum mismatch"):
+        tiny_trainer(tmp_path / "branch", str(checkpoint))
+    assert [path.name for path in (tmp_path / "branch").iterdir()] == [".lock"]
 
 
 def test_slurms_time_limit_leaves_room_for_the_slowest_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
