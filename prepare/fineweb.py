@@ -23,9 +23,8 @@ from prepare.pipeline.output_folder import pinned_revision
 from prepare.pipeline.pretokenized import fetch_pretokenized
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
 from prepare.sources.hub import hub_files
-from prepare.sources.inputs import HubFile, LocalFile, Source, find_inputs
-from prepare.sources.readers import check_documents
-from prepare.sources.splits import assign_splits, group_small_files, hold_out, leave_out_copies
+from prepare.sources.inputs import HubFile, Source
+from prepare.sources.splits import find_files, group_small_files, hold_out
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,12 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     # the input files
     tokenizer = chosen_tokenizer(options.tokenizer, options.engine)
     if options.input:
-        choices = options.column, options.separator, options.encoding
-        files = [LocalFile(path, *choices) for path in find_inputs(options.input)]
-        files = assign_splits(files, options.split)
-        for file in files:
-            check_documents(file.path, options.column, options.encoding)
-        own = group_small_files(leave_out_copies(files), options.shard_tokens)
+        files = find_files(options.input, options.split, options.column, options.separator, options.encoding)
+        own = group_small_files(files, options.shard_tokens)
         if not any(source.split for source in own):
             hold_out(own, options.shard_tokens, options.val_fraction, tokenizer.encode_texts)
         sources: list[Source] = [*own]

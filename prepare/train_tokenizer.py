@@ -24,10 +24,9 @@ from collections.abc import Iterator, Sequence
 from prepare.common.cli import ArgumentError, Parser, UserError, nonempty_path, write_line
 from prepare.common.progress import Progress
 from prepare.pipeline.options import add_input_options
-from prepare.sources.inputs import LocalFile, find_inputs
+from prepare.sources.inputs import LocalFile
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
-from prepare.sources.readers import check_documents
-from prepare.sources.splits import assign_splits, leave_out_copies
+from prepare.sources.splits import find_files
 from prepare.tokens.tokenizer import BPETokenizer, GPT2Tokenizer
 from prepare.tokens.vocabulary import TOKENIZER, read_merges, write_tokenizer
 
@@ -65,11 +64,8 @@ def sample_files(options: argparse.Namespace) -> tuple[list[bytes], list[bytes]]
     Both are pieces in UTF-8: documents, or parts of those longer than PIECE. Of more than SAMPLE_BYTES only every Nth
     piece is taken, N the smallest power of 2 that suffices.
     """
-    choices = options.column, options.separator, options.encoding
-    files = assign_splits([LocalFile(path, *choices) for path in find_inputs(options.input)], "auto")
-    files = [file for file in leave_out_copies(files) if file.split != "val"]
-    for file in files:
-        check_documents(file.path, options.column, options.encoding)
+    files = find_files(options.input, "auto", options.column, options.separator, options.encoding)
+    files = [file for file in files if file.split != "val"]
     pieces: list[bytes] = []
     size, every, number = 0, 1, -1
     for number, piece in enumerate(read_pieces(files)):

@@ -1,6 +1,7 @@
 """Sample text from a model, token by token."""
 
 import codecs
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -21,6 +22,8 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     generator: torch.Generator | None = None,
     vocab_size: int | None = None,
     stop: int | None = None,
@@ -29,7 +32,8 @@ def generate(
 
     Args:
         prompts: token ids (B, n), n >= 1.
-        temperature, top_k, top_p: see `choose_tokens`.
+        temperature, top_k, top_p, min_p: see `choose_tokens`.
+        repetition_penalty: see `penalize_repetition`; 1 turns it off.
         generator: the random generator, on the CPU.
         vocab_size: ids from here on are padding and are never sampled; None: all of the model's are sampled.
         stop: a row repeats this token once it has produced it; generation ends when all rows have.
@@ -55,7 +59,9 @@ def generate(
             logits = logits[:, :vocab_size].float().cpu()  # (B, V)
             if not logits.isfinite().all():
                 raise UserError(DIVERGED)
-            new = choose_tokens(logits, temperature, top_k, top_p, generator)
+            if repetition_penalty != 1:
+                logits = penalize_repetition(logits, tokens.cpu(), repetition_penalty)
+            new = choose_tokens(logits, temperature, top_k, top_p, min_p, generator)
             if stop is not None:
                 new[ended] = stop
                 ended |= new == stop
@@ -75,11 +81,19 @@ def window_start(n: int, block_size: int) -> int:
     return max(0, -(-(n - block_size) // hop) * hop)
 
 
+def penalize_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+    """Lower the logits (B, V) of the tokens (B, n) that a row has already: divided by the penalty if they are above 0,
+    and multiplied if below (CTRL, Keskar et al. 2019)."""
+    repeated = logits.gather(1, tokens)  # (B, n)
+    return logits.scatter(1, tokens, torch.where(repeated < 0, repeated * penalty, repeated / penalty))
+
+
 def choose_tokens(
     logits: Tensor,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Sample the next tokens, (B,) int64, from float32 logits (B, V).
@@ -88,15 +102,20 @@ def choose_tokens(
         temperature: 0 takes the most likely token.
         top_k: sample from the k most likely tokens.
         top_p: of these, sample from the most likely ones whose probabilities add up to at least p.
+        min_p: of these, sample from the tokens at least p times as likely as the most likely one.
     """
     if temperature == 0:
         return logits.argmax(-1)
     logits = (logits - logits.max(-1, keepdim=True).values) / temperature
-    return torch.multinomial(restrict_logits(logits, top_k, top_p).softmax(-1), 1, generator=generator).squeeze(1)
+    return torch.multinomial(restrict_logits(logits, top_k, top_p, min_p).softmax(-1), 1, generator=generator).squeeze(
+        1
+    )
 
 
-def restrict_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Set logits (B, V) outside the top k, and of what is left outside the top p, to -inf."""
+def restrict_logits(
+    logits: Tensor, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
+) -> Tensor:
+    """Set logits (B, V) outside the top k, of what is left outside the top p, and then those below min p, to -inf."""
     if top_k is not None:
         lowest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < lowest, float("-inf"))
@@ -106,6 +125,9 @@ def restrict_logits(logits: Tensor, top_k: int | None = None, top_p: float | Non
         before = probabilities.cumsum(-1) - probabilities  # of all more likely tokens together
         outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, (before >= top_p) & (before > 0))
         logits = logits.masked_fill(outside, float("-inf"))
+    if min_p is not None:
+        lowest = logits.amax(-1, keepdim=True) + math.log(min_p)  # (B, 1)
+        logits = logits.masked_fill(logits < lowest, float("-inf"))
     return logits
 
 

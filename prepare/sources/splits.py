@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prepare.common.cli import warn
-from prepare.sources.inputs import LocalFile, Source
-from prepare.sources.readers import COMPRESSED, SUFFIXES, TABLES, Batch, group
+from prepare.sources.inputs import LocalFile, Source, find_inputs
+from prepare.sources.readers import COMPRESSED, SUFFIXES, TABLES, Batch, check_documents, group
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 SMALL_FILE = 1 << 20  # of a megabyte, what does not fill a window of 1,024 tokens is 0.2%
@@ -36,6 +36,20 @@ HELD_OUT, LEAST_HELD_OUT = 0.05, 129
 SAMPLE = 1_000_000
 EVERYTHING = sys.maxsize
 HEAD = 200  # characters that tell whether two files begin with the same text
+
+
+def find_files(
+    patterns: Sequence[str], split: str, column: str, separator: str | None, encoding: str | None
+) -> list[LocalFile]:
+    """The files that --input names and --split leaves to read, without copies. UserError if one cannot be read so.
+
+    Args:
+        column, separator, encoding: the options of these names, see LocalFile.
+    """
+    files = assign_splits([LocalFile(path, column, separator, encoding) for path in find_inputs(patterns)], split)
+    for file in files:
+        check_documents(file.path, column, encoding)
+    return leave_out_copies(files)
 
 
 def assign_splits(files: Sequence[LocalFile], choice: str) -> list[LocalFile]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import tiktoken
 
 from prepare.common.cli import UserError
-from prepare.common.files import atomic_write, atomic_write_json
+from prepare.common.files import atomic_write_json, atomic_write_text
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER = "tokenizer.json"  # what Hugging Face's tokenizers reads and writes
@@ -92,13 +92,14 @@ def write_tokenizer(folder: Path, merges: str, settings: dict | None = None) -> 
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # not needed elsewhere
 
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in merges.splitlines())]
-    tokenizer = Tokenizer(models.BPE(token_ids(merges) | {END_OF_TEXT: 256 + len(pairs)}, pairs))
+    ids = token_ids(merges) | {END_OF_TEXT: 256 + len(pairs)}
+    tokenizer = Tokenizer(models.BPE(ids, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
-    tokenizer.model.save(str(folder))
-    with atomic_write(folder / TOKENIZER) as file:
-        file.write(tokenizer.to_str(pretty=True).encode())
+    atomic_write_text(folder / "vocab.json", json.dumps(ids, ensure_ascii=False, separators=(",", ":")))
+    atomic_write_text(folder / "merges.txt", f"#version: 0.2\n{merges}\n")
+    atomic_write_text(folder / TOKENIZER, tokenizer.to_str(pretty=True))
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     atomic_write_json(
         folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", **special, **(settings or {})}

@@ -5,13 +5,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from eval.generation.sampling import (
     TextStream,
     choose_tokens,
     generate,
     greedy_answer,
+    penalize_repetition,
     restrict_logits,
     stream_texts,
     window_start,
@@ -71,20 +78,32 @@ def test_an_answer_ends_before_the_end_of_text():
 # --- which token is chosen --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("top_k", [None, 1, 7, 1000])
-@pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 0.999])
 @pytest.mark.parametrize("temperature", [0.3, 2.5])
-def test_distribution_is_transformers(top_k, top_p, temperature):
+def test_distribution_is_transformers(temperature):
     logits = 3 * torch.randn(6, 120, generator=torch.Generator().manual_seed(1))
-    expected = TemperatureLogitsWarper(temperature)(None, logits)
-    if top_k:
-        expected = TopKLogitsWarper(top_k)(None, expected)
-    if top_p:
-        expected = TopPLogitsWarper(top_p)(None, expected)
-    torch.testing.assert_close(restrict_logits(logits / temperature, top_k, top_p), expected)
+    for top_k, top_p, min_p in itertools.product((None, 1, 7, 1000), (None, 0.05, 0.6, 0.999), (None, 1e-3, 0.2, 1.0)):
+        expected = TemperatureLogitsWarper(temperature)(None, logits)
+        if top_k:
+            expected = TopKLogitsWarper(top_k)(None, expected)
+        if top_p:
+            expected = TopPLogitsWarper(top_p)(None, expected)
+        if min_p:
+            expected = MinPLogitsWarper(min_p)(None, expected)
+        torch.testing.assert_close(restrict_logits(logits / temperature, top_k, top_p, min_p), expected)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.8, "top_k": 40, "top_p": 0.9}, {"temperature": 2.5}])
+@pytest.mark.parametrize("penalty", [0.7, 1.3])
+def test_repetition_is_penalized_as_in_transformers(penalty):
+    draw = torch.Generator().manual_seed(1)
+    logits, tokens = 3 * torch.randn(6, 120, generator=draw), torch.randint(120, (6, 40), generator=draw)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits)
+    torch.testing.assert_close(penalize_repetition(logits, tokens, penalty), expected, atol=0, rtol=0)
+
+
+EVERY = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.3}
+
+
+@pytest.mark.parametrize("settings", [EVERY, {"temperature": 2.5}])
 def test_each_step_draws_from_the_distribution_of_transformers_generate(tmp_path, monkeypatch, settings):
     """Its own generate chooses the tokens, from its own processors in its own order; ours is led along them, and must
     have the same probabilities at every step."""
@@ -109,7 +128,9 @@ def test_each_step_draws_from_the_distribution_of_transformers_generate(tmp_path
         assert torch.equal(found > 0, scores > float("-inf"))
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1e-30}, {"top_k": 1}, {"top_p": 1e-6}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"temperature": 1e-30}, {"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1}]
+)
 def test_the_coldest_settings_take_the_most_likely_token(options):
     logits = torch.randn(50, 80, generator=torch.Generator().manual_seed(2))
     assert torch.equal(choose_tokens(logits, **options), logits.argmax(-1))

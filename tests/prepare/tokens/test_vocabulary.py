@@ -93,6 +93,8 @@ def test_transformers_reads_it_and_we_read_transformers(folder, tmp_path):
     assert theirs.encode("a<|endoftext|>b") == [*ours.encode("a"), 299, *ours.encode("b")]
     theirs.save_pretrained(tmp_path)
     assert open_tokenizer(tmp_path).describe() == ours.describe() == small_tokenizer().describe()
+    for file in tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).model.save(str(tmp_path)):
+        assert (folder / Path(file).name).read_bytes() == Path(file).read_bytes()  # vocab.json, merges.txt
 
 
 def test_gpt2_s_ids_follow_from_its_merges(tmp_path):
