@@ -37,12 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token")
     parser.add_argument("--top-k", type=int, default=50, metavar="K", help="the K most likely tokens; 0: all")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling; 1: off")
-    parser.add_argument(
-        "--min-p", type=float, metavar="P", help="drop tokens less than P times as likely as the likeliest"
-    )
-    parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: repeat less; 1: off"
-    )
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="P times as likely as the first, or more")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: repeat less")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--num-samples", type=positive, default=1, metavar="N", help="continuations of the prompt")
     parser.add_argument("--seed", type=int, default=1337, metavar="S", help="of the random generator")
@@ -72,8 +68,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ArgumentError(f"--top-k {args.top_k}: out of range: give 0 or more")
     if not 0 < args.top_p <= 1:
         raise ArgumentError(f"--top-p {args.top_p:g}: out of range: give a number above 0 and at most 1")
-    if args.min_p is not None and not 0 < args.min_p <= 1:
-        raise ArgumentError(f"--min-p {args.min_p:g}: out of range: give a number above 0 and at most 1")
+    if not 0 <= args.min_p <= 1:
+        raise ArgumentError(f"--min-p {args.min_p:g}: out of range: give 0 to 1")
     if args.repetition_penalty <= 0:
         raise ArgumentError(f"--repetition-penalty {args.repetition_penalty:g}: out of range: give a number above 0")
     if args.instruction is not None and (args.prompt or args.interactive):
@@ -143,7 +139,7 @@ def print_texts(
         args.temperature,
         args.top_k or None,
         args.top_p if args.top_p < 1 else None,
-        args.min_p,
+        args.min_p or None,
         args.repetition_penalty,
         generator,
         vocab_size=tokenizer.vocab_size,

@@ -107,9 +107,8 @@ def choose_tokens(
     if temperature == 0:
         return logits.argmax(-1)
     logits = (logits - logits.max(-1, keepdim=True).values) / temperature
-    return torch.multinomial(restrict_logits(logits, top_k, top_p, min_p).softmax(-1), 1, generator=generator).squeeze(
-        1
-    )
+    probabilities = restrict_logits(logits, top_k, top_p, min_p).softmax(-1)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 
 
 def restrict_logits(

@@ -148,6 +148,8 @@ def test_text_streams_in_complete_characters(tmp_path):
         (["--temperature=-1"], "--temperature -1: out of range"),
         (["--top-k=-1"], "--top-k -1: out of range"),
         (["--top-p=1.5"], "--top-p 1.5: out of range"),
+        (["--min-p=-1"], "--min-p -1: out of range"),
+        (["--repetition-penalty=0"], "--repetition-penalty 0: out of range"),
         (["--max-new-tokens=0"], "--max-new-tokens"),
         (["--prompt=a", "--instruction=b"], "--instruction excludes --prompt"),
         (["--interactive", "--instruction=a"], "--interactive"),
