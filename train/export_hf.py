@@ -39,14 +39,16 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output {output} exists already: choose another folder, or remove it")
     loaded = load_model(arguments.model, classifier=None)
 
+    config, tokenizer = loaded.model.config, loaded.known_tokenizer
+    is_bpe, eot = isinstance(tokenizer, BPETokenizer), tokenizer.eot if tokenizer else None
+    hf = hf_config(config, loaded.labels, eot)
+
     # under a temporary name first, so that a folder with the final name is complete
     unfinished = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    config, tokenizer = loaded.model.config, loaded.known_tokenizer
-    is_bpe, eot = isinstance(tokenizer, BPETokenizer), tokenizer.eot if tokenizer else None
     save_file(to_hf(loaded.model), unfinished / "model.safetensors", {"format": "pt"})
-    atomic_write_json(unfinished / "config.json", hf_config(config, loaded.labels, eot))
+    atomic_write_json(unfinished / "config.json", hf)
     if not loaded.labels:
         atomic_write_json(unfinished / "generation_config.json", {"bos_token_id": eot, "eos_token_id": eot})
     if is_bpe:
@@ -67,7 +69,7 @@ def push(folder: Path, repo: str) -> str:
     """
     try:
         name = HfApi().create_repo(repo, exist_ok=True).repo_id
-        return str(HfApi().upload_folder(folder_path=folder, repo_id=name, commit_message="GPT-2 weights").repo_url)
+        return str(HfApi().upload_folder(folder_path=folder, repo_id=name, commit_message="weights").repo_url)
     except (HTTPError, HFValidationError, OSError) as failure:
         raise UserError(
             f"--push {repo}: the hub did not take it ({first_line(failure)}); log in (`hf auth login`, or HF_TOKEN "

@@ -26,7 +26,7 @@ from prepare.common.cli import UserError
 from prepare.finetuning.labelled import read_labelled
 from train.config.finetune import ClassifyConfig, check_batch, load_classify_config
 from train.data.examples import Examples, label_targets, prepare_once, split_examples
-from train.model.classifier import Classifier
+from train.model.classifier import build_classifier
 from train.parallel.device import prepare_device
 from train.parallel.world import World, init_distributed
 from train.run.run_dir import open_run
@@ -68,7 +68,7 @@ def finetune(config: ClassifyConfig, world: World) -> None:
     weights = label_weights(config.data.class_weights, splits["train"], len(labels))
     torch.manual_seed(config.train.seed)
     shape = replace(base.model.config, dropout=config.tune.dropout)
-    model = Classifier(shape, len(labels), weights.tolist(), config.train.recompute)
+    model = build_classifier(shape, len(labels), weights.tolist(), config.train.recompute)
     model.load_state_dict(base.model.state_dict(), strict=False)  # all but the head
     freeze(model, config.tune)
     model.to(world.device)

@@ -11,7 +11,9 @@ import torch
 from prepare.tokens.shards import write_shard
 from train.config.pretrain import Config, LogConfig, ModelConfig, PretrainRunConfig, TrainConfig
 from train.data.loader import Mixture, WindowLoader
+from train.model.build import build_model
 from train.model.gpt import GPT
+from train.model.transformer import Transformer
 from train.parallel.world import World
 from train.run import checkpoint
 from train.run.run_dir import RunDir
@@ -51,7 +53,7 @@ def write_shards(folder: Path, sizes: tuple[int, ...] = (6000, 5000, 3001), val:
 
 
 def save_checkpoint(
-    run: Path, step: int, model: GPT, optimizer: torch.optim.Optimizer | None = None, **meta: Any
+    run: Path, step: int, model: Transformer, optimizer: torch.optim.Optimizer | None = None, **meta: Any
 ) -> None:
     """A checkpoint of a model as it is now; without an optimizer, of one that has not moved."""
     state = optimizer.state_dict()["state"] if optimizer else {}
@@ -62,7 +64,7 @@ def save_checkpoint(
 def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:
     """A run with a checkpoint of a small random model, with biases that are not 0."""
     torch.manual_seed(0)
-    model = GPT(
+    model = build_model(
         ModelConfig(**{"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "vocab_size": 50257, **shape})
     )
     with torch.no_grad():

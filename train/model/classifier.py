@@ -1,4 +1,4 @@
-"""A GPT-2 classifier: a linear head on the last token's state, in place of the language model's head.
+"""A classifier: a linear head on the last token's state, in place of the language model's head.
 
 With the causal mask that state depends on the whole text and on nothing after it, so padding on the right does not
 matter. The same head as Radford et al. 2018 (GPT-1, section 3.2) and Hugging Face's GPT2ForSequenceClassification.
@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
 from train.model.loss import IGNORE_INDEX
+from train.model.modern import Modern
+from train.model.transformer import Transformer
 
 
-class Classifier(GPT):
-    """A GPT with a head for L labels: a GPT's parameters, and `score.weight`."""
+class Classifier(Transformer):
+    """A model with a head for L labels: its parameters without an output head of its own, and `score.weight`."""
 
     label_weights: Tensor  # (L,), a buffer
 
@@ -24,7 +26,9 @@ class Classifier(GPT):
         self, config: ModelConfig, labels: int, label_weights: Sequence[float] | None = None, recompute: bool = False
     ) -> None:
         """`labels`: L. `label_weights`: the weight of each label's examples in the loss; None: 1 each."""
-        super().__init__(config, recompute)
+        super().__init__(config, recompute)  # of the architecture, which comes next in the order of base classes
+        if hasattr(self, "lm_head"):
+            del self.lm_head
         self.score = nn.Linear(config.n_embd, labels, bias=False)
         nn.init.normal_(self.score.weight, std=0.02)
         self.register_buffer("label_weights", torch.tensor(label_weights or [1.0] * labels), persistent=False)
@@ -45,3 +49,19 @@ class Classifier(GPT):
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), self.label_weights, ignore_index=IGNORE_INDEX)
+
+
+class GPTClassifier(Classifier, GPT):
+    """A classifier with GPT-2's layers."""
+
+
+class ModernClassifier(Classifier, Modern):
+    """A classifier with the modern architecture's layers."""
+
+
+def build_classifier(
+    config: ModelConfig, labels: int, label_weights: Sequence[float] | None = None, recompute: bool = False
+) -> Classifier:
+    """A newly initialized classifier of `config.architecture`; the arguments are Classifier's."""
+    classes = {"gpt2": GPTClassifier, "modern": ModernClassifier}
+    return classes[config.architecture](config, labels, label_weights, recompute)

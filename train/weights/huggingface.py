@@ -1,6 +1,6 @@
-"""GPT-2 weights in Hugging Face's layout, read and written without transformers.
+"""Weights in Hugging Face's layout, read and written without transformers: of GPT-2, and of NanoChat (nanochat.py).
 
-Its linear layers are `Conv1D`, whose weight is (inputs, outputs): the transpose of nn.Linear's.
+GPT-2's linear layers are `Conv1D`, whose weight is (inputs, outputs): the transpose of nn.Linear's.
 """
 
 import json
@@ -20,7 +20,10 @@ from prepare.common.files import allow_soft_locks
 from prepare.tokens.tokenizer import EOT, BPETokenizer, GPT2Tokenizer, open_tokenizer
 from prepare.tokens.vocabulary import END_OF_TEXT, TOKENIZER, gpt2_merges, token_ids
 from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT
+from train.model.build import build_model
+from train.model.modern import Modern
+from train.model.transformer import Transformer
+from train.weights.nanochat import from_nanochat, nanochat_config, read_nanochat_config, to_nanochat
 
 TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 HAS_BIAS = re.compile(r"\b(ln_1|ln_2|ln_f|c_attn|c_proj|c_fc)\.weight$")
@@ -37,10 +40,10 @@ HUB_PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_mod
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def load_hf(folder: Path) -> GPT:
-    """A GPT from a Hugging Face directory: config.json, and model.safetensors or pytorch_model.bin, sharded or not.
-    UserError if it is not a GPT-2, or files are missing or corrupt."""
-    model = GPT(read_hf_config(folder / "config.json"))
+def load_hf(folder: Path) -> Transformer:
+    """A model from a Hugging Face directory: config.json, and model.safetensors or pytorch_model.bin, sharded or not.
+    UserError if it is neither a GPT-2 nor a NanoChat, or files are missing or corrupt."""
+    model = build_model(read_hf_config(folder / "config.json"))
     from_hf(model, read_tensors(folder), folder)
     return model
 
@@ -71,14 +74,19 @@ def read_hf_config(path: Path) -> ModelConfig:
     architecture."""
     try:
         hf = json.loads(path.read_text("utf-8"))
-        if (kind := hf.get("model_type")) != "gpt2":
-            raise UserError(f"{path}: model_type is {kind!r}; only gpt2 models can be read")
-        config = ModelConfig(hf["n_layer"], hf["n_head"], hf["n_embd"], hf["n_positions"], hf["vocab_size"])
+        kind = hf.get("model_type")
+        if kind == "nanochat":
+            config, fixed = read_nanochat_config(hf)
+        elif kind == "gpt2":
+            config = ModelConfig(hf["n_layer"], hf["n_head"], hf["n_embd"], hf["n_positions"], hf["vocab_size"])
+            fixed = {**FIXED, "n_inner": (4 * config.n_embd, None)}
+        else:
+            raise UserError(f"{path}: model_type is {kind!r}; only gpt2 and nanochat models can be read")
     except (ValueError, KeyError) as failure:
-        raise UserError(f"{path}: not a readable GPT-2 configuration ({failure!r}); download it again") from None
-    for key, known in {**FIXED, "n_inner": (4 * config.n_embd, None)}.items():
+        raise UserError(f"{path}: not a readable configuration of a model ({failure!r}); download it again") from None
+    for key, known in fixed.items():
         if hf.get(key, known[0]) not in known:
-            raise UserError(f"{path}: {key} is {hf[key]!r}, but this model has {known[0]!r}: not GPT-2 as trained")
+            raise UserError(f"{path}: {key} is {hf[key]!r}, but this model has {known[0]!r}: not {kind} as trained")
     return config
 
 
@@ -132,29 +140,37 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path.name} does not hold only tensors") from None
 
 
-def from_hf(model: GPT, tensors: Mapping[str, Tensor], source: Path | str) -> None:
+def from_hf(model: Transformer, tensors: Mapping[str, Tensor], source: Path | str) -> None:
     """Copy Hugging Face's tensors into the model, in place; names may begin with `transformer.`. UserError if a tensor
     is missing, unknown, or of another shape."""
+    try:
+        model.load_state_dict(from_nanochat(tensors) if isinstance(model, Modern) else _from_gpt2(tensors))
+    except RuntimeError as failure:
+        reason = str(failure).splitlines()[1].strip()[:200]  # the first problem, after a heading
+        raise UserError(f"{source}: not the tensors of the model that its config.json describes: {reason}") from None
+
+
+def _from_gpt2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     if "lm_head.weight" in theirs:  # the tied tensor may be saved under this name only
         theirs.setdefault("wte.weight", theirs["lm_head.weight"])
-    state = {
+    return {
         name: tensor.t() if TRANSPOSED.search(name) else tensor
         for name, tensor in theirs.items()
         if not NOT_WEIGHTS.search(name)
     }
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as failure:
-        reason = str(failure).splitlines()[1].strip()[:200]  # the first problem, after a heading
-        raise UserError(f"{source}: not the tensors of the GPT-2 that its config.json describes: {reason}") from None
 
 
 def hf_config(config: ModelConfig, labels: Sequence[str] = (), eot: int | None = None) -> dict[str, Any]:
     """The config.json of a language model of this shape and end-of-text token; with labels, of a classifier.
 
-    transformers' classifier reads the state of the last token that is not padding (end-of-text).
+    transformers' classifier reads the state of the last token that is not padding (end-of-text). UserError if
+    transformers has no such model.
     """
+    if config.architecture == "modern":
+        if labels:
+            raise UserError("a classifier of a modern model cannot be exported: transformers has none of NanoChat")
+        return nanochat_config(config, eot)
     classifier = {
         "architectures": ["GPT2ForSequenceClassification"],
         "id2label": {str(number): label for number, label in enumerate(labels)},
@@ -183,11 +199,13 @@ def hf_config(config: ModelConfig, labels: Sequence[str] = (), eot: int | None =
     }
 
 
-def to_hf(model: GPT) -> dict[str, Tensor]:
+def to_hf(model: Transformer) -> dict[str, Tensor]:
     """The model's tensors under Hugging Face's names and in its layout, contiguous copies on the CPU.
 
     Hugging Face's GPT-2 always has biases: for a model without them they are 0.
     """
+    if isinstance(model, Modern):
+        return {name: tensor.contiguous().cpu() for name, tensor in to_nanochat(model.state_dict()).items()}
     tensors = {}
     for name, parameter in model.state_dict().items():
         tensor = parameter.t() if TRANSPOSED.search(name) else parameter

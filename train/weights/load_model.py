@@ -12,7 +12,7 @@ from prepare.finetuning.instructions import Template
 from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, load_tokenizer
 from train.config.pretrain import ModelConfig
 from train.model.build import build_model
-from train.model.classifier import Classifier
+from train.model.classifier import build_classifier
 from train.model.lora import merge_lora
 from train.model.transformer import Transformer
 from train.run.checkpoint import META, WEIGHTS, latest_checkpoint, latest_valid_checkpoint, read_meta, read_weights
@@ -107,7 +107,7 @@ def load_model(
 def load_checkpoint(checkpoint: Path, meta: Mapping[str, Any]) -> LoadedModel:
     """The model of a checkpoint, with what its meta.json says about it."""
     config, labels = ModelConfig(**meta["model"]), tuple(meta.get("labels", ()))
-    model = Classifier(config, len(labels)) if labels else build_model(config)
+    model = build_classifier(config, len(labels)) if labels else build_model(config)
     model.load_state_dict(merge_lora(read_weights(checkpoint / WEIGHTS)))
     run = checkpoint.resolve().parent.parent
     return LoadedModel(

@@ -11,7 +11,7 @@ from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
 from train.config.pretrain import ModelConfig
 from train.data.examples import label_targets
-from train.model.classifier import Classifier
+from train.model.classifier import build_classifier
 from train.model.loss import IGNORE_INDEX
 
 
@@ -60,7 +60,7 @@ def test_a_probability_that_is_not_finite_leaves_no_score() -> None:
 
 
 def test_a_diverged_model_predicts_no_label() -> None:
-    model = Classifier(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=12, vocab_size=50257), 2)
+    model = build_classifier(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=12, vocab_size=50257), 2)
     torch.nn.init.constant_(model.score.weight, math.nan)
     with pytest.raises(UserError, match="it has diverged"):
         classify(model, GPT2Tokenizer(), ["one", "two words"], "cpu")
@@ -68,7 +68,7 @@ def test_a_diverged_model_predicts_no_label() -> None:
 
 def test_texts_together_are_classified_as_each_alone() -> None:
     torch.manual_seed(0)
-    model = Classifier(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=50257), 3).eval()
+    model = build_classifier(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=50257), 3).eval()
     torch.nn.init.normal_(model.score.weight, std=2.0)
     tokenizer = GPT2Tokenizer()
     texts = ["one", "a much longer text of more than twelve tokens, which is truncated here", "two words", "3"]

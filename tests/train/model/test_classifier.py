@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
 from train.data.examples import Examples
-from train.model.classifier import Classifier
+from train.model.classifier import Classifier, build_classifier
 from train.model.gpt import GPT
 from train.model.loss import IGNORE_INDEX
 
@@ -16,7 +16,7 @@ WEIGHTS = [0.5, 2.0, 1.5]
 
 def classifier() -> Classifier:
     torch.manual_seed(0)
-    model = Classifier(SHAPE, 3, WEIGHTS).eval()
+    model = build_classifier(SHAPE, 3, WEIGHTS).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

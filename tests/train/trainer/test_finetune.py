@@ -11,7 +11,7 @@ from prepare.tokens.tokenizer import CharTokenizer
 from tests.helpers.tiny import VOCAB
 from train.config.finetune import ClassifyConfig, LabelledData, TuneConfig
 from train.config.pretrain import ModelConfig, OptimConfig, TrainConfig
-from train.model.classifier import Classifier
+from train.model.classifier import build_classifier
 from train.model.gpt import GPT
 from train.model.loss import IGNORE_INDEX
 from train.trainer.finetune import data_identity, freeze
@@ -24,7 +24,7 @@ SHAPE = ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=VOC
 def moved(tune: TuneConfig) -> set[str]:
     """The parameters that two steps have changed, by their names up to the layer's number."""
     torch.manual_seed(0)
-    model = Classifier(SHAPE, 2)
+    model = build_classifier(SHAPE, 2)
     freeze(model, tune)
     optimizer = build_optimizer(model, OptimConfig(max_lr=0.1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -38,7 +38,7 @@ def moved(tune: TuneConfig) -> set[str]:
 
 
 def test_only_the_chosen_parameters_are_trained() -> None:
-    names = Classifier(SHAPE, 2).state_dict().keys()
+    names = build_classifier(SHAPE, 2).state_dict().keys()
     assert moved(TuneConfig(blocks="all")) == names
     last = {name for name in names if name.startswith(("h.1.", "h.2.", "ln_f.", "score."))}
     assert moved(TuneConfig(blocks=2)) == last

@@ -161,7 +161,7 @@ def test_corrupt_and_missing_files(folder: Path) -> None:
                 load_hf(folder)
             assert "weights_only" not in str(refusal.value)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not a readable GPT-2 configuration"):
+    with pytest.raises(UserError, match="not a readable configuration"):
         load_hf(folder)
 
 

@@ -1,0 +1,108 @@
+"""The modern architecture in the layout of transformers' NanoChatForCausalLM, read and written without transformers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prepare.common.cli import UserError
+from train.config.pretrain import ModelConfig
+from train.model.modern import EPS, SOFTCAP, THETA
+
+NAMES = {  # here: there
+    "h.": "model.layers.",
+    "wte.": "model.embed_tokens.",
+    "attn.c_proj": "self_attn.o_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+ALWAYS = ("rotary", "qk_norm", "embed_norm", "rms_norm")  # parts that each of its models has
+ROPE = {"rope_theta": THETA, "rope_type": "default"}
+
+
+def read_nanochat_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, tuple]]:
+    """The ModelConfig that a config.json describes, and its further settings with the values that are supported, the
+    first one the default. KeyError if a setting is missing."""
+    heads, width = hf["num_attention_heads"], hf["hidden_size"]
+    absent = {
+        "relu2": hf.get("hidden_act", "relu2") != "relu2",
+        "untied_head": hf.get("tie_word_embeddings", False),
+        "softcap": hf.get("final_logit_softcapping", SOFTCAP) is None,
+    }
+    config = ModelConfig(
+        n_layer=hf["num_hidden_layers"],
+        n_head=heads,
+        n_embd=width,
+        block_size=hf["max_position_embeddings"],
+        vocab_size=hf["vocab_size"],
+        architecture="modern",
+        without=[part for part, is_absent in absent.items() if is_absent],
+    )
+    return config, {
+        "num_key_value_heads": (heads, None),
+        "head_dim": (width // heads, None),
+        "intermediate_size": (4 * width,),
+        "hidden_act": ("relu2", "gelu_pytorch_tanh", "gelu_new"),
+        "final_logit_softcapping": (SOFTCAP, None),
+        "rope_parameters": (ROPE, None),
+        "rms_norm_eps": (EPS,),
+        "attention_bias": (False,),
+    }
+
+
+def nanochat_config(config: ModelConfig, eot: int | None) -> dict[str, Any]:
+    """The config.json of a model of this shape and end-of-text token. UserError if transformers has no such model."""
+    if missing := [part for part in config.without if part in ALWAYS]:
+        raise UserError(
+            f"the model is without {', '.join(missing)}, which transformers' NanoChatForCausalLM always has: it "
+            "cannot be exported"
+        )
+    return {
+        "architectures": ["NanoChatForCausalLM"],
+        "model_type": "nanochat",
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_head,
+        "hidden_size": config.n_embd,
+        "intermediate_size": 4 * config.n_embd,
+        "max_position_embeddings": config.block_size,
+        "vocab_size": config.vocab_size,
+        "hidden_act": "gelu_pytorch_tanh" if "relu2" in config.without else "relu2",
+        "final_logit_softcapping": None if "softcap" in config.without else SOFTCAP,
+        "tie_word_embeddings": "untied_head" in config.without,
+        "rope_parameters": ROPE,
+        "rms_norm_eps": EPS,
+        "attention_bias": False,
+        "attention_dropout": config.dropout,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        "pad_token_id": None,
+    }
+
+
+def to_nanochat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors under transformers' names, with queries, keys and values apart."""
+    tensors = {}
+    for name, tensor in state.items():
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        if "attn.c_attn" in name:
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            tensors |= {name.replace("attn.c_attn", f"self_attn.{x}_proj"): part for x, part in parts}
+        else:
+            tensors[name] = tensor
+    return tensors
+
+
+def from_nanochat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of transformers' model under the names here, with queries, keys and values in one."""
+    state = {}
+    for name, tensor in tensors.items():
+        for ours, theirs in NAMES.items():
+            name = name.replace(theirs, ours)
+        state[name] = tensor
+    for q in [name for name in state if "self_attn.q_proj" in name]:
+        parts = [state.pop(q.replace("q_proj", f"{x}_proj")) for x in "qkv"]
+        state[q.replace("self_attn.q_proj", "attn.c_attn")] = torch.cat(parts)
+    return state
