@@ -130,11 +130,11 @@ def _label_panels(panels: Sequence[Axes], over: Over, score: tuple[str, str] | N
     rate.set(title="Learning rate")
     speed.set(title="Throughput", ylabel="tokens per second")
     rate.yaxis.set_major_formatter("{x:g}")
-    speed.yaxis.set_major_formatter(_short)
+    speed.yaxis.set_major_formatter(short_number)
     right = max((x for panel in panels for line in panel.get_lines() for x in line.get_xdata()), default=0) or 1
     for panel in panels:
         panel.set(xlabel=over, xlim=(0, 1.02 * right))
-        panel.xaxis.set_major_formatter(_short)
+        panel.xaxis.set_major_formatter(short_number)
     for panel in (rate, speed):
         panel.set_ylim(bottom=0)
     loss.plot([], [], color=GREY, label="train")
@@ -159,7 +159,7 @@ def _loss_limits(panel: Axes) -> tuple[float, float]:
     return values.min() - margin, values.max() + margin
 
 
-def _short(value: float, _position: int) -> str:
+def short_number(value: float, _position: int) -> str:
     """10k, 500M, 1.5B."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:

@@ -107,6 +107,11 @@ def nearest_multiples(value: int, unit: int) -> str:
 
 def save_config(config: Any, path: Path) -> None:
     """Write the configuration as YAML that `--config` reads, atomically."""
+    atomic_write_text(path, yaml.safe_dump(plain_config(config), sort_keys=False))
+
+
+def plain_config(config: Any) -> dict[str, dict[str, Any]]:
+    """The values of a configuration by section and key, as YAML and JSON hold them."""
     plain = asdict(config)
     plain["optim"]["betas"] = list(config.optim.betas)
-    atomic_write_text(path, yaml.safe_dump(plain, sort_keys=False))
+    return plain

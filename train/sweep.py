@@ -1,0 +1,74 @@
+"""Train a grid of settings with several seeds, and compare them in a table and a picture.
+
+Each combination is an ordinary run of train/train_gpt2.py in OUT/NAME, which resumes after a kill and is skipped when
+it is DONE. When no run is left it writes OUT/sweep.md, sweep.json and sweep.png (eval/monitor/sweep_report.py).
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__, unattended=True)  # imports this file as a module, runs its main, and exits
+
+from eval.monitor.sweep_report import open_reference, write_report
+from prepare.common.cli import Parser, UserError, nonempty_path, positive
+from prepare.pipeline.options import array_task
+from prepare.tokens.shards import find_shards
+from train.sweeping.grid import check_existing, plan_runs
+from train.sweeping.launch import Launcher, is_finished
+from train.sweeping.results import read_results
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
+        "Train every combination of a grid with several seeds, and compare them in a table and a picture.",
+        "python train/sweep.py --config configs/quickstart.yaml --grid optim.max_lr=2e-3,4e-3,8e-3 --out runs/lr",
+    )
+    parser.add_argument("--config", type=nonempty_path, required=True, metavar="FILE", help="what the grid changes")
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        required=True,
+        metavar="KEY=A,B",
+        help="values of a key of the configuration; of several keys that change together, such as a ladder of sizes: "
+        "model.n_layer+model.n_head+model.n_embd=3+2+128,4+3+192,5+4+256",
+    )
+    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="train.seed 1 to N of each combination")
+    parser.add_argument("--out", type=nonempty_path, required=True, metavar="DIR", help="folder of the runs")
+    parser.add_argument(
+        "--task", type=array_task, default="1/1", metavar="I/N", help="train every Nth run from the Ith"
+    )
+    parser.add_argument("--processes", type=positive, default=1, metavar="P", help="of each run; several by torchrun")
+    parser.add_argument(
+        "--reference",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="a setting of the table, or runs (their mean): show the tokens and seconds to its final loss",
+    )
+    args = parser.parse_args(argv)
+
+    runs = plan_runs(args.config, args.grid, args.seeds, args.out)
+    check_existing(runs)
+    open_reference(args.reference, read_results(runs))
+    args.out.mkdir(parents=True, exist_ok=True)
+    index, count = args.task
+    share = runs[index - 1 :: count]
+    left = [run for run in share if not is_finished(run)]
+    for run in left:  # a mistake in the data would fail every run
+        for source in run.config.data.sources.values():
+            find_shards(source.files)
+    launcher = Launcher(args.processes)
+    if left:
+        launcher.train_all(share)
+    if launcher.stopped:
+        return
+    write_report(args.out, runs, args.reference)
+    if launcher.failed:
+        raise UserError(
+            f"{len(launcher.failed)} of {len(share)} runs failed ({', '.join(launcher.failed)}): the lines below the "
+            "table say why, and the same command tries them again"
+        )
