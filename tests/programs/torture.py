@@ -60,6 +60,7 @@ class SetUp:
     dropout: float
     micro_batch_size: int
     two_sources: bool = False  # named, in data.train and data.val
+    optimizer: str = "adamw"
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -74,6 +75,7 @@ class SetUp:
             "model__n_layer": 1,  # half the time to compile
             "model__dropout": self.dropout,
             "data__micro_batch_size": self.micro_batch_size,
+            "optim__optimizer": self.optimizer,
             "train__compile": str(self.compiled).lower(),
             "train__max_steps": STEPS,
             "eval__every": EVAL_EVERY,
@@ -92,8 +94,8 @@ CHARACTERS = "".join(chr(ord("0") + i) for i in range(VOCAB))
 SETUPS = (
     SetUp("2 processes, compiled, dropout, accumulation", 2, True, 0.1, 4),
     SetUp("2 processes, dropout, accumulation", 2, False, 0.1, 4),
-    SetUp("1 process", 1, False, 0.0, 16),
-    SetUp("2 processes, dropout, two sources", 2, False, 0.1, 8, two_sources=True),
+    SetUp("1 process, Muon", 1, False, 0.0, 16, optimizer="muon"),
+    SetUp("2 processes, Muon, dropout, two sources", 2, False, 0.1, 8, two_sources=True, optimizer="muon"),
     SetUp("1 process, accumulation", 1, False, 0.0, 4),
     SetUp("1 process, compiled", 1, True, 0.0, 16),
 )

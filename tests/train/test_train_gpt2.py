@@ -179,11 +179,11 @@ def test_a_stop_during_an_evaluation_does_not_wait_for_its_end(data: Path, tmp_p
 
 def test_resuming_on_another_number_of_processes(data: Path, tmp_path: Path) -> None:
     """50 steps on two processes with another micro-batch, after 10 on one; dropout too is that of the windows, and a
-    window's source that of its number."""
+    window's source that of its number. The second time with Muon."""
     changes = {"train__max_steps": 60, "checkpoint__every": 10}
-    for name, dropout, micro in (("plain", 0.0, 2), ("dropout and sources", 0.1, 4)):
+    for name, dropout, micro in (("plain", 0.0, 2), ("dropout, sources and Muon", 0.1, 4)):
         run, reference = tmp_path / name, tmp_path / f"{name} reference"
-        changes |= two_sources(data) if dropout else {}
+        changes |= {"optim__optimizer": "muon", **two_sources(data)} if dropout else {}
         train(data, reference, model__dropout=dropout, **changes)
         process = start_training(data, run, model__dropout=dropout, **changes)
         wait_for(process, "step 10: checkpoint")
@@ -477,12 +477,15 @@ def test_slurms_time_limit_stops_the_run_though_one_rank_alone_looks_at_it(
     assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1]
 
 
-@pytest.mark.parametrize("processes", [2, 1])
-def test_a_sharded_optimizer_makes_the_same_run_also_after_a_kill(data: Path, tmp_path: Path, processes: int) -> None:
-    """15 seconds. On one process there is nothing to shard: the moments are put together again."""
-    run, changes = tmp_path / "sharded", {"checkpoint__every": 4}
-    assert attempt(data, run, 2, fault="die@11:1", train__shard_optimizer="true", **changes).returncode == 1
-    result = train(data, run, processes, train__shard_optimizer="true", **changes)
+@pytest.mark.parametrize(("optimizer", "processes"), [("adamw", 2), ("muon", 1)])
+def test_a_sharded_optimizer_makes_the_same_run_also_after_a_kill(
+    data: Path, tmp_path: Path, optimizer: str, processes: int
+) -> None:
+    """15 seconds. On one process there is nothing to shard: the state is put together again. Muon's always is."""
+    run, changes = tmp_path / "sharded", {"checkpoint__every": 4, "optim__optimizer": optimizer}
+    sharded = {"train__shard_optimizer": str(optimizer == "adamw").lower()}
+    assert attempt(data, run, 2, fault="die@11:1", **sharded, **changes).returncode == 1
+    result = train(data, run, processes, **sharded, **changes)
     assert "resumed at step 8" in result.stdout
     train(data, tmp_path / "plain", 2, **changes)
     assert losses(run) == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
