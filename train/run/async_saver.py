@@ -100,14 +100,16 @@ class AsyncSaver:
     def _pin(self) -> None:
         """Pin memory for weights and moments in advance, since that is slow; PyTorch caches it for the saves. UserError
         if the machine does not have enough memory."""
-        # copies: weights and two moments; a frozen parameter has no moments
-        for_each = [(parameter, 3 if parameter.requires_grad else 1) for parameter in self.model.parameters()]
+        copies = dict.fromkeys(self.model.parameters(), 1)  # the weights; a frozen parameter has no state
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                copies[parameter] += 1 if "matrices" in group else 2  # Muon's momentum, or AdamW's two moments
         try:
-            _ = [torch.empty(p.shape, dtype=p.dtype, pin_memory=True) for p, copies in for_each for _ in range(copies)]
+            _ = [torch.empty(p.shape, dtype=p.dtype, pin_memory=True) for p, n in copies.items() for _ in range(n)]
         except RuntimeError as failure:
             if not is_out_of_memory(failure):
                 raise
-            size = sum(parameter.nbytes * copies for parameter, copies in for_each)
+            size = sum(parameter.nbytes * n for parameter, n in copies.items())
             raise UserError(
                 "the machine (not its GPU) has no memory for a pinned copy of weights and moments, "
                 f"{size / 1e9:.1f} GB and up to twice that: give this job more, or take a smaller model"
@@ -124,7 +126,7 @@ class AsyncSaver:
 
     def _copies(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights = {name: self._copy(name, tensor) for name, tensor in self.model.state_dict().items()}
-        # AdamW's moments only: its learning rate, betas and weight decay are in the configuration
+        # the optimizer's tensors only: its learning rate, betas and weight decay are in the configuration
         moments = {
             index: {key: self._copy(f"{index} {key}", tensor) for key, tensor in state.items()}
             for index, state in self.optimizer.state_dict()["state"].items()

@@ -74,4 +74,5 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, sharded: bool = False)
         return algorithm(groups, **settings)
     from torch.distributed.optim import ZeroRedundancyOptimizer  # takes a second to import
 
-    return ZeroRedundancyOptimizer(groups, algorithm, **settings)
+    # as views of one buffer a rank, so that an update takes one broadcast a rank
+    return ZeroRedundancyOptimizer(groups, algorithm, parameters_as_bucket_view=True, **settings)

@@ -49,11 +49,13 @@ def test_memory_is_pinned_for_what_is_saved_and_too_little_is_a_one_line_error(
 ) -> None:
     model, optimizer = build()
     saver = start(tmp_path, model, optimizer)
-    model.wte.weight.requires_grad_(False)  # it has no moments
+    model.wte.weight.requires_grad_(False)  # it has no state, and a matrix of Muon's a momentum only
+    saver.optimizer = build_optimizer(model, OptimConfig(optimizer="muon"))
     pinned: list[int] = []
     monkeypatch.setattr(torch, "empty", lambda shape, **_: pinned.append(shape.numel()))
     saver._pin()
-    assert sum(pinned) == 3 * model.num_parameters() - 2 * model.wte.weight.numel()
+    matrices = sum(parameter.numel() for parameter in model.h.parameters() if parameter.dim() == 2)
+    assert sum(pinned) == 3 * model.num_parameters() - 2 * model.wte.weight.numel() - matrices
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA error: out of memory")
