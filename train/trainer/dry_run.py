@@ -28,7 +28,7 @@ from train.trainer.trainer import Trainer
 
 WARMUP_STEPS = 2  # not measured: they compile, allocate, and let DDP order its buckets
 MIN_STEPS, MAX_STEPS, MEASURED_SECONDS = 3, 200, 10
-NAMES = {"val": "validations", "hellaswag": "HellaSwags", "sample": "samples"}
+NAMES = {"val": "validations", "hellaswag": "HellaSwag scores", "sample": "samples"}
 
 
 @contextmanager
