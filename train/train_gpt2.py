@@ -27,6 +27,7 @@ from train.parallel.world import World, init_distributed
 from train.run.checkpoint import latest_checkpoint
 from train.run.run_dir import open_run
 from train.run.stop_request import StopRequest
+from train.sweeping.power_law import open_fit
 from train.trainer.dry_run import DryRun, temporary_run
 from train.trainer.trainer import Trainer, one_line_errors
 from train.weights.load_model import load_initial_weights
@@ -84,7 +85,7 @@ def train(config: Config, world: World) -> None:
     evaluator = PretrainEvaluator(trainer, val, micro)
     print_summary(trainer)
     if config.run.dry:
-        DryRun(trainer, evaluator.time_parts).run()
+        DryRun(trainer, evaluator.time_parts, open_fit(config.run.fit)).run()
         return
     trainer.train(evaluator.run)
     if world.is_main:

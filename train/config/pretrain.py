@@ -225,10 +225,12 @@ class PretrainRunConfig(RunConfig):
     Args:
         dry: measure a few steps and print what the run will be (time, memory, disk, energy); nothing is kept
         price_per_hour: of the whole machine or allocation, for the cost that a dry run prints; 0: not given
+        fit: the sweep.json of a ladder of sizes (train/sweep.py), for the final loss that a dry run predicts
     """
 
     dry: bool = False
     price_per_hour: float = 0.0
+    fit: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,14 @@ A fit, as sweep.json has it under `fit`, is a dict:
     tokens           of each run, or of the longest
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from prepare.common.cli import UserError
 
 ALPHAS = np.geomspace(0.01, 3, 300)  # published exponents are 0.05 to 0.5
 BOOTSTRAPS = 200
@@ -69,6 +73,26 @@ def predict_loss(fit: dict[str, Any], size: float) -> tuple[float, float, float]
     noise = np.random.default_rng(0).normal(0, fit["residual"], (50, len(a)))
     low, high = np.percentile(e + a * size**-alpha + noise, (5, 95))
     return fit["E"] + fit["A"] * size ** -fit["alpha"], float(low), float(high)
+
+
+def open_fit(file: str) -> Callable[[int], str] | None:
+    """A function from N to a text about the loss that a sweep.json predicts; None without a file. UserError if the file
+    has no fit."""
+    if not file:
+        return None
+    try:
+        fit = json.loads(Path(file).read_text())["fit"]
+    except (OSError, ValueError, LookupError, TypeError) as failure:
+        raise UserError(f"run.fit {file} is not a sweep.json of train/sweep.py ({failure})") from None
+    if fit is None:
+        raise UserError(f"run.fit {file} has no fit: the sweep needs finished runs of {MIN_SIZES} sizes")
+
+    def describe(size: int) -> str:
+        loss, low, high = predict_loss(fit, size)
+        as_there = f"the data, recipe and {fit['tokens']:,} tokens of {file}, sizes to {max(fit['sizes']):,.0f}"
+        return f"{loss:.3f} (90% of runs: {low:.3f} to {high:.3f}), with {as_there}"
+
+    return describe
 
 
 def _least_squares(n: np.ndarray, y: np.ndarray, with_e: bool) -> np.ndarray:

@@ -79,8 +79,18 @@ class DryRun:
     """Stands in for the evaluator in the training loop: measures a few steps and a part of each evaluation, then ends
     the loop, which saves a checkpoint."""
 
-    def __init__(self, trainer: Trainer, time_evaluations: Callable[[int], dict[str, tuple[int, float]]]) -> None:
-        """`time_evaluations`: PretrainEvaluator's."""
+    def __init__(
+        self,
+        trainer: Trainer,
+        time_evaluations: Callable[[int], dict[str, tuple[int, float]]],
+        predict: Callable[[int], str] | None,
+    ) -> None:
+        """
+        Args:
+            time_evaluations: PretrainEvaluator's.
+            predict: describes the loss of a model with this number of parameters in its layers.
+        """
+        self.predict = predict
         self.trainer, self.world, self.time_evaluations = trainer, trainer.world, time_evaluations
         self.config, self.first, self.last = trainer.config, trainer.step, trainer.config.train.max_steps
         # no save between the measured steps
@@ -187,6 +197,8 @@ class DryRun:
             rows["slurm"] = slurm_jobs(trainer.stop, seconds, parts[0].seconds)
         if price := config.run.price_per_hour:
             rows["cost"] = f"${price * seconds / 3600:,.2f}, at ${price:g} an hour"
+        if self.predict:
+            rows["loss"] = self.predict(layers)
         return rows
 
 

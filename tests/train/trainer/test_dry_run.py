@@ -1,5 +1,6 @@
 """run.dry: what it prints of a small run, and that nothing is left behind."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from prepare.common.cli import UserError
 from tests.helpers.commands import ROOT, run_command
 from tests.helpers.tiny import settings, two_sources, write_shards
+from train.sweeping.power_law import fit_power_law
 from train.train_gpt2 import main
 from train.trainer.dry_run import DryRun, Part, count_saves, slurm_jobs
 
@@ -43,8 +45,10 @@ def tree(folder: Path) -> dict[Path, int]:
 
 
 def test_a_dry_run_prints_what_the_run_will_be_and_leaves_nothing(start, tmp_path: Path) -> None:
+    sweep, law = tmp_path / "sweep.json", fit_power_law([1000, 2000, 4000], [4.0, 3.5, 3.1], 10_240)
+    sweep.write_text(json.dumps({"fit": law}))
     before = tree(tmp_path)
-    rows, _, parts = start(run__dry="true", run__price_per_hour=3600)
+    rows, _, parts = start(run__dry="true", run__price_per_hour=3600, run__fit=sweep)
     assert tree(tmp_path) == before
     assert rows["parameters"] == "28,544, 25,408 of them in the layers"
     assert rows["disk"].startswith("3 checkpoints of 0.4 MB at most")
@@ -60,6 +64,11 @@ def test_a_dry_run_prints_what_the_run_will_be_and_leaves_nothing(start, tmp_pat
     assert all(part.seconds > 0 for part in parts)
     assert float(rows["cost"].split(",")[0][1:]) == pytest.approx(sum(part.seconds for part in parts), abs=0.005)
     assert "from step" not in rows["time"]
+    assert float(rows["loss"].split()[0]) == pytest.approx(law["A"] * 25_408 ** -law["alpha"], abs=5e-4)
+    for text in ("", '{"fit": null}'):
+        sweep.write_text(text)
+        with pytest.raises(UserError, match=rf"run\.fit {sweep}"):
+            start(run__dry="true", run__fit=sweep)
 
 
 def test_beside_a_run_it_counts_what_remains_and_touches_nothing(start, tmp_path: Path) -> None:
