@@ -28,7 +28,7 @@ from train.trainer.trainer import Trainer
 
 WARMUP_STEPS = 2  # not measured: they compile, allocate, and let DDP order its buckets
 MIN_STEPS, MAX_STEPS, MEASURED_SECONDS = 3, 200, 10
-NAMES = {"val": "validations", "hellaswag": "HellaSwag scores", "sample": "samples"}
+NAMES = {"val": "validation", "hellaswag": "HellaSwag", "sample": "sample"}
 
 
 @contextmanager
@@ -67,12 +67,12 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """Those of all."""
+        """The total."""
         return self.count * self.each
 
     def __str__(self) -> str:
-        """5 validations 12s; start 3s."""
-        return f"{f'{self.count:,} ' if self.name.endswith('s') else ''}{self.name} {duration(self.seconds)}"
+        """`5 x validation 12s`, or `start 3s`."""
+        return f"{f'{self.count:,} x ' if self.count > 1 else ''}{self.name} {duration(self.seconds)}"
 
 
 class DryRun:
@@ -141,7 +141,7 @@ class DryRun:
 
     @property
     def step_seconds(self) -> float:
-        """Their mean."""
+        """The mean of the measured steps."""
         return fmean(self.measured)
 
     def parts(self) -> list[Part]:
@@ -151,9 +151,9 @@ class DryRun:
         warm_up = sum(each - self.step_seconds for each in self.seconds[:WARMUP_STEPS])
         return [
             Part("start", 1, self.build_seconds + max(0.0, warm_up)),
-            Part("steps", self.last - self.first, self.step_seconds),
+            Part("step", self.last - self.first, self.step_seconds),
             *(Part(NAMES[kind], count, seconds) for kind, (count, seconds) in self.evaluations.items()),
-            Part("saves", count_saves(self.first, self.last, self.config.checkpoint.every), save["pause_seconds"]),
+            Part("save", count_saves(self.first, self.last, self.config.checkpoint.every), save["pause_seconds"]),
             Part("last write", 1, save["write_seconds"]),  # the others are written while steps continue
         ]
 
@@ -174,7 +174,7 @@ class DryRun:
         parts = self.parts()
         seconds = sum(part.seconds for part in parts)
         end = datetime.now() + timedelta(seconds=seconds)
-        energy = "the power cannot be read here"
+        energy = "the power cannot be read here (a GPU's: pip install nvidia-ml-py)"
         if self.watts:
             what = "GPUs" if self.world.device.type == "cuda" else "CPUs"
             energy = f"{self.watts * seconds / 3.6e6:.3g} kWh, at {self.watts:,.0f} W of the {what} alone"

@@ -54,13 +54,8 @@ def test_a_dry_run_prints_what_the_run_will_be_and_leaves_nothing(start, tmp_pat
     assert rows["disk"].startswith("3 checkpoints of 0.4 MB at most")
     assert rows["data"] == f"{20 * 512:,} tokens, 0.73 epochs"
     assert rows["compute"].startswith(f"{10_240 * (6 * (28_544 - 32 * 32) + 12 * 2 * 32 * 32):.3g} FLOPs")
-    assert {part.name: part.count for part in parts} == {
-        "start": 1,
-        "steps": 20,
-        "validations": 3,
-        "saves": 5,
-        "last write": 1,
-    }
+    counts = {"start": 1, "step": 20, "validation": 3, "save": 5, "last write": 1}
+    assert {part.name: part.count for part in parts} == counts
     assert all(part.seconds > 0 for part in parts)
     assert float(rows["cost"].split(",")[0][1:]) == pytest.approx(sum(part.seconds for part in parts), abs=0.005)
     assert "from step" not in rows["time"]
@@ -78,7 +73,7 @@ def test_beside_a_run_it_counts_what_remains_and_touches_nothing(start, tmp_path
     assert "resumed at step 10" in out
     assert "from step 10: start" in rows["time"]
     counts = {part.name: part.count for part in parts}
-    assert (counts["steps"], counts["validations"], counts["saves"]) == (10, 1, 3)
+    assert (counts["step"], counts["validation"], counts["save"]) == (10, 1, 3)
     assert "train.max_steps 10" in start(run__dry="true", train__max_steps=10)[1]
     with pytest.raises(UserError, match=f"{tmp_path}/runs/mine holds a run already"):
         start(run__dry="true", run__fresh="true")
