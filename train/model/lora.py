@@ -1,6 +1,6 @@
 """LoRA: train a low-rank update W + B A in place of W, with B (outputs, rank) and A (rank, inputs).
 
-A checkpoint holds W, B and A, so that a run resumes exactly; load_model merges them into a plain GPT.
+A checkpoint holds W, B and A, so that a run resumes exactly; load_model merges them into a plain model.
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Its factor alpha / r, which does what the
 learning rate does (section 4.1), is left out.
 """

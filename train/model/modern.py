@@ -125,20 +125,19 @@ class Modern(Transformer):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """nanochat's: matrices N(0, 1 / C), residual projections 0, the head N(0, 0.001)."""
-        config = self.config
+        """N(0, 0.02) as GPT-2's, positions N(0, 0.01), residual projections 0.
+
+        nanochat's own scales (embeddings 1, the head 0.001, matrices 1 / sqrt(C)) want its learning rates, which lie a
+        factor of 75 apart. At 4e-3 for all but Muon's matrices, 3 layers of 128 had these losses after 150 steps of
+        1,024 tokens: 4.29 with the scales here; with embeddings of 0.05 4.35, a head of 0.005 4.31 and of 0.001 4.32,
+        matrices of 1 / sqrt(C) 4.34. In AdamW the head's counts most: 4.49 with 0.02, 4.84 with 0.001.
+        """
         for name, parameter in self.named_parameters():
-            if name == "wpe.weight":
-                parameter.normal_(std=0.01)
-            elif name == "wte.weight":
-                parameter.normal_(std=0.02)
-            elif name == "lm_head.weight":
-                parameter.normal_(std=0.001)
-            elif name.endswith("c_proj.weight"):
-                std = 0.02 / math.sqrt(2 * config.n_layer) if "zero_init" in config.without else 0.0
-                parameter.normal_(std=std)
+            if name.endswith("c_proj.weight"):
+                zero = "zero_init" not in self.config.without
+                parameter.normal_(std=0.0 if zero else 0.02 / math.sqrt(2 * self.config.n_layer))
             elif parameter.dim() == 2:
-                parameter.normal_(std=config.n_embd**-0.5)
+                parameter.normal_(std=0.01 if name == "wpe.weight" else 0.02)  # LayerNorm weights stay at 1
 
     @property
     def head(self) -> Tensor:

@@ -26,20 +26,22 @@ from eval.generation.sampling import (
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.helpers.random_gpt2 import save_random_gpt2
 from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT
+from train.model.build import build_model
+from train.model.transformer import Transformer
 from train.weights.huggingface import load_hf
 
 
-def _model(block_size: int = 32, vocab_size: int = 90) -> GPT:
+def _model(block_size: int = 32, vocab_size: int = 90, architecture: str = "gpt2") -> Transformer:
     torch.manual_seed(0)
-    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=block_size, vocab_size=vocab_size)).eval()
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": block_size, "vocab_size": vocab_size}
+    model = build_model(ModelConfig(**shape, architecture=architecture)).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # clear preferences, so that rounding decides nothing
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
 
 
-def _text(model: GPT, prompt: torch.Tensor, n: int, **options) -> torch.Tensor:
+def _text(model: Transformer, prompt: torch.Tensor, n: int, **options) -> torch.Tensor:
     return torch.stack(list(generate(model, prompt, n, **options)), dim=1)  # (B, n)
 
 
@@ -55,9 +57,12 @@ def test_window_holds_the_latest_tokens_and_never_too_many(block_size):
         assert after == start or n + 1 - after == block_size // 2 + 1  # it jumps only when full, and leaves half
 
 
-@pytest.mark.parametrize(("prompt_tokens", "block_size"), [(1, 32), (20, 32), (33, 32), (100, 32), (3, 1)])
-def test_cached_text_is_that_of_the_whole_window_computed_for_each_token(prompt_tokens, block_size):
-    model = _model(block_size)
+@pytest.mark.parametrize(
+    ("prompt_tokens", "block_size", "architecture"),
+    [(1, 32, "gpt2"), (20, 32, "modern"), (33, 32, "gpt2"), (100, 32, "modern"), (3, 1, "gpt2")],
+)
+def test_cached_text_is_that_of_the_whole_window_computed_for_each_token(prompt_tokens, block_size, architecture):
+    model = _model(block_size, architecture=architecture)
     prompt = torch.randint(90, (2, prompt_tokens), generator=torch.Generator().manual_seed(3))
     tokens = torch.cat([prompt, _text(model, prompt, 150, temperature=0)], 1)
     assert tokens.shape == (2, prompt_tokens + 150)

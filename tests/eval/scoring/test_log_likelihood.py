@@ -22,7 +22,7 @@ from eval.scoring.log_likelihood import (
 from eval.scoring.tasks import Request
 from tests.helpers.finetuning import random_examples
 from tests.helpers.random_gpt2 import log_likelihood as their_log_likelihood
-from tests.helpers.random_gpt2 import save_random_gpt2
+from tests.helpers.random_gpt2 import save_random_gpt2, save_random_nanochat
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
 from train.data.examples import length_buckets
@@ -35,6 +35,7 @@ from train.weights.huggingface import load_hf
 SHAPES = {
     "small": {"vocab_size": 211, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 48},
     "wide": {"vocab_size": 97, "n_layer": 3, "n_head": 4, "n_embd": 80, "n_positions": 64},
+    "modern": {"vocab_size": 97, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32},
 }
 CPU = torch.device("cpu")
 
@@ -42,7 +43,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(params=SHAPES)
 def pair(request, tmp_path):
     """transformers' model, and ours with the same weights."""
-    theirs = save_random_gpt2(tmp_path, seed=len(request.param), **SHAPES[request.param])
+    save = save_random_nanochat if request.param == "modern" else save_random_gpt2
+    theirs = save(tmp_path, seed=len(request.param), **SHAPES[request.param])
     return theirs, load_hf(tmp_path)
 
 
@@ -74,8 +76,9 @@ def _values(scores: dict[int, list[Score]], n: int) -> list[float]:
 
 def test_each_log_likelihood_is_transformers_computed_alone(pair):
     theirs, ours = pair
-    requests = _requests(25, theirs.config.vocab_size, theirs.config.n_positions + 10)
-    assert any(request.longest() - 1 > theirs.config.n_positions for request in requests)  # some are truncated
+    block_size = theirs.config.max_position_embeddings
+    requests = _requests(25, theirs.config.vocab_size, block_size + 10)
+    assert any(request.longest() - 1 > block_size for request in requests)  # some are truncated
     context = [1, 2, 3]
     greedy = theirs.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False, pad_token_id=0)[0, 3:].tolist()
     wrong_end = [*greedy[:3], (greedy[3] + 1) % theirs.config.vocab_size]

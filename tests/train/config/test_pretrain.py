@@ -17,7 +17,7 @@ from train.config.pretrain import (
     sequences_per_rank,
     with_vocab_size,
 )
-from train.model.gpt import GPT
+from train.model.build import build_model
 
 
 def test_without_arguments_it_is_the_124m_recipe() -> None:
@@ -54,7 +54,13 @@ def test_sources_are_named_in_a_file_or_on_the_command_line_and_survive_being_sa
     assert plain.data.sources == {"": SourceConfig("a*.bin")}
 
 
-PARAMETERS = {"124m": 124_439_808, "350m": 354_823_168, "774m": 774_030_080, "1558m": 1_557_611_200}
+PARAMETERS = {
+    "gpt2_124m": 124_439_808,
+    "gpt2_350m": 354_823_168,
+    "gpt2_774m": 774_030_080,
+    "gpt2_1558m": 1_557_611_200,
+    "modern_124m": 12 * 12 * 768**2 + 2 * 50257 * 768,
+}
 PRETRAINING = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.name.startswith("finetune_")]
 
 
@@ -67,8 +73,8 @@ def test_each_shipped_configuration_is_valid_survives_being_saved_and_has_openai
     assert load_config(["--config", str(tmp_path / file.name)], "") == config
     sequences_per_rank(config, 1)
     with torch.device("meta"):
-        count = GPT(with_vocab_size(config, None).model).num_parameters()
-    assert count == PARAMETERS.get(file.stem.removeprefix("gpt2_").removesuffix("_muon"), count)
+        count = build_model(with_vocab_size(config, None).model).num_parameters()
+    assert count == PARAMETERS.get(file.stem.removesuffix("_muon"), count)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +88,8 @@ def test_each_shipped_configuration_is_valid_survives_being_saved_and_has_openai
         ("--checkpoint.keep_every=700", "checkpoint.keep_every 700 is not a multiple of checkpoint.every 500"),
         ("--model.n_embd=100", "model.n_embd 100 is not a multiple of model.n_head 12"),
         ("--model.vocab_size=70000", "uint16"),
+        ("--model.without=[rotary]", "model.without is ['rotary']: only model.architecture modern has these parts"),
+        ("--model.architecture modern --model.without=[bias]", "model.without"),
         ("--model.dropout=1.5", "model.dropout is 1.5: "),
         ("--train.max_steps=0", "train.max_steps is 0: "),
         ("--eval.every=-5", "eval.every is -5: "),

@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from train.config.pretrain import ModelConfig
+from train.model.build import build_model
 from train.model.gpt import GPT
 from train.model.kv_cache import KVCache
 from train.model.linear import WORTH_ONEDNN, linear
@@ -47,7 +48,8 @@ def pair(config: ModelConfig, seed: int, dropout: float = 0.0) -> tuple[GPT2LMHe
 
 
 def test_one_compilation_serves_every_length() -> None:
-    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=64, vocab_size=90))
+    """Of the modern architecture, which does more than GPT-2's."""
+    model = build_model(ModelConfig(1, 2, 32, block_size=64, vocab_size=90, architecture="modern"))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for length in (16, 24, 40):  # from the second on it is a symbol
         x = torch.randint(90, (4, length))
@@ -142,12 +144,15 @@ def test_without_biases() -> None:
     assert GPT(config)(torch.zeros(1, 16, dtype=torch.int64)).shape == (1, 16, 50)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_activation_checkpointing_has_the_same_loss_and_gradients_and_stores_less(compiled: bool) -> None:
+@pytest.mark.parametrize(("compiled", "architecture"), [(False, "gpt2"), (True, "gpt2"), (False, "modern")])
+def test_activation_checkpointing_has_the_same_loss_and_gradients_and_stores_less(
+    compiled: bool, architecture: str
+) -> None:
     """Compiled without Inductor's code, which has no part in it, and without dropout, whose masks would be others."""
-    config = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=64, vocab_size=50, dropout=0.0 if compiled else 0.2)
+    dropout = 0.0 if compiled else 0.2
+    config = ModelConfig(2, 2, 32, block_size=64, vocab_size=50, dropout=dropout, architecture=architecture)
     torch.manual_seed(0)
-    model = GPT(config)
+    model = build_model(config)
     step = torch.compile(model, backend="aot_eager_decomp_partition") if compiled else model
     idx = torch.randint(50, (4, 64))
     found = []

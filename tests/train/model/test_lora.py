@@ -1,4 +1,4 @@
-"""LoRA: updates start at 0, and merge into a plain GPT with the same outputs."""
+"""LoRA: updates start at 0, and merge into a plain model with the same outputs."""
 
 import signal
 from pathlib import Path
@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 from tests.helpers.finetuning import base_model, finetune
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT
+from train.model.build import build_model
 from train.model.lora import add_lora, merge_lora
 from train.weights.load_model import load_model
 
-SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=VOCAB)
 
-
-def test_updates_start_at_0_and_merge_into_a_plain_model() -> None:
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_updates_start_at_0_and_merge_into_a_plain_model(architecture: str) -> None:
     torch.manual_seed(0)
-    model, tokens = GPT(SHAPE), torch.randint(VOCAB, (3, 16))
+    shape = ModelConfig(2, 2, 32, block_size=16, vocab_size=VOCAB, architecture=architecture)
+    model, tokens = build_model(shape), torch.randint(VOCAB, (3, 16))
     before, names = model(tokens), model.state_dict().keys()
     add_lora(model.h[1], 4)
     assert torch.equal(model(tokens), before)
@@ -34,7 +34,7 @@ def test_updates_start_at_0_and_merge_into_a_plain_model() -> None:
     with torch.no_grad():
         for name in added:
             model.get_parameter(name).normal_(std=0.2)
-    plain = GPT(SHAPE)
+    plain = build_model(shape)
     plain.load_state_dict(merge_lora(model.state_dict()))
     assert (model(tokens) - before).abs().max() > 0.01
     torch.testing.assert_close(plain(tokens), model(tokens), atol=1e-5, rtol=1e-5)

@@ -1,6 +1,8 @@
 """The modern architecture: each part can be left out, and nothing else changes with it. Against NanoChat: see
 tests/train/weights/test_nanochat.py."""
 
+import math
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -25,17 +27,17 @@ def random_model(config: ModelConfig = SHAPE) -> Modern:
     return model
 
 
-def test_a_new_model_predicts_nothing_yet_and_its_layers_pass_their_input_on() -> None:
-    """Residual projections are 0, so only they and the head have a gradient."""
+def test_the_layers_of_a_new_model_pass_their_input_on() -> None:
+    """Residual projections are 0, so only they, the head and the embedding have a gradient."""
     torch.manual_seed(0)
     model, idx = Modern(SHAPE), torch.randint(90, (3, 24))
     loss = model(idx, idx)
-    assert loss.item() == pytest.approx(torch.tensor(90.0).log().item(), abs=1e-3)
+    assert loss.item() == pytest.approx(math.log(90), abs=0.05)
     expected = nn.functional.normalize(model.wte(idx), dim=-1) * 32**0.5
     torch.testing.assert_close(model.hidden(idx), expected, atol=1e-3, rtol=1e-4)
     loss.backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad.any()}
-    assert moved - {"wte.weight"} == {name for name in model.state_dict() if "c_proj" in name or "lm_head" in name}
+    assert moved == {name for name in model.state_dict() if re.search("c_proj|lm_head|wte", name)}
 
 
 @pytest.mark.parametrize("part", get_args(Part))

@@ -21,10 +21,10 @@ from train.weights.load_model import LoadedModel
 SHAPE = ModelConfig(n_layer=3, n_head=2, n_embd=16, block_size=8, vocab_size=VOCAB)
 
 
-def moved(tune: TuneConfig) -> set[str]:
+def moved(tune: TuneConfig, shape: ModelConfig = SHAPE) -> set[str]:
     """The parameters that two steps have changed, by their names up to the layer's number."""
     torch.manual_seed(0)
-    model = build_classifier(SHAPE, 2)
+    model = build_classifier(shape, 2)
     freeze(model, tune)
     optimizer = build_optimizer(model, OptimConfig(max_lr=0.1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -37,16 +37,18 @@ def moved(tune: TuneConfig) -> set[str]:
     return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
-def test_only_the_chosen_parameters_are_trained() -> None:
-    names = build_classifier(SHAPE, 2).state_dict().keys()
-    assert moved(TuneConfig(blocks="all")) == names
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_only_the_chosen_parameters_are_trained(architecture: str) -> None:
+    shape = replace(SHAPE, architecture=architecture, without=["zero_init"] if architecture == "modern" else [])
+    names = build_classifier(shape, 2).state_dict().keys()
+    assert moved(TuneConfig(blocks="all"), shape) == names
     last = {name for name in names if name.startswith(("h.1.", "h.2.", "ln_f.", "score."))}
-    assert moved(TuneConfig(blocks=2)) == last
-    assert moved(TuneConfig(blocks=0)) == {"score.weight"}
+    assert moved(TuneConfig(blocks=2), shape) == last
+    assert moved(TuneConfig(blocks=0), shape) == {"score.weight"}
     matrices = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     updates = {f"h.2.{matrix}.lora_{half}" for matrix in matrices for half in "ab"}
-    assert moved(TuneConfig(blocks=1, lora_rank=2)) == {*updates, "score.weight"}
-    assert len(moved(TuneConfig(lora_rank=2))) == 3 * len(updates) + 1
+    assert moved(TuneConfig(blocks=1, lora_rank=2), shape) == {*updates, "score.weight"}
+    assert len(moved(TuneConfig(lora_rank=2), shape)) == 3 * len(updates) + 1
     with pytest.raises(UserError, match=r"tune\.blocks is 4, but the model has 3 layers"):
         freeze(GPT(SHAPE), TuneConfig(blocks=4))
 
