@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
 
     runs = plan_runs(args.config, args.grid, args.seeds, args.out)
     check_existing(runs)
-    open_reference(args.reference, read_results(runs))
+    if args.reference:
+        open_reference(args.reference, read_results(runs))
     args.out.mkdir(parents=True, exist_ok=True)
     index, count = args.task
     share = runs[index - 1 :: count]

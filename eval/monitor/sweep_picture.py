@@ -87,6 +87,8 @@ def draw_curves(panels: Sequence[Axes], results: Sequence[SettingResult], refere
         panel.xaxis.set_major_formatter(short_number)
     panels[0].set(title="Validation loss", ylabel="nats per token")
     set_log_axis(panels[1])
+    starts = [(result.mean.tokens_to(high) or 0) * result.flops_per_token for result in results]
+    panels[1].set_xlim(left=0.9 * min((start for start in starts if start), default=1))
 
 
 def draw_swept(panel: Axes, results: Sequence[SettingResult], key: str) -> None:
@@ -98,13 +100,13 @@ def draw_swept(panel: Axes, results: Sequence[SettingResult], key: str) -> None:
         lines.setdefault(values_of(result, others), []).append(result)
     for rank, (name, line) in enumerate(lines.items()):
         line.sort(key=lambda result: result.values[key])
-        style, x = line_style(rank if len(lines) > 1 else LABELLED), [result.values[key] for result in line]
-        panel.plot(x, [result.loss for result in line], **style)
+        x = [result.values[key] for result in line]
+        panel.plot(x, [result.loss for result in line], color=GREY, linewidth=1)
         for value, result in zip(x, line, strict=True):
-            panel.plot([value] * len(result.finals), result.finals, "o", markersize=4, color=style["color"])
+            panel.plot([value] * len(result.finals), result.finals, "o", color=GREY, markersize=4)
         if rank < LABELLED:
             place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-            panel.annotate(name, (x[-1], line[-1].loss), color=style["color"], **place)
+            panel.annotate(name, (x[-1], line[-1].loss), **place)
     panel.set(title="Final validation loss", xlabel=key)
     values = sorted({result.values[key] for result in results})
     if values[0] > 0:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,9 @@ def write_report(out: Path, runs: Sequence[PlannedRun], reference: Sequence[str]
         results = read_results(runs)
         against = open_reference(reference, results)
         fit = fit_sizes(results)
-        bytes_per_token = measure_bytes_per_token(runs[0].config, results[0].model.vocab_size)
-        rows = [describe(result, bytes_per_token, against) for result in results]
+        vocab_size = results[0].model.vocab_size  # 0: not known before the first run
+        n_bytes = bytes_per_token(runs[0].config, vocab_size) if vocab_size else None
+        rows = [describe(result, n_bytes, against) for result in results]
         text = render(rows, fit, against)
         facts = {"settings": rows, "reference": against and against.name, "fit": fit}
         atomic_write_json(out / "sweep.json", facts)
@@ -69,33 +69,25 @@ def fit_sizes(results: Sequence[SettingResult]) -> dict[str, Any] | None:
     return fit_power_law([size for size, _ in points], [loss for _, loss in points], tokens) if points else None
 
 
-@cache
-def _bytes_per_token(globs: tuple[str, ...], block_size: int, vocab_size: int, tokens: int) -> float | None:
+def bytes_per_token(config: Config, vocab_size: int) -> float | None:
+    """Bytes of text in a target of the validation loss, as eval/val_loss.py counts them; None where the data is not
+    here, its tokenizer is not known, or it has several sources."""
     try:
-        paths = find_shards(globs)
+        paths = find_shards(config.data.val) if not isinstance(config.data.val, dict) else []
     except UserError:
         return None
-    description = common_tokenizer(paths, vocab_size)
-    tokenizer = model_tokenizer(description, vocab_size)
+    tokenizer = model_tokenizer(common_tokenizer(paths, vocab_size), vocab_size) if paths else None
     if not tokenizer:
         return None
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for _ in count_targets(validation_batches(Windows(paths, block_size, vocab_size), tokens, 8, 0, 1), counts, int):
+    windows = Windows(paths, config.model.block_size, vocab_size)
+    for _ in count_targets(validation_batches(windows, config.eval.val_tokens, 8, 0, 1), counts, int):
         pass
     return count_bytes(counts, tokenizer) / counts.sum()
 
 
-def measure_bytes_per_token(config: Config, vocab_size: int) -> float | None:
-    """Bytes of text in a target of the validation loss, as eval/val_loss.py counts them; None where the data is not
-    here, its tokenizer is not known, or it has several sources."""
-    if isinstance(config.data.val, dict) or not vocab_size:
-        return None
-    globs = [config.data.val] if isinstance(config.data.val, str) else config.data.val
-    return _bytes_per_token(tuple(globs), config.model.block_size, vocab_size, config.eval.val_tokens)
-
-
-def describe(result: SettingResult, bytes_per_token: float | None, against: Reference | None) -> dict[str, Any]:
-    """A row of the table, JSON-able."""
+def describe(result: SettingResult, n_bytes: float | None, against: Reference | None) -> dict[str, Any]:
+    """A row of the table, JSON-able. `n_bytes`: bytes_per_token."""
     row: dict[str, Any] = {
         "setting": result.name,
         "values": result.values,
@@ -112,8 +104,8 @@ def describe(result: SettingResult, bytes_per_token: float | None, against: Refe
     mean = result.mean
     tokens, seconds = float(mean.tokens[-1]), float(mean.seconds[-1])
     row |= {"loss": result.loss, "deviation": result.deviation, "tokens": int(tokens)}
-    if bytes_per_token:
-        row["bits_per_byte"] = result.loss / math.log(2) / bytes_per_token
+    if n_bytes:
+        row["bits_per_byte"] = result.loss / math.log(2) / n_bytes
     if math.isfinite(seconds):
         row |= {"seconds": seconds, "tokens_per_s": tokens / seconds}
     if against and (reached := mean.tokens_to(float(against.curve.losses[-1]))) is not None:

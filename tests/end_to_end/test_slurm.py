@@ -18,15 +18,16 @@ import pytest
 from tests.helpers import fork_server
 from tests.helpers.commands import ROOT, run_command
 from tests.helpers.slurm_cluster import SlurmCluster
-from tests.helpers.tiny import rows
+from tests.helpers.tiny import rows, write_shards
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
-TRAIN, PREPARE, EVAL = (ROOT / "slurm" / f"{name}.sbatch" for name in ("train", "prepare", "eval"))
+TRAIN, PREPARE, EVAL, SWEEP = (ROOT / "slurm" / f"{name}.sbatch" for name in ("train", "prepare", "eval", "sweep"))
 TOY = ("--level", "char", "--input", "toy.txt", "--out", "data")
 NODES_USE = {"PYTHON": "./python", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-# torchrun forks its ranks, which halves the CPU time of a start. The space is for what /proc/PID/environ shows of them.
+# torchrun forks its ranks, and a sweep its runs, which halves the CPU time of a start. The space is for what
+# /proc/PID/environ shows of them.
 PYTHON = f"""#!/bin/bash
-[[ $* != *torch.distributed.run* ]] || set -- {fork_server.__file__} "$@"
+[[ $* != *torch.distributed.run* && $1 != *sweep.py ]] || set -- {fork_server.__file__} "$@"
 SPACE=$(printf %8000s) exec {sys.executable} "$@"
 """
 
@@ -443,3 +444,44 @@ def test_a_finished_run_is_scored(slurm: SlurmCluster, finished: Path, work: Pat
     job = slurm.sbatch(EVAL, "val_loss", "--model", finished, "--data", "data/*_val_*.bin", cwd=work, **NODES_USE)
     assert slurm.wait(job) == {"COMPLETED"}, log_of("eval", job, work)
     assert "loss:    4." in log_of("eval", job, work)  # random letters: ln 64 = 4.16
+
+
+def test_a_sweep_whose_tasks_are_killed_and_stopped_is_that_of_one_machine(slurm: SlurmCluster, work: Path):
+    """Two tasks train two runs each: one is killed in the middle of its first, with its sweep, and requeued; the other
+    comes near its time limit, and requeues itself."""
+    write_shards(work / "sweep_data")
+    text = CONFIG.format(folder=work).replace("/data/", "/sweep_data/").replace("max_steps: 8", "max_steps: 150")
+    (work / "sweep.yaml").write_text(text.replace("every: 4", "every: 20") + "log: {wandb: disabled}\n")
+    words = ("--config", "sweep.yaml", "--grid", "optim.max_lr=1e-2,2e-2", "--seeds", "2")
+    job = slurm.sbatch("--array=1-2", SWEEP, *words, "--out", "swept", cwd=work, **NODES_USE)
+    logs = [work / f"sweep-{job}_{task}.log" for task in (1, 2)]
+    deadline = time.monotonic() + 240
+
+    def wait_for(happened: Callable[[], object]) -> None:
+        while not happened():
+            assert time.monotonic() < deadline, [log.read_text() for log in logs if log.exists()]
+            time.sleep(0.01)
+
+    first, second = (work / "swept" / f"max_lr={lr},seed=1" for lr in ("0.01", "0.02"))
+    wait_for(lambda: (second / "checkpoints" / "step_00000020").exists())
+    for lock in (".sweep_lock", ".lock"):  # the sweep's, and its run's
+        os.kill(int((second / lock).read_text().split()[0]), signal.SIGKILL)
+    wait_for(lambda: (first / "metrics.jsonl").exists() and losses(first))
+    slurm.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    wait_for(lambda: "JobState=FAILED" in slurm.run("scontrol", "show", "job", f"{job}_2").stdout)
+    assert not (second / "DONE").exists()
+    slurm.run("scontrol", "requeue", f"{job}_2")
+    wait_for(lambda: slurm.restarts(f"{job}_1"))
+    assert slurm.wait(job) == {"COMPLETED"}, [log.read_text() for log in logs]
+    assert "the time limit is near; requeueing" in logs[0].read_text()
+    assert logs[1].read_text().count("task 2/2 with 1 process(es)") == 2
+
+    alone = run_command("python", ROOT / "train/sweep.py", *words, "--out", "swept_alone", cwd=work)
+    assert alone.returncode == 0, alone.stderr
+    ours, theirs = (json.loads((work / name / "sweep.json").read_text()) for name in ("swept", "swept_alone"))
+    assert [row["seeds"] for row in ours["settings"]] == [2, 2]
+    for row in (*ours["settings"], *theirs["settings"]):
+        del row["seconds"], row["tokens_per_s"]
+    assert ours == theirs
+    for run in (path.name for path in (work / "swept").iterdir() if path.is_dir()):
+        assert losses(work / "swept" / run) == losses(work / "swept_alone" / run)

@@ -4,9 +4,9 @@ Importing torch, torch._dynamo and matplotlib takes 3 s of CPU, more than most t
 ForkedPopen is subprocess.Popen, for `python script.py`, `python -m module` and `python -c code`: the process is a child
 of the one that asked for it, with its own files, environment, directory, session, signals and exit status. Unlike in a
 fresh interpreter, the modules of PRELOADED are imported, the hash seed is the server's, and the end does not clear each
-module. Under torchrun the ranks are forked too, by a server of torchrun's own.
+module. Under torchrun and sweep.py their processes are forked too, by a server of their own.
 
-Where others start torchrun (Slurm does), `python fork_server.py -m torch.distributed.run ...` is a torchrun that forks.
+Where others start these (Slurm does), `python fork_server.py -m torch.distributed.run ...` is a torchrun that forks.
 """
 
 import atexit
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 # No module of ours, and none that reads its settings from the environment when it is imported (huggingface_hub, wandb).
 PRELOADED = ("torch._dynamo", "torch.distributed.launcher.api", "matplotlib.pyplot", "jsonargparse", "tiktoken")
 READ_AT_START = ("PYTHONHASHSEED", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONWARNINGS", "LANG", "LC_ALL")
+STARTERS = ("torch.distributed.run", "train/sweep.py")  # commands that start others by Popen
 PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 SUPPORTED = sys.platform == "linux"
 
@@ -177,7 +178,7 @@ def _become(job: Job, files: list[int]) -> None:
             file.reconfigure(write_through=unbuffered)
         setattr(sys, name, file)
         setattr(sys, f"__{name}__", file)
-    if "torch.distributed.run" in job.words:
+    if any(word.endswith(STARTERS) for word in job.words):
         _serve_own_children()
 
 
@@ -189,7 +190,7 @@ def _show_environment(environment: dict[str, str]) -> None:
 
 
 def _serve_own_children() -> None:
-    """Fork a server for this process, torchrun, which starts the ranks by Popen."""
+    """Fork a server for this process, which starts others by Popen: torchrun, a sweep."""
     global _server
     _server, theirs = socket.socketpair()
     if os.fork() == 0:
@@ -248,7 +249,7 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()  # the collector writes into no page that the processes share
     os.environ.pop("SPACE", None)
-    if sys.argv[1] == "-m":
+    if not sys.argv[1].isdecimal():
         _serve_own_children()
         run(Job(sys.argv[1:], str(Path.cwd()), dict(os.environ), False, []))
     run(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -14,8 +14,10 @@ from train.config.parsing import plain_config
 from train.config.pretrain import Config, load_config
 from train.run.run_dir import CONFIG
 
-SAFE = " +,=@[]{}:"  # characters of a value that a folder's name keeps, besides letters, digits and _.-~
-IGNORED = ("run", "log", "checkpoint")  # sections that no loss depends on
+SAFE = "+,=@:[]"  # characters of a value that a folder's name keeps, besides letters, digits and _.-~
+# Sections and keys that no loss depends on
+IGNORED = {"run", "log", "checkpoint", "data.micro_batch_size"}
+IGNORED |= {f"train.{key}" for key in ("recompute", "shard_optimizer", "timeout_seconds")}
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def plan_runs(file: Path, grid: Sequence[str], seeds: int, out: Path) -> list[Pl
         config = load_config(["--config", str(file), *words], "")
         if not config.eval.every:
             raise ArgumentError("eval.every is 0: a sweep compares validation losses, so give an interval")
-        values = {key: _value(config, key) for key, _ in pairs}
+        plain = plain_config(config)
+        values = {key: plain[key.split(".")[0]][key.split(".")[1]] for key, _ in pairs}
         setting = ",".join(f"{short_key(key)}={format_value(value)}" for key, value in values.items())
         settings.setdefault(setting, (values, config, words))
     runs = []
@@ -129,10 +132,10 @@ def check_existing(runs: Sequence[PlannedRun]) -> None:
             continue
         for section, theirs in read_plain_config(file).items():
             ours = plain_config(run.config)[section]
-            for key in () if section in IGNORED else ours:
-                if (section, key) == ("model", "vocab_size") and not ours[key]:
-                    continue  # that of the data
-                if not _same(ours[key], theirs[key]):
+            for key in ours:
+                ignored = IGNORED & {section, f"{section}.{key}"}
+                open_vocabulary = f"{section}.{key}" == "model.vocab_size" and not ours[key]  # 0: that of the data
+                if not (ignored or open_vocabulary or _same(ours[key], theirs[key])):
                     raise UserError(
                         f"{run.path} holds a run with {section}.{key} {theirs[key]}, not {ours[key]}: choose another "
                         "--out, or remove that run"
@@ -154,8 +157,3 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     return one == other
-
-
-def _value(config: Config, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)

@@ -75,11 +75,11 @@ class Launcher:
             elif (run.path / FAILED).exists():
                 print(f"{run.name} failed: {(run.path / FAILED).read_text().strip()}", flush=True)
                 self.failed += [] if gave_up(run) else [run.name]
-            elif status:
-                raise SystemExit(status if status > 0 else 128 - status)
             else:
                 self.stopped = True
                 print(f"{run.name}: stopped; the same command resumes the sweep", flush=True)
+                if status:
+                    raise SystemExit(status if status > 0 else 128 - status)
 
     def command(self, run: PlannedRun) -> list[str]:
         """The command line of a run, after the interpreter."""

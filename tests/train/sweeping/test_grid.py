@@ -84,7 +84,7 @@ def test_a_run_that_is_there_must_have_the_configuration_that_is_asked_for(tmp_p
     theirs["model"]["vocab_size"] = 4096
     theirs["data"]["train"] = f"/elsewhere/{theirs['data']['train']}"
     theirs["run"]["dir"] = "../other"
-    theirs["log"]["every"] = theirs["checkpoint"]["every"] = 7
+    theirs["log"]["every"] = theirs["checkpoint"]["every"] = theirs["data"]["micro_batch_size"] = 7
     (run.path / "config.yaml").write_text(yaml.safe_dump(theirs))
     check_existing([run])
     for key, value in (("train.max_steps", 9), ("data.val", "data/web/*_val_*.bin")):
