@@ -76,9 +76,9 @@ def without_the_harness_s_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its export, and task files."""
+    """A run of the modern architecture, its export, and task files."""
     folder = tmp_path_factory.mktemp("harness")
-    make_run(folder / "run", GPT2Tokenizer().describe())
+    make_run(folder / "run", GPT2Tokenizer().describe(), architecture="modern")
     export_hf.main([f"--model={folder / 'run'}", f"--output={folder / 'hf'}"])
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DOCUMENTS))
     (folder / "tasks").mkdir()

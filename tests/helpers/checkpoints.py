@@ -8,7 +8,8 @@ import torch
 from prepare.tokens.tokenizer import CharTokenizer
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig, OptimConfig
-from train.model.gpt import GPT
+from train.model.build import build_model
+from train.model.transformer import Transformer
 from train.trainer.optim import build_optimizer
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=27)
@@ -22,10 +23,10 @@ FACTS = {
 }
 
 
-def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.optim.Optimizer]:
+def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[Transformer, torch.optim.Optimizer]:
     """A model and optimizer that have moved, so that every state is there."""
     torch.manual_seed(seed)
-    model = GPT(config)
+    model = build_model(config)
     optimizer = build_optimizer(model, OptimConfig())
     idx = torch.randint(config.vocab_size, (2, 8))
     model(idx, idx).backward()
@@ -33,7 +34,7 @@ def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[GPT, torch.opt
     return model, optimizer
 
 
-def save(run: Path, step: int, seed: int = 0) -> tuple[GPT, torch.optim.Optimizer]:
+def save(run: Path, step: int, seed: int = 0) -> tuple[Transformer, torch.optim.Optimizer]:
     model, optimizer = trained(seed)
     save_checkpoint(run, step, model, optimizer, **FACTS)
     return model, optimizer

@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from tests.helpers.commands import FAULTS, ROOT, run_command
 from tests.helpers.tiny import VOCAB, save_checkpoint
 from train.config.pretrain import ModelConfig
 from train.data.examples import Examples
-from train.model.gpt import GPT
+from train.model.build import build_model
 from train.model.loss import IGNORE_INDEX
 
 SETTINGS = {
@@ -30,11 +31,11 @@ SETTINGS = {
 }
 
 
-def base_model(folder: Path, tokenizer: dict | None = None, **shape: int) -> Path:
+def base_model(folder: Path, tokenizer: dict | None = None, **shape: Any) -> Path:
     """A run with a checkpoint of a random model, for --init."""
     torch.manual_seed(0)
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 48, "vocab_size": 50257, **shape}
-    save_checkpoint(folder, 3, GPT(ModelConfig(**shape)), tokenizer=tokenizer or GPT2Tokenizer().describe())
+    save_checkpoint(folder, 3, build_model(ModelConfig(**shape)), tokenizer=tokenizer or GPT2Tokenizer().describe())
     return folder
 
 

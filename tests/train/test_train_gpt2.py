@@ -179,11 +179,12 @@ def test_a_stop_during_an_evaluation_does_not_wait_for_its_end(data: Path, tmp_p
 
 def test_resuming_on_another_number_of_processes(data: Path, tmp_path: Path) -> None:
     """50 steps on two processes with another micro-batch, after 10 on one; dropout too is that of the windows, and a
-    window's source that of its number. The second time with Muon."""
+    window's source that of its number. The second time it is the modern architecture with Muon."""
     changes = {"train__max_steps": 60, "checkpoint__every": 10}
-    for name, dropout, micro in (("plain", 0.0, 2), ("dropout, sources and Muon", 0.1, 4)):
+    for name, dropout, micro in (("plain", 0.0, 2), ("dropout, sources and the modern recipe", 0.1, 4)):
         run, reference = tmp_path / name, tmp_path / f"{name} reference"
-        changes |= {"optim__optimizer": "muon", **two_sources(data)} if dropout else {}
+        modern = {"model__architecture": "modern", "optim__optimizer": "muon"}
+        changes |= modern | two_sources(data) if dropout else {}
         train(data, reference, model__dropout=dropout, **changes)
         process = start_training(data, run, model__dropout=dropout, **changes)
         wait_for(process, "step 10: checkpoint")

@@ -1,5 +1,6 @@
 """Resuming: everything that was saved is restored, and what does not match the run is refused."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from prepare.common.cli import UserError
 from tests.helpers.checkpoints import FACTS, save, trained
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig, OptimConfig
+from train.run import checkpoint
 from train.run.resume import ResumeState, resume
 from train.trainer.optim import build_optimizer
 
@@ -23,6 +25,17 @@ def test_everything_is_restored(tmp_path: Path) -> None:
     for a, b in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_checkpoint_from_before_the_modern_architecture_is_of_gpt2(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    shape = {key: value for key, value in asdict(model.config).items() if key not in ("architecture", "without")}
+    state = {"optimizer": optimizer.state_dict()["state"]}
+    checkpoint.write(tmp_path, 5, model.state_dict(), state, {**FACTS, "model": shape})
+    assert resume(tmp_path, *trained(), FACTS).step == 5
+    modern = trained(config=replace(model.config, architecture="modern"))
+    with pytest.raises(UserError, match=r"model.architecture gpt2 \(now modern\)"):
+        resume(tmp_path, *modern, FACTS)
 
 
 def test_another_model_other_data_and_another_tokenizer_are_refused_with_what_differs(tmp_path: Path) -> None:
