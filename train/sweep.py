@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         nargs="+",
         required=True,
         metavar="KEY=A,B",
-        help="values of a key of the configuration; of several keys that change together, such as a ladder of sizes: "
-        "model.n_layer+model.n_head+model.n_embd=3+2+128,4+3+192,5+4+256",
+        help="values of a key of the configuration, or of keys that change together, as in a ladder of sizes: "
+        "model.n_layer+model.n_embd=3+128,4+192",
     )
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="train.seed 1 to N of each combination")
     parser.add_argument("--out", type=nonempty_path, required=True, metavar="DIR", help="folder of the runs")
@@ -45,7 +45,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--reference",
         nargs="+",
-        default=[],
         metavar="NAME",
         help="a setting of the table, or runs (their mean): show the tokens and seconds to its final loss",
     )
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
     runs = plan_runs(args.config, args.grid, args.seeds, args.out)
     check_existing(runs)
-    if args.reference:
+    if args.reference:  # a mistake in it would end the sweep after its runs
         open_reference(args.reference, read_results(runs))
     args.out.mkdir(parents=True, exist_ok=True)
     index, count = args.task
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         launcher.train_all(share)
     if launcher.stopped:
         return
-    write_report(args.out, runs, args.reference)
+    write_report(args.out, runs, args.reference or [])
     if launcher.failed:
         raise UserError(
             f"{len(launcher.failed)} of {len(share)} runs failed ({', '.join(launcher.failed)}): the lines below the "

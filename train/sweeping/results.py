@@ -17,6 +17,7 @@ from train.run.metrics_log import METRICS, read_rows
 from train.run.run_dir import CONFIG, DONE
 from train.sweeping.grid import PlannedRun, read_plain_config
 from train.sweeping.launch import FAILED, gave_up
+from train.trainer.trainer import MAX_SKIPPED
 
 
 @dataclass(frozen=True)
@@ -135,18 +136,15 @@ def _read_setting(name: str, runs: Sequence[PlannedRun]) -> SettingResult:
 
 def problem(run: PlannedRun) -> str:
     """Why a run does not count: it has diverged, failed, or is not finished; empty if it counts."""
-    if (run.path / FAILED).exists():
-        return f"{'diverged' if gave_up(run) else 'failed'}: {(run.path / FAILED).read_text().strip()}"
-    if gave_up(run):  # trained by hand
-        return "diverged: too many steps in a row had a non-finite loss or gradient"
-    try:
-        curve = read_curve(run.path)
-    except UserError:
-        return "has not started"
+    if gave_up(run):
+        return f"diverged: {MAX_SKIPPED} steps in a row had a non-finite loss or gradient"
     if not (run.path / DONE).exists():
-        return f"is not finished: {curve.tokens[-1]:,.0f} tokens at its last evaluation"
-    first, last = curve.losses[0], curve.losses[-1]
-    return "" if last <= first else f"diverged: its loss was {first:.4f} at first, and {last:.4f} at the end"
+        failed, started = run.path / FAILED, (run.path / METRICS).exists()
+        if failed.exists():
+            return f"failed: {failed.read_text().strip()}"
+        return "is not finished" if started else "is not started"
+    losses = read_curve(run.path).losses
+    return "" if losses[-1] <= losses[0] else f"diverged: its loss rose from {losses[0]:.4f} to {losses[-1]:.4f}"
 
 
 def count(config: ModelConfig) -> tuple[int, int, int]:

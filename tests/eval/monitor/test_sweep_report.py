@@ -64,7 +64,7 @@ def test_a_table_against_a_reference(tmp_path: Path, figures: list[Figure]) -> N
     ]
     assert diverged == ["0/1", "1,464", *["-"] * 7]
     assert "best: max_lr=0.002, validation loss 3.1000 +- 0.1414" in lines
-    assert "max_lr=1,seed=1 diverged: its loss was 8.0000 at first, and 9.0000 at the end" in lines
+    assert "max_lr=1,seed=1 diverged: its loss rose from 8.0000 to 9.0000" in lines
     facts = json.loads((tmp_path / "sweep.json").read_text())
     assert facts["settings"][0]["losses"] == [3.0, 3.2]
     assert facts["settings"][0]["tokens_to_reference"] == pytest.approx(reached)
