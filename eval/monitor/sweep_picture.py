@@ -94,10 +94,7 @@ def draw_curves(panels: Sequence[Axes], results: Sequence[SettingResult], refere
 def draw_swept(panel: Axes, results: Sequence[SettingResult], key: str) -> None:
     """Draw the final loss against a numeric key: the seeds as dots, a line through the means of the settings that
     differ in this key alone."""
-    others = [name for name in differing_keys(results) if name != key]
-    lines: dict[str, list[SettingResult]] = {}
-    for result in results:
-        lines.setdefault(values_of(result, others), []).append(result)
+    lines = {name: line for name, line in lines_over(results, key).items() if len(line) > 1}
     for rank, (name, line) in enumerate(lines.items()):
         line.sort(key=lambda result: result.values[key])
         x = [result.values[key] for result in line]
@@ -108,7 +105,7 @@ def draw_swept(panel: Axes, results: Sequence[SettingResult], key: str) -> None:
             place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
             panel.annotate(name, (x[-1], line[-1].loss), **place)
     panel.set(title="Final validation loss", xlabel=key)
-    values = sorted({result.values[key] for result in results})
+    values = sorted({result.values[key] for line in lines.values() for result in line})
     if values[0] > 0:
         panel.set(xscale="log")
     panel.set_xticks(values, [f"{value:g}" for value in values])
@@ -161,12 +158,18 @@ def values_of(result: SettingResult, keys: Sequence[str]) -> str:
     return ", ".join(format_value(result.values[key]) for key in keys)
 
 
+def lines_over(results: Sequence[SettingResult], key: str) -> dict[str, list[SettingResult]]:
+    """The settings that differ in this key alone, by their other values."""
+    others = [name for name in differing_keys(results) if name != key]
+    lines: dict[str, list[SettingResult]] = {}
+    for result in results:
+        lines.setdefault(values_of(result, others), []).append(result)
+    return lines
+
+
 def swept_number(results: Sequence[SettingResult]) -> str | None:
-    """The key outside of the model with at least three numbers in the grid, of several a learning rate; None without
-    one."""
-    found = []
-    for key in results[0].values:
-        values = {result.values[key] for result in results if type(result.values[key]) in (int, float)}
-        if len(values) > 2 and not key.startswith("model."):
-            found.append(key)
-    return min(found, key=lambda key: not key.endswith("_lr"), default=None)
+    """The key, outside of the model, that has three numbers or more with all else equal, of several a learning rate;
+    None without one."""
+    keys = [key for key, value in results[0].values.items() if type(value) in (int, float) and key[:6] != "model."]
+    keys = [key for key in keys if max(map(len, lines_over(results, key).values())) > 2]
+    return min(keys, key=lambda key: not key.endswith("_lr"), default=None)

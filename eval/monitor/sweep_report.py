@@ -39,11 +39,11 @@ def write_report(out: Path, runs: Sequence[PlannedRun], reference: Sequence[str]
         n_bytes = bytes_per_token(runs[0].config, vocab_size) if vocab_size else None
         rows = [describe(result, n_bytes, against) for result in results]
         text = render(rows, fit, against)
-        facts = {"settings": rows, "reference": against and against.name, "fit": fit}
+        facts = {"settings": rows, "reference": against.name if against else None, "fit": fit}
         atomic_write_json(out / "sweep.json", facts)
         atomic_write_text(out / "sweep.md", f"{text}\n![The curves of the sweep](sweep.png)\n")
         if any(result.curves for result in results):
-            plot_sweep(results, fit, against and against.curve, out / "sweep.png")
+            plot_sweep(results, fit, against.curve if against else None, out / "sweep.png")
     print(text, end="")
 
 

@@ -35,7 +35,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr(launch, "Popen", ForkedPopen)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     write_shards(tmp_path / "data")
-    (tmp_path / "tiny.yaml").write_text(CONFIG.format(data=tmp_path / "data", steps=300))
+    (tmp_path / "tiny.yaml").write_text(CONFIG.format(data=tmp_path / "data", steps=150))
     yield tmp_path / "tiny.yaml"
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -93,8 +93,8 @@ def test_a_sweep_is_stopped_killed_resumed_and_finished(
     sweep.main([*words, "--reference", str(first)])
     assert (first / "metrics.jsonl").stat().st_mtime_ns == finished  # not trained again
     for run in (first, second):
-        assert (run / "DONE").read_text() == "300\n"
-        assert [row["step"] for row in rows(run, "train")] == list(range(5, 301, 5))
+        assert (run / "DONE").read_text() == "150\n"
+        assert [row["step"] for row in rows(run, "train")] == list(range(5, 151, 5))
     table = (out / "sweep.md").read_text()
     assert " 2/2 |" in table
     assert "failed" not in table
@@ -102,7 +102,7 @@ def test_a_sweep_is_stopped_killed_resumed_and_finished(
 
     # finished runs of another configuration
     config.write_text(CONFIG.format(data=tmp_path / "data", steps=400))
-    with pytest.raises(UserError, match=r"seed=1 holds a run with train.max_steps 300, not 400"):
+    with pytest.raises(UserError, match=r"seed=1 holds a run with train.max_steps 150, not 400"):
         sweep.main(words)
 
 

@@ -75,9 +75,11 @@ def test_a_table_against_a_reference(tmp_path: Path, figures: list[Figure]) -> N
         "0.001: 4.1000 ± 0.1414",
         "final loss of the reference",
     ]
+    assert len(figures[0].axes) == 5  # with the final loss against the learning rate, and the legend
     with pytest.raises(UserError, match="nothing is not a run"):
         write_report(tmp_path, runs, ["nothing"])
     write_report(tmp_path, runs[:2] + runs[-1:], [str(runs[2].path), str(runs[3].path)])  # of two runs, their mean
+    assert len(figures[1].axes) == 4
     text = (tmp_path / "sweep.md").read_text()
     assert "validation loss 3.1000 after 600 tokens" in text
     assert "the best optim.max_lr is the smallest of this sweep: widen the grid" in text
