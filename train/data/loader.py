@@ -183,7 +183,8 @@ def prefetch(read: Callable[[int], list[MicroBatch]], first: int, last: int) -> 
         except BaseException as failure:  # raised again in the training loop
             put(failure)
 
-    threading.Thread(target=read_all, name="prefetch", daemon=True).start()
+    thread = threading.Thread(target=read_all, name="prefetch", daemon=True)
+    thread.start()
     try:
         for _ in range(first, last):
             item = ready.get()
@@ -192,3 +193,4 @@ def prefetch(read: Callable[[int], list[MicroBatch]], first: int, last: int) -> 
             yield item
     finally:
         closed.set()
+        thread.join(timeout=1)  # if it reads a tensor when Python ends, it aborts the process
