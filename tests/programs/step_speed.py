@@ -32,7 +32,7 @@ from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE
 from train.config.pretrain import Config, load_config, sequences_per_rank, with_vocab_size
 from train.data.loader import MicroBatch, Mixture, WindowLoader, prefetch
 from train.data.windows import common_tokenizer
-from train.model.gpt import GPT
+from train.model.build import build_model
 from train.parallel.compile_ddp import compile_and_wrap_ddp
 from train.parallel.device import (
     autocast,
@@ -95,7 +95,7 @@ class StepBench:
         """Build the model and its optimizer; return the micro-batch size."""
         config, world = self.config, self.world
         prepare_device(world.device)
-        self.model = GPT(config.model, config.train.recompute).to(world.device)
+        self.model = build_model(config.model, config.train.recompute).to(world.device)
         micro = config.data.micro_batch_size
         if micro == "auto":
             micro = world.min(find_micro_batch_size(self.model, self.per_rank, world.device, config.train.precision))
@@ -200,7 +200,7 @@ def heading(config: Config, world: World, facts: dict[str, int | str]) -> str:
 def flops(config: Config, world: World, samples: list[Sample]) -> str:
     """FLOP/s, and MFU where the device's peak is known."""
     with torch.device("meta"):
-        per_token = GPT(config.model).flops_per_token()
+        per_token = build_model(config.model).flops_per_token()
     achieved = 1000 * per_token * config.data.batch_tokens / median_ms(samples)
     peak = peak_flops(world.device)
     mfu = "no MFU, since this device's peak is not known"
