@@ -93,7 +93,7 @@ class OptimConfig:
     Args:
         optimizer: muon orthogonalizes the updates of the layers' matrices; embeddings, head and vectors stay with AdamW
         max_lr: learning rate at the end of the warmup
-        embedding_lr: max_lr of the embeddings, on the same schedule; 0 takes max_lr
+        embedding_lr: max_lr of the embeddings, on the same schedule (min_lr in proportion); 0 takes max_lr
         head_lr: the same for an output head of its own, which is not the token embedding
         vector_lr: the same for biases and LayerNorms
         min_lr: learning rate of the last step, unless schedule is constant or the run is no longer than the warmup
