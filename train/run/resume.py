@@ -40,7 +40,8 @@ def resume(
     checkpoint, meta, corrupt = latest_valid_checkpoint(run_dir)
     if checkpoint is None:
         return ResumeState()
-    meta = {"init": identity.get("init"), "optim.optimizer": "adamw", **meta}  # older checkpoints do not have these
+    meta.setdefault("init", identity.get("init"))  # older checkpoints do not have it
+    meta.setdefault("optim.optimizer", "adamw")  # nor this
     meta["model"] = asdict(ModelConfig(**meta["model"]))  # nor all of the model's keys
     now = {**identity, "model": shape_of(model)}
     keys = ("init", "model", "data", "batches", "tokenizer", "optim.optimizer")

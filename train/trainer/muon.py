@@ -34,7 +34,7 @@ class Muon(torch.optim.AdamW):
                     parameter.grad = None
         super().step()
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Any, group: dict[str, Any]) -> None:
         gradient, state = parameter.grad, self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(gradient)
