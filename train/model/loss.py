@@ -76,10 +76,10 @@ def _chunked(
     rows = max(1, CHUNK_BYTES // (padded * dtype.itemsize))
     for x, target, part in zip(*(tensor.split(rows) for tensor in (hidden, targets, share)), strict=True):
         x, target = x.to(dtype), target.unsqueeze(1)
-        logits = F.linear(x, table).to(exact)  # (n, P)
+        logits, slope = F.linear(x, table).to(exact), None  # (n, P)
         if softcap:  # by tanh(z) = 2 sigmoid(2 z) - 1, without the -1: it takes a sixth of tanh's time on a CPU
             sigmoid = logits.mul_(2 / softcap).sigmoid_()
-            slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(4) if gradients else None  # (n, P)
+            slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(4)  # of the capped logits, (n, P)
             logits = sigmoid.mul_(2 * softcap)
         logits[:, vocab_size:] = -torch.inf
         top, chosen = logits.amax(1, keepdim=True), logits.gather(1, target)  # (n, 1) each
@@ -90,7 +90,7 @@ def _chunked(
             continue
         part = part.unsqueeze(1)
         scale = part / s  # (n, 1)
-        if softcap:
+        if slope is not None:
             e, part = e.mul_(slope), part * slope.gather(1, target)
         e = e.to(dtype)
         d_hidden.append((e @ table).to(exact) * scale - weight[target.squeeze(1)].to(exact) * part)  # (n, C)

@@ -35,8 +35,9 @@ def attention(
 
 
 class Transformer(nn.Module):
-    """A language model whose layers are `h`: hidden states, then logits or the loss."""
+    """A language model with token embeddings `wte` and layers `h`: hidden states, then logits or the loss."""
 
+    wte: nn.Embedding  # of the tokens
     h: nn.ModuleList
     softcap: float | None = None  # logits are capped smoothly at plus and minus this
 

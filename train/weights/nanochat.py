@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prepare.common.cli import UserError
-from train.config.pretrain import ModelConfig
+from train.config.pretrain import ModelConfig, Part
 from train.model.modern import EPS, SOFTCAP, THETA
 
 NAMES = {  # here: there
@@ -25,7 +25,7 @@ def read_nanochat_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, 
     """The ModelConfig that a config.json describes, and its further settings with the values that are supported, the
     first one the default. KeyError if a setting is missing."""
     heads, width = hf["num_attention_heads"], hf["hidden_size"]
-    absent = {
+    absent: dict[Part, bool] = {
         "relu2": hf.get("hidden_act", "relu2") != "relu2",
         "untied_head": hf.get("tie_word_embeddings", False),
         "softcap": hf.get("final_logit_softcapping", SOFTCAP) is None,
