@@ -12,7 +12,7 @@ import torch
 from tests.helpers.commands import ROOT, run_command
 from train.config.parsing import CONFIGS
 from train.config.pretrain import load_config, with_vocab_size
-from train.model.gpt import GPT
+from train.model.build import build_model
 
 README = (ROOT / "README.md").read_text()
 COMMAND = re.compile(r"(?:python|torchrun|sbatch) [^`\n]*?(?:prepare|train|eval|slurm)/\w+\.(?:py|sbatch)[^`\n|]*")
@@ -63,7 +63,7 @@ def test_the_table_of_configurations(row: tuple[str, ...]) -> None:
     config = load_config(["--config", str(CONFIGS / name)], "")
     with torch.device("meta"):
         tokenizer = {"vocab_size": 4096} if name == "quickstart.yaml" else None  # that of `make quickstart`
-        assert f"{GPT(with_vocab_size(config, tokenizer).model).num_parameters():,}" == parameters
+        assert f"{build_model(with_vocab_size(config, tokenizer).model).num_parameters():,}" == parameters
     assert (f"{config.train.max_steps:,}", f"{config.data.batch_tokens:,}") == (steps, tokens)
     assert shape.startswith(f"{config.model.n_layer} layers, {config.model.n_embd} wide")
 
