@@ -67,7 +67,7 @@ class Trainer:
         self.world, self.run, self.stop = world, run, stop
         self.model, self.loader = model, loader
         settings = changeable_settings(config)
-        self.identity = {**identity, "optim.optimizer": config.optim.optimizer, "settings": settings}
+        self.identity: dict[str, Any] = {**identity, "optim.optimizer": config.optim.optimizer, "settings": settings}
         self.context = autocast(world.device, config.train.precision)
         sharded = config.train.shard_optimizer or config.optim.optimizer == "muon"
         self.optimizer = build_optimizer(model, config.optim, sharded and world.size > 1)
