@@ -3,7 +3,7 @@
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale of the update is that of Liu et al.
 2025, "Muon is Scalable for LLM Training", so that learning rate and weight decay are those of AdamW. It is
 torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), except that on a CPU it multiplies in float32: without bfloat16
-instructions torch's takes 15 times as long, and with AVX-512's alone twice as long.
+instructions torch's takes 14 times as long, and with AVX-512's alone twice as long.
 """
 
 from typing import Any
