@@ -14,12 +14,10 @@ if __name__ == "__main__":  # run as a script, from any directory: the repositor
     run_command(__file__, unattended=True)  # imports this file as a module, runs its main, and exits
 
 from eval.monitor.sweep_report import open_reference, write_report
+from eval.monitor.sweep_results import read_results
 from prepare.common.cli import Parser, UserError, nonempty_path, positive
 from prepare.pipeline.options import array_task
-from prepare.tokens.shards import find_shards
-from train.sweeping.grid import check_existing, plan_runs
-from train.sweeping.launch import Launcher, is_finished
-from train.sweeping.results import read_results
+from train.sweeping.runs import check_existing, plan_runs, train_runs
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,37 +36,32 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="train.seed 1 to N of each combination")
     parser.add_argument("--out", type=nonempty_path, required=True, metavar="DIR", help="folder of the runs")
-    parser.add_argument(
-        "--task", type=array_task, default="1/1", metavar="I/N", help="train every Nth run from the Ith"
-    )
+    parser.add_argument("--task", type=array_task, default="1/1", metavar="I/N", help="every Nth run from the Ith")
     parser.add_argument("--processes", type=positive, default=1, metavar="P", help="of each run; several by torchrun")
     parser.add_argument(
         "--reference",
         nargs="+",
+        default=[],
         metavar="NAME",
         help="a setting of the table, or runs (their mean): show the tokens and seconds to its final loss",
     )
     args = parser.parse_args(argv)
 
+    # Find mistakes before the first run starts
     runs = plan_runs(args.config, args.grid, args.seeds, args.out)
     check_existing(runs)
-    if args.reference:  # a mistake in it would end the sweep after its runs
-        open_reference(args.reference, read_results(runs))
+    open_reference(args.reference, read_results(runs))
+
+    # Train this task's share, and report on the runs of all tasks
     args.out.mkdir(parents=True, exist_ok=True)
     index, count = args.task
     share = runs[index - 1 :: count]
-    left = [run for run in share if not is_finished(run)]
-    for run in left:  # a mistake in the data would fail every run
-        for source in run.config.data.sources.values():
-            find_shards(source.files)
-    launcher = Launcher(args.processes)
-    if left:
-        launcher.train_all(share)
-    if launcher.stopped:
+    failed = train_runs(share, args.processes)
+    if failed is None:
         return
-    write_report(args.out, runs, args.reference or [])
-    if launcher.failed:
+    write_report(args.out, runs, args.reference)
+    if failed:
         raise UserError(
-            f"{len(launcher.failed)} of {len(share)} runs failed ({', '.join(launcher.failed)}): the lines below the "
-            "table say why, and the same command tries them again"
+            f"{len(failed)} of {len(share)} runs failed ({', '.join(failed)}): the lines below the table say why, and "
+            "the same command tries them again"
         )

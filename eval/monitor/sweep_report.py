@@ -1,189 +1,197 @@
 """The report of a sweep: a table of its settings (sweep.md and sweep.json), and a picture (sweep.png)."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
-from eval.monitor.sweep_picture import plot_sweep
-from eval.scoring.evaluation import count_bytes, count_targets
-from prepare.common.cli import UserError
+from eval.common.curves import STYLE, save_figure, short_number
+from eval.monitor.sweep_results import Curve, SettingResult, mean_curve, read_curve, read_results
 from prepare.common.files import FileLock, atomic_write_json, atomic_write_text
-from prepare.tokens.shards import find_shards
-from train.config.pretrain import Config
-from train.data.windows import Windows, common_tokenizer, validation_batches
-from train.sweeping.grid import PlannedRun
-from train.sweeping.power_law import LARGER, fit_power_law, predict_loss
-from train.sweeping.results import Curve, SettingResult, mean_curve, read_curve, read_results
-from train.weights.load_model import model_tokenizer
+from train.sweeping.power_law import fit_power_law, predict_loss
+from train.sweeping.runs import SweepRun
+
+LARGER = 10  # times the largest size: where the loss is predicted
+COLUMNS = {  # of the table: keys of a row, and the formats of their values
+    "setting": "",
+    "seeds": "",
+    "parameters": ",",
+    "loss": ".4f",
+    "deviation": ".4f",
+    "tokens": ",.0f",
+    "seconds": ",.0f",
+    "tokens_per_s": ",.0f",
+    "tokens_to_reference": ",.0f",
+    "share": ".1%",
+    "seconds_to_reference": ",.0f",
+}
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What --reference names: a setting, or runs and their mean."""
-
-    name: str
-    curve: Curve
-
-
-def write_report(out: Path, runs: Sequence[PlannedRun], reference: Sequence[str]) -> None:
+def write_report(out: Path, runs: Sequence[SweepRun], reference: Sequence[str]) -> None:
     """Write the report of a sweep's runs as they are now, and print its table. UserError if --reference is no run."""
-    with FileLock(out / ".report_lock", out, wait=True):  # two sweeps in one folder may end together
+    with FileLock(out / ".lock", out, wait=True):  # tasks of an array may end together
         results = read_results(runs)
         against = open_reference(reference, results)
-        fit = fit_sizes(results)
-        vocab_size = results[0].model.vocab_size  # 0: not known before the first run
-        n_bytes = bytes_per_token(runs[0].config, vocab_size) if vocab_size else None
-        rows = [describe(result, n_bytes, against) for result in results]
-        text = render(rows, fit, against)
-        facts = {"settings": rows, "reference": against.name if against else None, "fit": fit}
-        atomic_write_json(out / "sweep.json", facts)
+        finished = [result for result in results if result.curves]
+        fit = fit_sizes(finished)
+        rows = [describe(result, against) for result in results]
+        lines = [*render_table(rows), ""]
+        if finished:
+            lines.append(f"best: {finished[0].name}, loss {finished[0].loss:.4f}")
+        if against:
+            lines.append(
+                f"reference: {', '.join(reference)}, loss {against.final:.4f}, {against.tokens[-1]:,.0f} tokens"
+            )
+        if fit:
+            lines += describe_fit(fit)
+        lines += [problem for result in results for problem in result.problems]
+        text = "".join(f"{line}\n" for line in lines)
+        atomic_write_json(out / "sweep.json", {"settings": rows, "reference": reference, "fit": fit})
         atomic_write_text(out / "sweep.md", f"{text}\n![The curves of the sweep](sweep.png)\n")
-        if any(result.curves for result in results):
-            plot_sweep(results, fit, against.curve if against else None, out / "sweep.png")
+        if finished:
+            plot_sweep(finished, fit, against, out / "sweep.png")
     print(text, end="")
 
 
-def open_reference(names: Sequence[str], results: Sequence[SettingResult]) -> Reference | None:
-    """The setting of this name, or the mean of run directories; None if there is no name, or the setting has no
-    finished run yet. UserError for what is neither a setting nor a run."""
-    if not names:
-        return None
-    for result in results:
-        if list(names) == [result.name]:
-            return Reference(result.name, result.mean) if result.curves else None
-    return Reference(", ".join(names), mean_curve([read_curve(Path(name)) for name in names]))
+def open_reference(names: Sequence[str], results: Sequence[SettingResult]) -> Curve | None:
+    """The mean curve of settings and run directories; None without a finished run. UserError for another name."""
+    curves = {result.name: result.curves for result in results}
+    found = [curve for name in names for curve in (curves[name] if name in curves else [read_curve(Path(name))])]
+    return mean_curve(found) if found else None
 
 
-def fit_sizes(results: Sequence[SettingResult]) -> dict[str, Any] | None:
-    """The power law through the best setting of each shape of the model; None with fewer than three."""
-    best: dict[tuple[int, ...], SettingResult] = {}
-    for result in results:  # the best first
-        if result.curves:
-            best.setdefault((result.model.n_layer, result.model.n_head, result.model.n_embd), result)
-    points = [(result.hidden_parameters, loss) for result in best.values() for loss in result.finals]
-    tokens = max((int(result.mean.tokens[-1]) for result in best.values()), default=0)
-    return fit_power_law([size for size, _ in points], [loss for _, loss in points], tokens) if points else None
+def fit_sizes(finished: Sequence[SettingResult]) -> dict[str, Any] | None:
+    """The power law through the best setting of each size; None with fewer than three sizes."""
+    best: dict[int, SettingResult] = {}
+    for result in finished:  # the best first
+        best.setdefault(result.hidden_parameters, result)
+    points = [(size, curve) for size, result in best.items() for curve in result.curves]
+    tokens = max((int(curve.tokens[-1]) for _, curve in points), default=0)
+    return fit_power_law([size for size, _ in points], [curve.final for _, curve in points], tokens)
 
 
-def bytes_per_token(config: Config, vocab_size: int) -> float | None:
-    """Bytes of text in a target of the validation loss, as eval/val_loss.py counts them; None where the data is not
-    here, its tokenizer is not known, or it has several sources."""
-    try:
-        paths = find_shards(config.data.val) if not isinstance(config.data.val, dict) else []
-    except UserError:
-        return None
-    tokenizer = model_tokenizer(common_tokenizer(paths, vocab_size), vocab_size) if paths else None
-    if not tokenizer:
-        return None
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    windows = Windows(paths, config.model.block_size, vocab_size)
-    for _ in count_targets(validation_batches(windows, config.eval.val_tokens, 8, 0, 1), counts, int):
-        pass
-    return count_bytes(counts, tokenizer) / counts.sum()
-
-
-def describe(result: SettingResult, n_bytes: float | None, against: Reference | None) -> dict[str, Any]:
-    """A row of the table, JSON-able. `n_bytes`: bytes_per_token."""
+def describe(result: SettingResult, against: Curve | None) -> dict[str, Any]:
+    """A row of sweep.json and of the table."""
     row: dict[str, Any] = {
         "setting": result.name,
         "values": result.values,
+        "seeds": len(result.curves),
         "parameters": result.parameters,
         "hidden_parameters": result.hidden_parameters,
         "flops_per_token": result.flops_per_token,
-        "seeds": len(result.curves),
-        "planned": result.planned,
-        "problems": result.problems,
         "losses": result.finals,
+        "problems": result.problems,
     }
     if not result.curves:
         return row
     mean = result.mean
     tokens, seconds = float(mean.tokens[-1]), float(mean.seconds[-1])
-    row |= {"loss": result.loss, "deviation": result.deviation, "tokens": int(tokens)}
-    if n_bytes:
-        row["bits_per_byte"] = result.loss / math.log(2) / n_bytes
-    if math.isfinite(seconds):
-        row |= {"seconds": seconds, "tokens_per_s": tokens / seconds}
-    if against and (reached := mean.tokens_to(float(against.curve.losses[-1]))) is not None:
-        row |= {"tokens_to_reference": reached, "share": reached / float(against.curve.tokens[-1])}
-        if math.isfinite(seconds):
-            row["seconds_to_reference"] = mean.seconds_to(reached)
+    row |= {"loss": result.loss, "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
+    if len(result.finals) > 1:
+        row["deviation"] = stdev(result.finals)  # over the seeds, n - 1
+    if against and (reached := mean.tokens_to(against.final)) is not None:
+        row |= {"tokens_to_reference": reached, "share": reached / float(against.tokens[-1])}
+        row["seconds_to_reference"] = float(np.interp(reached, mean.tokens, mean.seconds))
     return row
 
 
-COLUMNS = {  # heading -> the cell of a row; `-` where the row lacks the key
-    "setting": lambda row: row["setting"],
-    "seeds": lambda row: f"{row['seeds']}/{row['planned']}",
-    "parameters": lambda row: f"{row['parameters']:,}",
-    "validation loss": lambda row: f"{row['loss']:.4f}" + (f" +- {d:.4f}" if (d := row["deviation"]) else ""),
-    "bits per byte": lambda row: f"{row['bits_per_byte']:.4f}",
-    "tokens": lambda row: f"{row['tokens']:,}",
-    "seconds": lambda row: f"{row['seconds']:,.0f}",
-    "tokens/s": lambda row: f"{row['tokens_per_s']:,.0f}",
-}
-TO_REFERENCE = {
-    "tokens to reference": lambda row: f"{row['tokens_to_reference']:,.0f}",
-    "share": lambda row: f"{row['share']:.1%}",
-    "seconds to reference": lambda row: f"{row['seconds_to_reference']:,.0f}",
-}
-
-
-def render(rows: Sequence[dict[str, Any]], fit: dict[str, Any] | None, against: Reference | None) -> str:
-    """The table in Markdown, aligned, and the lines below it."""
-    columns = COLUMNS | (TO_REFERENCE if against else {})
-    if not any("bits_per_byte" in row for row in rows):
-        columns.pop("bits per byte")
-    cells = [list(columns), *([_cell(form, row) for form in columns.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+def render_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of the table in Markdown, aligned; without the columns that no row has."""
+    keys = [key for key in COLUMNS if any(key in row for row in rows)]
+    cells = [[key.replace("_", " ") for key in keys]]
+    cells += [[f"{row[key]:{COLUMNS[key]}}" if key in row else "-" for key in keys] for row in rows]
+    first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
-    for cell, *numbers in cells:
-        numbers = [f"{number:>{width}}" for number, width in zip(numbers, widths[1:], strict=True)]
-        lines.append(f"| {' | '.join([f'{cell:{widths[0]}}', *numbers])} |")
-    lines.insert(1, "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|")
-    lines += [""]
-    if rows[0]["seeds"]:
-        lines.append(f"best: {rows[0]['setting']}, validation loss {_cell(COLUMNS['validation loss'], rows[0])}")
-        lines += [f"the best {key} is the {end} of this sweep: widen the grid" for key, end in open_ends(rows)]
-    if against:
-        loss, tokens = against.curve.losses[-1], against.curve.tokens[-1]
-        lines.append(f"reference: {against.name}, validation loss {loss:.4f} after {tokens:,.0f} tokens")
-    if fit:
-        lines += describe_fit(fit)
-    lines += [line for row in rows for line in row["problems"]]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _cell(form: Any, row: dict[str, Any]) -> str:
-    try:
-        return form(row)
-    except KeyError:
-        return "-"
-
-
-def open_ends(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Learning rates whose best value is the smallest or the largest of those that were tried with the other values of
-    the best setting, so that a better one may lie beyond: the key, and which of both."""
-    best, found = rows[0]["values"], []
-    for key in (key for key in best if key.endswith("_lr")):
-        tried = [row["values"][key] for row in rows if {**row["values"], key: None} == {**best, key: None}]
-        if len(tried) > 1 and best[key] in (min(tried), max(tried)):
-            found.append((key, "smallest" if best[key] == min(tried) else "largest"))
-    return found
+    for name, *numbers in cells:
+        aligned = [f"{number:>{width}}" for number, width in zip(numbers, others, strict=True)]
+        lines.append(f"| {' | '.join([f'{name:{first}}', *aligned])} |")
+    lines.insert(1, f"| {' | '.join(['-' * first, *('-' * (width - 1) + ':' for width in others)])} |")
+    return lines
 
 
 def describe_fit(fit: dict[str, Any]) -> list[str]:
-    """The lines about a power law: the law, and what it predicts for larger models."""
-    irreducible = f"{fit['E']:.3f} + " if fit["E"] else ""
-    largest = max(fit["sizes"])
-    lines = [
-        f"power law: loss = {irreducible}{fit['A']:.4g} N^-{fit['alpha']:.4f}, alpha {fit['alpha']:.4f} +- "
-        f"{fit['alpha_deviation']:.4f}, N: parameters without embeddings and head, {len(set(fit['sizes']))} sizes"
+    """The lines about a power law: the law, and what it predicts for a larger model."""
+    larger = LARGER * max(fit["sizes"])
+    loss, low, high = predict_loss(fit, larger)
+    return [
+        f"power law: loss = {fit['E']:.3f} + {fit['A']:.4g} N^-{fit['alpha']:.4f}, alpha +- "
+        f"{fit['alpha_deviation']:.4f}, N: parameters without embeddings and head, {len(set(fit['sizes']))} sizes",
+        f"predicted for N = {larger:,.0f}: {loss:.3f} (90% interval: {low:.3f} to {high:.3f})",
     ]
-    for times in LARGER:
-        loss, low, high = predict_loss(fit, times * largest)
-        lines.append(f"predicted for N = {times * largest:,.0f}: {loss:.3f} ({low:.3f} to {high:.3f})")
-    return lines
+
+
+def plot_sweep(
+    results: Sequence[SettingResult], fit: dict[str, Any] | None, reference: Curve | None, output: Path
+) -> None:
+    """Draw the settings that have a finished run, the best first: loss against tokens, FLOPs and seconds, the final
+    losses by setting, and the power law."""
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(results)))  # dark for the best
+    height = 1.5 + 0.3 * max(len(results), 8 if fit else 3)
+    with plt.rc_context({**STYLE, "text.parse_math": True}):  # no name of a setting has a dollar sign
+        figure = plt.figure(figsize=(14, 4.5 + height), layout="constrained")
+        top, bottom = figure.subfigures(2, height_ratios=(4.5, height))
+        curves = top.subplots(1, 3, sharey=True)
+        finals, *law = bottom.subplots(1, 2 if fit else 1, squeeze=False)[0]
+        draw_curves(curves, results, colors)
+        draw_finals(finals, results, colors)
+        if fit:
+            draw_law(law[0], fit)
+        if reference:
+            for panel in curves:
+                panel.axhline(reference.final, color="black", linestyle=":", label="final loss of the reference")
+            curves[0].legend()
+        save_figure(figure, output)
+
+
+def draw_curves(panels: Sequence[Axes], results: Sequence[SettingResult], colors: np.ndarray) -> None:
+    """Draw the mean loss of each setting, and a band from its lowest to its highest seed, against tokens, FLOPs and
+    seconds."""
+    for result, color in zip(results, colors, strict=True):
+        mean = result.mean
+        losses = [np.interp(mean.tokens, curve.tokens, curve.losses) for curve in result.curves]
+        xs = (mean.tokens, mean.tokens * result.flops_per_token, mean.seconds)
+        for panel, x in zip(panels, xs, strict=True):
+            panel.plot(x, mean.losses, color=color)
+            panel.fill_between(x, np.min(losses, axis=0), np.max(losses, axis=0), color=color, alpha=0.25, linewidth=0)
+    # from the lowest loss to a usual one after a quarter of the tokens: worse ones lie above
+    means = [result.mean for result in results]
+    low = min(mean.losses.min() for mean in means)
+    high = np.median([np.interp(mean.tokens[-1] / 4, mean.tokens, mean.losses) for mean in means])
+    for panel, label in zip(panels, ("tokens", "training FLOPs", "seconds of training"), strict=True):
+        panel.set(xlabel=label, ylim=(low - 0.05 * (high - low), high))
+        panel.xaxis.set_major_formatter(short_number)
+    panels[0].set(title="Validation loss", ylabel="nats per token")
+    panels[1].set_xscale("log")
+    panels[1].xaxis.set_minor_formatter("")  # labels at powers of 10 alone
+
+
+def draw_finals(panel: Axes, results: Sequence[SettingResult], colors: np.ndarray) -> None:
+    """Draw the final loss of each setting, the best on top: a dot for each seed, a bar for the mean."""
+    for rank, (result, color) in enumerate(zip(results, colors, strict=True)):
+        panel.plot(result.finals, [rank] * len(result.finals), "o", color=color, alpha=0.6)
+        panel.plot([result.loss], [rank], "|", color=color, markersize=16)
+    panel.set_yticks(range(len(results)), [f"{result.name}  {result.loss:.4f}" for result in results])
+    panel.invert_yaxis()
+    panel.set(title="Final validation loss, the best on top", xlabel="nats per token")
+
+
+def draw_law(panel: Axes, fit: dict[str, Any]) -> None:
+    """Draw a power law with its 90% interval, the runs that were fitted, and the prediction for a larger one."""
+    sizes = np.array(fit["sizes"])
+    larger = LARGER * sizes.max()
+    n = np.geomspace(sizes.min() / 1.5, larger * 1.5, 60)
+    loss, low, high = np.array([predict_loss(fit, size) for size in n]).T
+    law = f"{fit['E']:.3f} + {fit['A']:.3g} N^{{-{fit['alpha']:.3f} \\pm {fit['alpha_deviation']:.3f}}}"
+    panel.plot(n, loss, color="C0", label=f"${law}$")
+    panel.fill_between(n, low, high, color="C0", alpha=0.2, linewidth=0)
+    panel.plot(sizes, fit["losses"], "o", color="black", label="runs")
+    predicted = predict_loss(fit, larger)[0]
+    panel.plot([larger], [predicted], "s", color="C1", label=f"{LARGER} x the largest: {predicted:.3f}")
+    panel.set(title="Power law", xlabel="N: parameters without embeddings and head")
+    panel.set_xscale("log")
+    panel.xaxis.set_minor_formatter("")
+    panel.legend()

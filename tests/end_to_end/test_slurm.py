@@ -464,8 +464,10 @@ def test_a_sweep_whose_tasks_are_killed_and_stopped_is_that_of_one_machine(slurm
 
     first, second = (work / "swept" / f"max_lr={lr},seed=1" for lr in ("0.01", "0.02"))
     wait_for(lambda: (second / "checkpoints" / "step_00000020").exists())
-    for lock in (".sweep_lock", ".lock"):  # the sweep's, and its run's
-        os.kill(int((second / lock).read_text().split()[0]), signal.SIGKILL)
+    trainer = int((second / ".lock").read_text().split()[0])
+    tasks_sweep = int(Path(f"/proc/{trainer}/stat").read_text().rpartition(")")[2].split()[1])  # its parent
+    for process in (tasks_sweep, trainer):
+        os.kill(process, signal.SIGKILL)
     wait_for(lambda: (first / "metrics.jsonl").exists() and losses(first))
     slurm.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
     wait_for(lambda: "JobState=FAILED" in slurm.run("scontrol", "show", "job", f"{job}_2").stdout)

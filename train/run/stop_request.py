@@ -3,10 +3,18 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # SIGHUP: the terminal was closed
+
+
+def handle_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Handle the signals that ask a run to stop."""
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, handler)
 
 
 class StopRequest:
@@ -18,9 +26,7 @@ class StopRequest:
         self.is_main = is_main
         self.agreed = False  # the ranks' last common decision
         self.signal: int | None = None
-        for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-                signal.signal(number, self._on_signal)
+        handle_signals(self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:

@@ -1,0 +1,80 @@
+"""The runs of a sweep: how a grid is split and named, and compared with runs that exist."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prepare.common.cli import ArgumentError, UserError
+from train.config.parsing import plain_config
+from train.sweeping.runs import check_existing, format_value, parse_axis, plan_runs
+
+QUICKSTART = Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml"
+
+
+def test_values_are_split_at_commas_outside_lists_and_joined_keys_at_plus() -> None:
+    assert [text for [(_, text)] in parse_axis("a.b=[],[rotary],[rotary,softcap],1e+3")] == [
+        "[]",
+        "[rotary]",
+        "[rotary,softcap]",
+        "1e+3",
+    ]
+    assert [dict(pairs) for pairs in parse_axis("model.n_layer+model.n_embd=3+128,4+192")] == [
+        {"model.n_layer": "3", "model.n_embd": "128"},
+        {"model.n_layer": "4", "model.n_embd": "192"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2e-3, "0.002"), (1e-5, "1e-05"), ((0.9, 0.95), "[0.9,0.95]"), ([], "[]"), ("runs/a*b", "runs%2Fa%2Ab")],
+)
+def test_a_value_has_one_form_that_a_folder_name_can_hold(value: object, text: str) -> None:
+    assert format_value(value) == text
+
+
+def test_every_setting_with_every_seed_is_a_run_and_equal_values_are_one(tmp_path: Path) -> None:
+    grid = ["optim.max_lr=2e-3,0.002", "model.n_layer+model.n_embd=3+64,4+128"]
+    runs = plan_runs(QUICKSTART, grid, 2, tmp_path)
+    settings = ["max_lr=0.002,n_layer=3,n_embd=64", "max_lr=0.002,n_layer=4,n_embd=128"]
+    assert [run.path.name for run in runs] == [f"{setting},seed={seed}" for seed in (1, 2) for setting in settings]
+    last = runs[-1]
+    assert last.values == {"optim.max_lr": 2e-3, "model.n_layer": 4, "model.n_embd": 128}
+    assert (last.config.optim.max_lr, last.config.model.n_embd) == (2e-3, 128)
+    assert last.arguments[2:] == [
+        *("--run.dir", str(last.path), "--optim.max_lr=0.002"),
+        *("--model.n_layer=4", "--model.n_embd=128", "--train.seed=2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "named"),
+    [
+        ("optim.max_lrr=1", "optim.max_lrr"),
+        ("optim.max_lr=-1", "optim.max_lr is -1"),
+        ("optim.max_lr", "KEY=A,B"),
+        ("max_lr=1", "KEY=A,B"),
+        ("model.n_layer+model.n_embd=3+128,4", "model.n_layer.*4 has 1 values"),
+        ("train.seed=1,2", "train.seed.*--seeds"),
+        ("eval.every=0", "eval.every"),
+    ],
+)
+def test_a_mistake_in_the_grid_is_named(grid: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=named):
+        plan_runs(QUICKSTART, [grid], 1, tmp_path)
+
+
+def test_a_run_that_exists_must_have_the_same_settings(tmp_path: Path) -> None:
+    [run] = plan_runs(QUICKSTART, ["optim.max_lr=1e-3"], 1, tmp_path)
+    run.path.mkdir()
+    check_existing([run])  # it has no configuration yet
+    theirs = plain_config(run.config)
+    del theirs["optim"]["eps"]  # as an older run
+    theirs["model"]["vocab_size"] = 4096
+    theirs["log"]["every"] = theirs["checkpoint"]["every"] = theirs["data"]["micro_batch_size"] = 7
+    (run.path / "config.yaml").write_text(yaml.safe_dump(theirs))
+    check_existing([run])
+    theirs["train"]["max_steps"] = 9
+    (run.path / "config.yaml").write_text(yaml.safe_dump(theirs))
+    with pytest.raises(UserError, match=r"train\.max_steps 9"):
+        check_existing([run])

@@ -1,0 +1,166 @@
+"""The runs of a sweep: every combination of a grid with every seed, trained one after the other."""
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, product
+from operator import attrgetter
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from prepare.common.cli import ROOT, ArgumentError, UserError
+from prepare.common.files import FileLock
+from train.config.parsing import plain_config
+from train.config.pretrain import Config, load_config
+from train.run.metrics_log import METRICS, duration, read_rows
+from train.run.run_dir import CONFIG, DONE
+from train.run.stop_request import handle_signals
+from train.trainer.trainer import MAX_SKIPPED
+
+OUTPUT = "train.log"  # what a run has printed since its last start
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A run of a sweep: a setting of the grid with a seed."""
+
+    setting: str  # such as max_lr=0.002,n_layer=4
+    values: dict[str, Any]  # of the grid's keys
+    config: Config  # of the setting
+    path: Path  # the run directory
+    arguments: list[str]  # of train/train_gpt2.py
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether it gave up after too many non-finite steps in a row, as it would again."""
+        rows = read_rows(self.path / METRICS) if (self.path / METRICS).exists() else []
+        return bool(rows) and rows[-1].get("in_a_row", 0) >= MAX_SKIPPED
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return (self.path / DONE).exists() or self.has_diverged
+
+
+def plan_runs(file: Path, grid: Sequence[str], seeds: int, out: Path) -> list[SweepRun]:
+    """The runs of a sweep: all settings with the first seed, then with the next.
+
+    Args:
+        file: the configuration that the grid changes.
+        grid: KEY=A,B,..., or KEY+KEY=A+B,C+D,... for keys that change together.
+        out: the folder of the run directories.
+
+    Raises:
+        ArgumentError: an unknown key, a value that no run can use, or evaluations or rows turned off.
+    """
+    settings = {}  # by name: 2e-3 and 0.002 are one setting
+    for parts in product(*map(parse_axis, grid)):
+        pairs = list(chain(*parts))
+        words = [f"--{key}={text}" for key, text in pairs]
+        config = load_config(["--config", str(file), *words], "")
+        if not (config.eval.every and config.log.every):
+            raise ArgumentError("eval.every or log.every is 0: a sweep compares validation losses and times")
+        values = {key: attrgetter(key)(config) for key, _ in pairs}
+        name = ",".join(f"{key.split('.')[1]}={format_value(value)}" for key, value in values.items())
+        settings[name] = (values, config, words)
+    runs = []
+    for seed, (name, (values, config, words)) in product(range(1, seeds + 1), settings.items()):
+        path = out / f"{name},seed={seed}"
+        arguments = ["--config", str(file), "--run.dir", str(path), *words, f"--train.seed={seed}"]
+        runs.append(SweepRun(name, values, config, path, arguments))
+    return runs
+
+
+def parse_axis(text: str) -> list[list[tuple[str, str]]]:
+    """The values of one part of --grid: for each, pairs of a key and its text. ArgumentError names what is wrong."""
+    left, _, right = text.partition("=")
+    keys = left.split("+")
+    if not right or any(key.count(".") != 1 for key in keys):
+        raise ArgumentError(f"--grid {text} is not KEY=A,B: give keys and values, such as optim.max_lr=1e-3,2e-3")
+    if "train.seed" in keys:
+        raise ArgumentError("--grid train.seed: --seeds N gives every setting the seeds 1 to N")
+    axis = []
+    for value in re.split(r",(?![^[]*\])", right):  # not at the commas of a list
+        texts = value.split("+") if len(keys) > 1 else [value]
+        if len(texts) != len(keys):
+            raise ArgumentError(f"--grid {left}: {value} has {len(texts)} values, joined by +, for {len(keys)} keys")
+        axis.append(list(zip(keys, texts, strict=True)))
+    return axis
+
+
+def format_value(value: Any) -> str:
+    """A value as a folder's name can hold it, the same for 2e-3 and 0.002."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(format_value, value))}]"
+    return quote(str(value), safe="+,=@:[]")
+
+
+def check_existing(runs: Sequence[SweepRun]) -> None:
+    """UserError if a run directory holds a run with other settings, as after an edit of the configuration file."""
+    for run in runs:
+        file = run.path / CONFIG
+        stored = yaml.safe_load(file.read_text()) if file.exists() else {}
+        for key, value in loss_settings(plain_config(run.config)).items():
+            theirs = loss_settings(stored).get(key, value)  # an older run may lack the key
+            if theirs != value:
+                raise UserError(
+                    f"{run.path} holds a run with {key} {theirs}, not {value}: choose another --out, or remove that run"
+                )
+
+
+def loss_settings(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The values of a config.yaml, by key, that decide a run's losses. The data may decide vocab_size."""
+    values = {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
+    names = ("model.", "data.", "optim.", "train.max_steps", "train.init_from", "eval.every", "eval.val_tokens")
+    free = ("model.vocab_size", "data.micro_batch_size")
+    return {key: value for key, value in values.items() if key.startswith(names) and key not in free}
+
+
+def train_runs(runs: Sequence[SweepRun], processes: int) -> list[str] | None:
+    """Train the runs that are not finished, and that no other process trains, one after the other.
+
+    Args:
+        processes: of each run; more than 1 run under torchrun.
+
+    Returns:
+        The names of failed runs; None if a run was stopped early (a signal, a STOP file, Slurm's time limit).
+    """
+    left = [run for run in runs if not run.is_finished]
+    start, failed = time.monotonic(), []
+    for number, run in enumerate(left, 1):
+        run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            FileLock(run.path / ".lock", run.path).release()  # that of train_gpt2.py
+        except UserError as in_use:
+            print(f"skipped: {in_use}", flush=True)
+            continue
+        status = train_run(run, processes)
+        stop_file = run.path / "STOP"
+        if stop_file.exists() or not (status or run.is_finished):
+            stop_file.unlink(missing_ok=True)  # of a signal that came too late for the run
+            print(f"{run.path.name}: stopped; the same command resumes the sweep", flush=True)
+            return None
+        if status and not run.has_diverged:
+            failed.append(run.path.name)
+        seconds = (time.monotonic() - start) / number * (len(left) - number)
+        end = f"failed, see {run.path / OUTPUT}" if status else "finished"
+        print(f"{run.path.name}: {end}; {number} of {len(left)} runs, {duration(seconds)} left", flush=True)
+    return failed
+
+
+def train_run(run: SweepRun, processes: int) -> int:
+    """Train a run to its end, and return its exit status. Signals reach it as a STOP file, under torchrun too."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*(torchrun if processes > 1 else []), str(ROOT / "train" / "train_gpt2.py"), *run.arguments]
+    print(f"{run.path.name}: python {shlex.join(command)}", flush=True)
+    handle_signals(lambda *_: (run.path / "STOP").touch())
+    with (run.path / OUTPUT).open("wb") as output:
+        # in a session of its own, so that Ctrl-C reaches the sweep alone
+        return Popen([sys.executable, *command], stdout=output, stderr=output, start_new_session=True).wait()
