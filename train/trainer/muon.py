@@ -2,14 +2,16 @@
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale of the update is that of Liu et al.
 2025, "Muon is Scalable for LLM Training", so that learning rate and weight decay are those of AdamW. It is
-torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), except that on a CPU it multiplies in float32: without bfloat16
-instructions torch's takes 14 times as long, and with AVX-512's alone twice as long.
+torch.optim.Muon(adjust_lr_fn="match_rms_adamw"), except that it multiplies in float32 on a CPU without bfloat16
+instructions, where torch's takes 2 to 14 times as long (docs/benchmarks.md).
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from train.parallel.device import cpu_has_bf16
 
 MOMENTUM = 0.95  # Nesterov's
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic polynomial; Jordan's, for 5 iterations
@@ -50,10 +52,10 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Bring all singular values of a (M, N) matrix near 1 (0.7 to 1.2), by Newton-Schulz iterations; in bfloat16 on a
-    GPU, as it was made for, and elsewhere in float32."""
+    """Bring all singular values of a (M, N) matrix near 1 (0.7 to 1.2), by Newton-Schulz iterations; in bfloat16, as
+    they were made for, where the device has it."""
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    x = matrix.bfloat16() if matrix.is_cuda or cpu_has_bf16() else matrix
     if tall := x.size(0) > x.size(1):
         x = x.T
     x = x / x.norm().clamp(min=1e-7)

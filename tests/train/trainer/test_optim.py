@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.commands import ROOT, run_command
 from train.config.pretrain import ModelConfig, OptimConfig
-from train.model.classifier import Classifier
+from train.model.classifier import build_classifier
 from train.model.gpt import GPT
 from train.trainer.optim import build_optimizer, learning_rate
 
@@ -54,7 +54,7 @@ def test_wsd_is_constant_then_linear_over_the_last_steps() -> None:
 
 def test_each_group_has_its_learning_rate_and_without_one_the_hidden_matrices() -> None:
     """In a checkpoint the parameters are in the groups' order, which is that of older checkpoints."""
-    model = Classifier(ModelConfig(n_layer=2, n_head=2, n_embd=8, block_size=4, vocab_size=16), labels=3)
+    model = build_classifier(ModelConfig(n_layer=2, n_head=2, n_embd=8, block_size=4, vocab_size=16), labels=3)
     model.h[0].requires_grad_(False)
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() == 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.dim() == 1]
