@@ -54,10 +54,6 @@ def during(run: Path, step: int, act: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def kill_trainer(run: Path) -> None:
-    os.kill(int((run / ".lock").read_text().split()[0]), signal.SIGKILL)
-
-
 @pytest.mark.timeout(300)
 def test_a_sweep_is_stopped_killed_resumed_and_finished(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -73,12 +69,10 @@ def test_a_sweep_is_stopped_killed_resumed_and_finished(
     assert f"train/train_gpt2.py --config {config} --run.dir {first} --optim.max_lr=1e-2 --train.seed=1" in printed
     assert "the same command resumes the sweep" in printed
     assert list((first / "checkpoints").iterdir())
-    assert not (first / "DONE").exists()
-    assert not (first / "STOP").exists()
-    assert not second.exists()
+    assert not any(path.exists() for path in (first / "DONE", first / "STOP", second))
 
     # kill -9 of a run: the sweep goes to the next run, and names it
-    during(first, 80, lambda: kill_trainer(first))
+    during(first, 80, lambda: os.kill(int((first / ".lock").read_text().split()[0]), signal.SIGKILL))
     with pytest.raises(UserError, match=r"1 of 2 runs failed.*seed=1"):
         sweep.main(words)
     assert (second / "DONE").exists()
