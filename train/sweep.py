@@ -1,7 +1,8 @@
 """Train a grid of settings with several seeds, and compare them in a table and a picture.
 
 Each combination is an ordinary run of train/train_gpt2.py in OUT/NAME, which resumes after a kill and is skipped when
-it is DONE. When no run is left it writes OUT/sweep.md, sweep.json and sweep.png (eval/monitor/sweep_report.py).
+it is DONE. Each task writes OUT/sweep.md, sweep.json and sweep.png (eval/monitor/sweep_report.py) when its share of the
+runs has ended.
 """
 
 import sys
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         "Train every combination of a grid with several seeds, and compare them in a table and a picture.",
         "python train/sweep.py --config configs/quickstart.yaml --grid optim.max_lr=2e-3,4e-3,8e-3 --out runs/lr",
     )
-    parser.add_argument("--config", type=nonempty_path, required=True, metavar="FILE", help="what the grid changes")
+    parser.add_argument("--config", type=nonempty_path, required=True, metavar="FILE", help="base configuration")
     parser.add_argument(
         "--grid",
         nargs="+",
@@ -37,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="train.seed 1 to N of each combination")
     parser.add_argument("--out", type=nonempty_path, required=True, metavar="DIR", help="folder of the runs")
     parser.add_argument("--task", type=array_task, default="1/1", metavar="I/N", help="every Nth run from the Ith")
-    parser.add_argument("--processes", type=positive, default=1, metavar="P", help="of each run; several by torchrun")
+    parser.add_argument(
+        "--processes", type=positive, default=1, metavar="P", help="processes per run; above 1 uses torchrun"
+    )
     parser.add_argument(
         "--reference",
         nargs="+",
@@ -50,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     # Find mistakes before the first run starts
     runs = plan_runs(args.config, args.grid, args.seeds, args.out)
     check_existing(runs)
-    open_reference(args.reference, read_results(runs))
+    if args.reference:
+        open_reference(args.reference, read_results(runs))
 
     # Train this task's share, and report on the runs of all tasks
     args.out.mkdir(parents=True, exist_ok=True)

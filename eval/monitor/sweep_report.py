@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from eval.common.curves import STYLE, save_figure, short_number
 from eval.monitor.sweep_results import Curve, SettingResult, mean_curve, read_curve, read_results
 from prepare.common.files import FileLock, atomic_write_json, atomic_write_text
-from train.sweeping.power_law import fit_power_law, predict_loss
+from train.sweeping.power_law import describe_prediction, fit_power_law, predict_loss
 from train.sweeping.runs import SweepRun
 
 LARGER = 10  # times the largest size: where the loss is predicted
@@ -21,39 +21,38 @@ COLUMNS = {  # of the table: keys of a row, and the formats of their values
     "seeds": "",
     "parameters": ",",
     "loss": ".4f",
-    "deviation": ".4f",
+    "std": ".4f",
     "tokens": ",.0f",
     "seconds": ",.0f",
     "tokens_per_s": ",.0f",
     "tokens_to_reference": ",.0f",
-    "share": ".1%",
+    "tokens / reference": ".1%",
     "seconds_to_reference": ",.0f",
 }
 
 
-def write_report(out: Path, runs: Sequence[SweepRun], reference: Sequence[str]) -> None:
+def write_report(out: Path, runs: Sequence[SweepRun], reference_names: Sequence[str]) -> None:
     """Write the report of a sweep's runs as they are now, and print its table. UserError if --reference is no run."""
     with FileLock(out / ".lock", out, wait=True):  # tasks of an array may end together
         results = read_results(runs)
-        against = open_reference(reference, results)
+        reference = open_reference(reference_names, results)
         finished = [result for result in results if result.curves]
         fit = fit_sizes(finished)
-        rows = [describe(result, against) for result in results]
+        rows = [describe(result, reference) for result in results]
         lines = [*render_table(rows), ""]
         if finished:
             lines.append(f"best: {finished[0].name}, loss {finished[0].loss:.4f}")
-        if against:
-            lines.append(
-                f"reference: {', '.join(reference)}, loss {against.final:.4f}, {against.tokens[-1]:,.0f} tokens"
-            )
+        if reference:
+            names = ", ".join(reference_names)
+            lines.append(f"reference: {names}, loss {reference.final:.4f}, {reference.tokens[-1]:,.0f} tokens")
         if fit:
             lines += describe_fit(fit)
         lines += [problem for result in results for problem in result.problems]
         text = "".join(f"{line}\n" for line in lines)
-        atomic_write_json(out / "sweep.json", {"settings": rows, "reference": reference, "fit": fit})
+        atomic_write_json(out / "sweep.json", {"settings": rows, "reference": reference_names, "fit": fit})
         atomic_write_text(out / "sweep.md", f"{text}\n![The curves of the sweep](sweep.png)\n")
         if finished:
-            plot_sweep(finished, fit, against, out / "sweep.png")
+            plot_sweep(finished, fit, reference, out / "sweep.png")
     print(text, end="")
 
 
@@ -74,7 +73,7 @@ def fit_sizes(finished: Sequence[SettingResult]) -> dict[str, Any] | None:
     return fit_power_law([size for size, _ in points], [curve.final for _, curve in points], tokens)
 
 
-def describe(result: SettingResult, against: Curve | None) -> dict[str, Any]:
+def describe(result: SettingResult, reference: Curve | None) -> dict[str, Any]:
     """A row of sweep.json and of the table."""
     row: dict[str, Any] = {
         "setting": result.name,
@@ -83,7 +82,7 @@ def describe(result: SettingResult, against: Curve | None) -> dict[str, Any]:
         "parameters": result.parameters,
         "hidden_parameters": result.hidden_parameters,
         "flops_per_token": result.flops_per_token,
-        "losses": result.finals,
+        "losses": result.final_losses,
         "problems": result.problems,
     }
     if not result.curves:
@@ -91,10 +90,10 @@ def describe(result: SettingResult, against: Curve | None) -> dict[str, Any]:
     mean = result.mean
     tokens, seconds = float(mean.tokens[-1]), float(mean.seconds[-1])
     row |= {"loss": result.loss, "tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
-    if len(result.finals) > 1:
-        row["deviation"] = stdev(result.finals)  # over the seeds, n - 1
-    if against and (reached := mean.tokens_to(against.final)) is not None:
-        row |= {"tokens_to_reference": reached, "share": reached / float(against.tokens[-1])}
+    if len(result.final_losses) > 1:
+        row["std"] = stdev(result.final_losses)  # over the seeds, n - 1
+    if reference and (reached := mean.tokens_to(reference.final)) is not None:
+        row |= {"tokens_to_reference": reached, "tokens / reference": reached / float(reference.tokens[-1])}
         row["seconds_to_reference"] = float(np.interp(reached, mean.tokens, mean.seconds))
     return row
 
@@ -116,11 +115,10 @@ def render_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def describe_fit(fit: dict[str, Any]) -> list[str]:
     """The lines about a power law: the law, and what it predicts for a larger model."""
     larger = LARGER * max(fit["sizes"])
-    loss, low, high = predict_loss(fit, larger)
     return [
         f"power law: loss = {fit['E']:.3f} + {fit['A']:.4g} N^-{fit['alpha']:.4f}, alpha +- "
-        f"{fit['alpha_deviation']:.4f}, N: parameters without embeddings and head, {len(set(fit['sizes']))} sizes",
-        f"predicted for N = {larger:,.0f}: {loss:.3f} (90% interval: {low:.3f} to {high:.3f})",
+        f"{fit['alpha_std']:.4f}, N: parameters without embeddings and head, {len(set(fit['sizes']))} sizes",
+        f"predicted for N = {larger:,.0f}: {describe_prediction(fit, larger)}",
     ]
 
 
@@ -135,9 +133,9 @@ def plot_sweep(
         figure = plt.figure(figsize=(14, 4.5 + height), layout="constrained")
         top, bottom = figure.subfigures(2, height_ratios=(4.5, height))
         curves = top.subplots(1, 3, sharey=True)
-        finals, *law = bottom.subplots(1, 2 if fit else 1, squeeze=False)[0]
+        final_losses, *law = bottom.subplots(1, 2 if fit else 1, squeeze=False)[0]
         draw_curves(curves, results, colors)
-        draw_finals(finals, results, colors)
+        draw_final_losses(final_losses, results, colors)
         if fit:
             draw_law(law[0], fit)
         if reference:
@@ -169,10 +167,10 @@ def draw_curves(panels: Sequence[Axes], results: Sequence[SettingResult], colors
     panels[1].xaxis.set_minor_formatter("")  # labels at powers of 10 alone
 
 
-def draw_finals(panel: Axes, results: Sequence[SettingResult], colors: np.ndarray) -> None:
+def draw_final_losses(panel: Axes, results: Sequence[SettingResult], colors: np.ndarray) -> None:
     """Draw the final loss of each setting, the best on top: a dot for each seed, a bar for the mean."""
     for rank, (result, color) in enumerate(zip(results, colors, strict=True)):
-        panel.plot(result.finals, [rank] * len(result.finals), "o", color=color, alpha=0.6)
+        panel.plot(result.final_losses, [rank] * len(result.final_losses), "o", color=color, alpha=0.6)
         panel.plot([result.loss], [rank], "|", color=color, markersize=16)
     panel.set_yticks(range(len(results)), [f"{result.name}  {result.loss:.4f}" for result in results])
     panel.invert_yaxis()
@@ -185,7 +183,7 @@ def draw_law(panel: Axes, fit: dict[str, Any]) -> None:
     larger = LARGER * sizes.max()
     n = np.geomspace(sizes.min() / 1.5, larger * 1.5, 60)
     loss, low, high = np.array([predict_loss(fit, size) for size in n]).T
-    law = f"{fit['E']:.3f} + {fit['A']:.3g} N^{{-{fit['alpha']:.3f} \\pm {fit['alpha_deviation']:.3f}}}"
+    law = f"{fit['E']:.3f} + {fit['A']:.3g} N^{{-{fit['alpha']:.3f} \\pm {fit['alpha_std']:.3f}}}"
     panel.plot(n, loss, color="C0", label=f"${law}$")
     panel.fill_between(n, low, high, color="C0", alpha=0.2, linewidth=0)
     panel.plot(sizes, fit["losses"], "o", color="black", label="runs")

@@ -72,14 +72,14 @@ class SettingResult:
     flops_per_token: int  # of training
 
     @property
-    def finals(self) -> list[float]:
-        """The final losses."""
+    def final_losses(self) -> list[float]:
+        """Those of the finished runs."""
         return [curve.final for curve in self.curves]
 
     @property
     def loss(self) -> float:
         """The mean final loss; infinite without a finished run."""
-        return fmean(self.finals) if self.curves else float("inf")
+        return fmean(self.final_losses) if self.curves else float("inf")
 
     @property
     def mean(self) -> Curve:

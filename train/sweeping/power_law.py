@@ -23,7 +23,7 @@ def fit_power_law(sizes: Sequence[float], losses: Sequence[float], tokens: int) 
     """Fit the law to runs that were trained on `tokens` tokens each. sweep.json has the fit as it is returned:
 
         A, alpha, E      float; E is 0 with fewer than four sizes
-        alpha_deviation  standard deviation of alpha over the bootstrap
+        alpha_std        standard deviation of alpha over the bootstrap
         bootstrap        [A, alpha, E] of fits to resampled residuals
         sizes, losses    what was fitted: N and the final loss of each run
         tokens
@@ -39,15 +39,15 @@ def fit_power_law(sizes: Sequence[float], losses: Sequence[float], tokens: int) 
     if alpha <= 0:
         return None
     fitted = e + a * n**-alpha
-    freedom = max(1, len(y) - 2 - with_e)
-    residuals = (y - fitted) * np.sqrt(len(y) / freedom)  # enlarged by the freedom that the fit took
+    dof = max(1, len(y) - 2 - with_e)
+    residuals = (y - fitted) * np.sqrt(len(y) / dof)  # scaled for the fit's degrees of freedom
     rng = np.random.default_rng(0)
     bootstrap = [least_squares(n, fitted + rng.choice(residuals, len(y)), with_e) for _ in range(BOOTSTRAPS)]
     return {
         "A": a,
         "alpha": alpha,
         "E": e,
-        "alpha_deviation": float(np.std(bootstrap, axis=0)[1]),
+        "alpha_std": float(np.std(bootstrap, axis=0)[1]),
         "bootstrap": bootstrap,
         "sizes": n.tolist(),
         "losses": y.tolist(),
@@ -72,6 +72,12 @@ def predict_loss(fit: dict[str, Any], size: float) -> tuple[float, float, float]
     return fit["E"] + fit["A"] * size ** -fit["alpha"], float(low), float(high)
 
 
+def describe_prediction(fit: dict[str, Any], size: float) -> str:
+    """The loss that a fit predicts for this size, as text."""
+    loss, low, high = predict_loss(fit, size)
+    return f"{loss:.3f} (90% interval: {low:.3f} to {high:.3f})"
+
+
 def open_fit(file: str) -> Callable[[int], str] | None:
     """A function from N to a text about the loss that a sweep.json predicts; None without a file. UserError if the file
     has no fit."""
@@ -85,8 +91,7 @@ def open_fit(file: str) -> Callable[[int], str] | None:
         raise UserError(f"run.fit {file} has no fit: the sweep needs finished runs of {MIN_SIZES} sizes")
 
     def describe(size: int) -> str:
-        loss, low, high = predict_loss(fit, size)
         fitted = f"the data, recipe and {fit['tokens']:,} tokens of {file}, sizes to {max(fit['sizes']):,.0f}"
-        return f"{loss:.3f} (90% interval: {low:.3f} to {high:.3f}), with {fitted}"
+        return f"{describe_prediction(fit, size)}, with {fitted}"
 
     return describe

@@ -41,7 +41,8 @@ class SweepRun:
     def has_diverged(self) -> bool:
         """Whether it gave up after too many non-finite steps in a row, as it would again."""
         rows = read_rows(self.path / METRICS) if (self.path / METRICS).exists() else []
-        return bool(rows) and rows[-1].get("in_a_row", 0) >= MAX_SKIPPED
+        skipped = [row for row in rows[-3:] if row.get("event", "").startswith("skipped")]  # a save's row may follow
+        return any(row["in_a_row"] >= MAX_SKIPPED for row in skipped)
 
     @property
     def is_finished(self) -> bool:
@@ -127,13 +128,15 @@ def train_runs(runs: Sequence[SweepRun], processes: int) -> list[str] | None:
     """Train the runs that are not finished, and that no other process trains, one after the other.
 
     Args:
-        processes: of each run; more than 1 run under torchrun.
+        processes: per run; above 1 uses torchrun.
 
     Returns:
         The names of failed runs; None if a run was stopped early (a signal, a STOP file, Slurm's time limit).
     """
     left = [run for run in runs if not run.is_finished]
     start, failed = time.monotonic(), []
+    signals: list[int] = []  # received so far; between two runs too
+    handle_signals(lambda number, _frame: signals.append(number))
     for number, run in enumerate(left, 1):
         run.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -141,10 +144,10 @@ def train_runs(runs: Sequence[SweepRun], processes: int) -> list[str] | None:
         except UserError as in_use:
             print(f"skipped: {in_use}", flush=True)
             continue
-        status = train_run(run, processes)
+        status = 0 if signals else train_run(run, processes, signals)
         stop_file = run.path / "STOP"
-        if stop_file.exists() or not (status or run.is_finished):
-            stop_file.unlink(missing_ok=True)  # of a signal that came too late for the run
+        if signals or stop_file.exists() or not (status or run.is_finished):
+            stop_file.unlink(missing_ok=True)  # the run has not seen it if it was created during its last step
             print(f"{run.path.name}: stopped; the same command resumes the sweep", flush=True)
             return None
         if status and not run.has_diverged:
@@ -155,12 +158,17 @@ def train_runs(runs: Sequence[SweepRun], processes: int) -> list[str] | None:
     return failed
 
 
-def train_run(run: SweepRun, processes: int) -> int:
-    """Train a run to its end, and return its exit status. Signals reach it as a STOP file, under torchrun too."""
+def train_run(run: SweepRun, processes: int, signals: Sequence[int]) -> int:
+    """Train a run to its end, and return its exit status. Once `signals` is not empty, stop it by a STOP file, which
+    works under torchrun too."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*(torchrun if processes > 1 else []), str(ROOT / "train" / "train_gpt2.py"), *run.arguments]
     print(f"{run.path.name}: python {shlex.join(command)}", flush=True)
-    handle_signals(lambda *_: (run.path / "STOP").touch())
     with (run.path / OUTPUT).open("wb") as output:
         # in a session of its own, so that Ctrl-C reaches the sweep alone
-        return Popen([sys.executable, *command], stdout=output, stderr=output, start_new_session=True).wait()
+        process = Popen([sys.executable, *command], stdout=output, stderr=output, start_new_session=True)
+        while process.poll() is None:
+            if signals:
+                (run.path / "STOP").touch()
+            time.sleep(0.1)
+        return process.returncode

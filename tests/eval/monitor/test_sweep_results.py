@@ -32,10 +32,14 @@ def test_a_setting_counts_its_finished_runs_and_names_the_others(tmp_path: Path)
     for run, output in ((bad[1], "step 3\n"), (bad[2], "error: out of memory\ntorchrun's\n"), (bad[3], "")):
         (write_run(run, [8.0, 6.0], done=False).path / "train.log").write_text(output)
     with (bad[3].path / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 5, "kind": "event", "event": "skipped", "in_a_row": 5}) + "\n")
+        for event, values in (("skipped: ...", {"in_a_row": 5}), ("checkpoint", {"pause_seconds": 0.1})):
+            file.write(json.dumps({"step": 5, "kind": "event", "event": event, **values}) + "\n")
+    with (bad[2].path / "metrics.jsonl").open("a") as file:
+        row = {"step": 5, "kind": "event", "event": "the checkpoint could not be written", "in_a_row": 5}
+        file.write(json.dumps(row) + "\n")
     assert [run.is_finished for run in bad] == [True, False, False, True, False]
     first, last = read_results([*bad, *good])
-    assert (first.name, first.finals, first.loss) == ("good", [3.0, 3.2], pytest.approx(3.1))
+    assert (first.name, first.final_losses, first.loss) == ("good", [3.0, 3.2], pytest.approx(3.1))
     assert (last.name, last.curves) == ("bad", [])
     assert last.problems == [
         "bad_1 diverged: its loss rose from 8.0000 to 9.0000",

@@ -12,8 +12,8 @@ def test_the_fit_recovers_a_known_law_and_covers_a_larger_run(sizes: list[float]
     n = np.repeat(sizes, 3)
     losses = e + a * n**-alpha + np.random.default_rng(1).normal(0, 0.003, len(n))
     fit = fit_power_law(n.tolist(), losses.tolist(), 1000)
-    assert fit["alpha"] == pytest.approx(alpha, abs=4 * fit["alpha_deviation"])
-    assert 0 < fit["alpha_deviation"] < 0.01
+    assert fit["alpha"] == pytest.approx(alpha, abs=4 * fit["alpha_std"])
+    assert 0 < fit["alpha_std"] < 0.01
     assert (fit["A"], fit["E"]) == (pytest.approx(a, rel=0.05), pytest.approx(e, abs=0.02))
     loss, low, high = predict_loss(fit, 2.5e8)
     assert low < loss < high

@@ -1,5 +1,7 @@
 """The runs of a sweep: how a grid is split and named, and compared with runs that exist."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import yaml
 
 from prepare.common.cli import ArgumentError, UserError
 from train.config.parsing import plain_config
-from train.sweeping.runs import check_existing, parse_axis, plan_runs
+from train.run.stop_request import SIGNALS
+from train.sweeping import runs as sweep_runs
+from train.sweeping.runs import SweepRun, check_existing, parse_axis, plan_runs, train_runs
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml"
 
@@ -62,3 +66,24 @@ def test_a_run_that_exists_must_have_the_same_settings(tmp_path: Path) -> None:
     (run.path / "config.yaml").write_text(yaml.safe_dump(theirs))
     with pytest.raises(UserError, match=r"train\.max_steps 9"):
         check_existing([run])
+
+
+def test_a_signal_between_two_runs_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Slurm's only one before its time limit: here while the end of the first run is printed."""
+    runs, trained = plan_runs(QUICKSTART, ["optim.max_lr=1e-3"], 2, tmp_path), []
+
+    def train_run(run: SweepRun, *_: object) -> int:
+        trained.append(run)
+        (run.path / "DONE").touch()
+        return 0
+
+    monkeypatch.setattr(sweep_runs, "train_run", train_run)
+    monkeypatch.setattr(sweep_runs, "duration", lambda _seconds: os.kill(os.getpid(), signal.SIGUSR1))
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        assert train_runs(runs, 1) is None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert trained == runs[:1]
+    assert not list(tmp_path.rglob("STOP"))
