@@ -85,7 +85,7 @@ def train(config: Config, world: World) -> None:
     evaluator = PretrainEvaluator(trainer, val, micro)
     print_summary(trainer)
     if config.run.dry:
-        DryRun(trainer, evaluator.time_parts, open_fit(config.run.fit)).run()
+        DryRun(trainer, evaluator.time_evaluations, open_fit(config.run.fit)).run()
         return
     trainer.train(evaluator.run)
     if world.is_main:

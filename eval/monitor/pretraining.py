@@ -172,7 +172,7 @@ class PretrainEvaluator(Evaluator):
         self.all_reduce()
         return {"text": text}
 
-    def time_parts(self, step: int) -> dict[str, tuple[int, float]]:
+    def time_evaluations(self, step: int) -> dict[str, tuple[int, float]]:
         """Time a part of each evaluation, for a dry run, which ends with it. Every rank must call it.
 
         Returns:

@@ -177,7 +177,7 @@ class CheckpointConfig:
     Args:
         every: interval in steps; 0 saves at the end only
         keep: the number of latest checkpoints to keep, in addition to the one with the best validation loss
-        keep_every: interval in steps, a multiple of `every`, of checkpoints that are kept for good; 0: none
+        keep_every: never delete checkpoints at multiples of this, in steps, itself a multiple of `every`; 0: none
         margin_seconds: stop and save this long before Slurm's time limit, or twice the slowest save so far
     """
 
@@ -209,8 +209,8 @@ class RunConfig:
     Args:
         dir: runs/<name of the config file> when not given
         fresh: refuse a directory that already holds a run, instead of resuming it
-        branch: a checkpoint of another run, RUN/checkpoints/step_XXXXXXXX, that a new run continues: it is copied, with
-            the metrics up to it
+        branch: start from a copy of this checkpoint of another run (weights, optimizer, step, metrics),
+            RUN/checkpoints/step_XXXXXXXX
     """
 
     dir: str | None = None
@@ -223,7 +223,7 @@ class PretrainRunConfig(RunConfig):
     """The run directory, and the dry run.
 
     Args:
-        dry: measure a few steps and print what the run will be (time, memory, disk, energy); nothing is kept
+        dry: take a few steps, print predicted time, memory and energy, and exit; nothing is kept
         price_per_hour: of the whole machine or allocation, for the cost that a dry run prints; 0: not given
         fit: the sweep.json of a ladder of sizes (train/sweep.py), for the final loss that a dry run predicts
     """

@@ -1,18 +1,18 @@
-"""run.dry: what it prints of a small run, and that nothing is left behind."""
+"""run.dry: what it predicts of a small run, and that nothing is left behind."""
 
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from prepare.common.cli import UserError
 from tests.helpers.commands import ROOT, run_command
 from tests.helpers.tiny import settings, two_sources, write_shards
+from train.run.metrics_log import duration
 from train.sweeping.power_law import fit_power_law
 from train.train_gpt2 import main
-from train.trainer.dry_run import DryRun, Part, count_saves, slurm_jobs
+from train.trainer.dry_run import DryRun, count_saves
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     table = DryRun.table
     monkeypatch.setattr(DryRun, "table", recorded)
 
-    def start(**changes: object) -> tuple[dict[str, str], str, list[Part]]:
+    def start(**changes: object) -> tuple[dict[str, str], str, list[tuple[str, int, float]]]:
         words = settings(data, tmp_path / "runs" / "mine", eval__every=10, checkpoint__every=4, **changes)
         monkeypatch.setattr("sys.argv", ["train_gpt2.py", *words])
         main()
@@ -44,20 +44,22 @@ def tree(folder: Path) -> dict[Path, int]:
     return {path: 0 if path.is_dir() else path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_dry_run_prints_what_the_run_will_be_and_leaves_nothing(start, tmp_path: Path) -> None:
+def test_a_dry_run_predicts_the_run_and_leaves_nothing(start, tmp_path: Path) -> None:
     sweep, law = tmp_path / "sweep.json", fit_power_law([1000, 2000, 4000], [4.0, 3.5, 3.1], 10_240)
     sweep.write_text(json.dumps({"fit": law}))
     before = tree(tmp_path)
     rows, _, parts = start(run__dry="true", run__price_per_hour=3600, run__fit=sweep)
     assert tree(tmp_path) == before
-    assert rows["parameters"] == "28,544, 25,408 of them in the layers"
-    assert rows["disk"].startswith("3 checkpoints of 0.4 MB at most")
+    assert rows["parameters"] == "28,544, 25,408 in the layers"
+    assert rows["disk"] == "0.4 MB a checkpoint"
     assert rows["data"] == f"{20 * 512:,} tokens, 0.73 epochs"
     assert rows["compute"].startswith(f"{10_240 * (6 * (28_544 - 32 * 32) + 12 * 2 * 32 * 32):.3g} FLOPs")
     counts = {"start": 1, "step": 20, "validation": 3, "save": 5, "last write": 1}
-    assert {part.name: part.count for part in parts} == counts
-    assert all(part.seconds > 0 for part in parts)
-    assert float(rows["cost"].split(",")[0][1:]) == pytest.approx(sum(part.seconds for part in parts), abs=0.005)
+    assert {name: count for name, count, _ in parts} == counts
+    assert all(seconds > 0 for *_, seconds in parts)
+    total = sum(count * seconds for _, count, seconds in parts)
+    assert float(rows["cost"].split(",")[0][1:]) == pytest.approx(total, abs=0.005)
+    assert f"20 x step {duration(20 * parts[1][2])}" in rows["time"]
     assert "from step" not in rows["time"]
     assert float(rows["loss"].split()[0]) == pytest.approx(law["A"] * 25_408 ** -law["alpha"], abs=5e-4)
     for text in ("", '{"fit": null}'):
@@ -66,13 +68,13 @@ def test_a_dry_run_prints_what_the_run_will_be_and_leaves_nothing(start, tmp_pat
             start(run__dry="true", run__fit=sweep)
 
 
-def test_beside_a_run_it_counts_what_remains_and_touches_nothing(start, tmp_path: Path) -> None:
+def test_with_an_existing_run_it_counts_what_remains_and_touches_nothing(start, tmp_path: Path) -> None:
     start(train__max_steps=10)
     before = tree(tmp_path)
     rows, out, parts = start(run__dry="true")
     assert "resumed at step 10" in out
     assert "from step 10: start" in rows["time"]
-    counts = {part.name: part.count for part in parts}
+    counts = {name: count for name, count, _ in parts}
     assert (counts["step"], counts["validation"], counts["save"]) == (10, 1, 3)
     assert "train.max_steps 10" in start(run__dry="true", train__max_steps=10)[1]
     with pytest.raises(UserError, match=f"{tmp_path}/runs/mine holds a run already"):
@@ -90,18 +92,10 @@ def test_on_two_processes_with_named_sources_and_samples(tmp_path: Path) -> None
     )
     assert result.returncode == 0, result.stderr
     assert "4,096 tokens, 0.48 epochs one, 0.15 epochs others" in result.stdout
-    assert "in the largest process" in result.stdout
+    assert "at the peak of a process" in result.stdout
     assert tree(tmp_path) == before
 
 
 def test_saves_are_at_the_interval_and_at_the_end() -> None:
     assert [count_saves(0, 20, every) for every in (4, 6, 0, 50)] == [5, 4, 1, 1]
     assert [count_saves(first, 20, 6) for first in (6, 18)] == [3, 1]
-
-
-def test_slurm_jobs_train_between_their_start_and_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_START_TIME", "1000")
-    stop = SimpleNamespace(end=1000 + 3600.0, margin=120)
-    assert slurm_jobs(stop, 7000.0, 80.0) == "3 jobs of 1h00m"
-    assert slurm_jobs(stop, 3400.0, 80.0) == "1 jobs of 1h00m"
-    assert "no time to train" in slurm_jobs(stop, 3400.0, 3500.0)
