@@ -26,7 +26,6 @@ from train.trainer.trainer import Trainer
 
 WARMUP_STEPS = 2  # not measured: they compile, allocate, and let DDP order its buckets
 MIN_STEPS, MEASURED_SECONDS = 3, 10.0  # measured: at least both
-NAMES = {"val": "validation", "hellaswag": "HellaSwag", "sample": "sample"}
 
 
 @contextmanager
@@ -93,7 +92,7 @@ class DryRun:
 
     def evaluate(self, step: int) -> bool:
         """Record the step that has just ended; return whether enough is measured. Every rank must call it."""
-        now, device, enough = time.perf_counter(), self.world.device, step == self.last
+        now, device = time.perf_counter(), self.world.device
         if step == self.first:
             self.build_seconds = now - self.trainer.run.opened
             if device.type == "cuda":
@@ -102,10 +101,11 @@ class DryRun:
             self.seconds.append(now - self.resumed)
             self.watts.append(gpu_watts(device))
         measured = self.seconds[WARMUP_STEPS:]
-        if len(measured) >= MIN_STEPS and self.world.min(sum(measured) >= MEASURED_SECONDS):
-            enough = True
+        enough = len(measured) >= MIN_STEPS and self.world.min(sum(measured) >= MEASURED_SECONDS) == 1
+        enough = enough or step == self.last
         if enough:
-            self.step_seconds = fmean(measured or self.seconds)
+            self.measured = measured or self.seconds  # of all steps, where so few remain
+            self.step_seconds = fmean(self.measured)
             self.total_watts = self.world.sum([fmean(self.watts[WARMUP_STEPS:] or self.watts)])[0]
             self.evaluations = self.time_evaluations(self.first)
             self.memory = max(self.world.gather(peak_memory(device)))
@@ -120,7 +120,7 @@ class DryRun:
         return [
             ("start", 1, self.build_seconds + max(0.0, warm_up)),
             ("step", self.last - self.first, self.step_seconds),
-            *((NAMES[kind], count, seconds) for kind, (count, seconds) in self.evaluations.items()),
+            *((kind, count, seconds) for kind, (count, seconds) in self.evaluations.items()),
             ("save", count_saves(self.first, self.last, self.config.checkpoint.every), save["pause_seconds"]),
             ("last write", 1, save["write_seconds"]),  # the others are written while steps continue
         ]
@@ -131,10 +131,7 @@ class DryRun:
         layers = sum(parameter.numel() for parameter in trainer.model.h.parameters())
         size = sum(file.stat().st_size for file in latest_checkpoint(trainer.run.path).iterdir())
         speed, tokens = self.config.data.batch_tokens / self.step_seconds, loader.tokens_read(self.last)
-        mfu = "no MFU, since the peak of this device is not known"
-        if log.peak:
-            peak = f"{log.peak / self.world.size / 1e12:,.1f} TFLOP/s a GPU (dense bf16)"
-            mfu = f"MFU {log.flops_per_token * speed / log.peak:.1%} of {peak}"
+        mfu = f"{log.flops_per_token * speed / log.peak:.1%}" if log.peak else "unknown (no peak FLOP/s of this device)"
         epochs = zip(loader.mixture.epochs(loader.first_window(self.last)), loader.mixture.names, strict=True)
         parts = [part for part in self.parts() if part[1]]
         seconds = sum(count * each for _, count, each in parts)
@@ -147,7 +144,7 @@ class DryRun:
             "disk": f"{as_size(size)} a checkpoint",
             "data": f"{tokens:,} tokens, " + ", ".join(f"{count:.2f} epochs {name}".rstrip() for count, name in epochs),
             "compute": f"{log.flops_per_token * tokens:.3g} FLOPs, 6 N + 12 L C T a token",
-            "speed": f"{speed:,.0f} tokens/s over {len(self.seconds)} steps, {mfu}",
+            "speed": f"{speed:,.0f} tokens/s over {len(self.measured)} steps, MFU {mfu}",
             "time": f"{duration(seconds)}{f' from step {self.first:,}' if self.first else ''}: "
             + ", ".join(f"{f'{n:,} x ' if n > 1 else ''}{name} {duration(n * each)}" for name, n, each in parts),
             "energy": energy,

@@ -54,7 +54,7 @@ def test_a_dry_run_predicts_the_run_and_leaves_nothing(start, tmp_path: Path) ->
     assert rows["disk"] == "0.4 MB a checkpoint"
     assert rows["data"] == f"{20 * 512:,} tokens, 0.73 epochs"
     assert rows["compute"].startswith(f"{10_240 * (6 * (28_544 - 32 * 32) + 12 * 2 * 32 * 32):.3g} FLOPs")
-    counts = {"start": 1, "step": 20, "validation": 3, "save": 5, "last write": 1}
+    counts = {"start": 1, "step": 20, "val": 3, "save": 5, "last write": 1}
     assert {name: count for name, count, _ in parts} == counts
     assert all(seconds > 0 for *_, seconds in parts)
     total = sum(count * seconds for _, count, seconds in parts)
@@ -75,7 +75,7 @@ def test_with_an_existing_run_it_counts_what_remains_and_touches_nothing(start, 
     assert "resumed at step 10" in out
     assert "from step 10: start" in rows["time"]
     counts = {name: count for name, count, _ in parts}
-    assert (counts["step"], counts["validation"], counts["save"]) == (10, 1, 3)
+    assert (counts["step"], counts["val"], counts["save"]) == (10, 1, 3)
     assert "train.max_steps 10" in start(run__dry="true", train__max_steps=10)[1]
     with pytest.raises(UserError, match=f"{tmp_path}/runs/mine holds a run already"):
         start(run__dry="true", run__fresh="true")
