@@ -101,10 +101,10 @@ class StepBench:
             micro = world.min(find_micro_batch_size(self.model, self.per_rank, world.device, config.train.precision))
             if world.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()  # of the search
-        sharded = config.train.shard_optimizer or config.optim.optimizer == "muon"
-        self.optimizer = build_optimizer(self.model, config.optim, sharded and world.size > 1)
-        self.train_model = compile_and_wrap_ddp(self.model, config.train.compile, world)
         self.context = autocast(world.device, config.train.precision)
+        bf16, sharded = precision_name(self.context) == "bf16", config.train.shard_optimizer
+        self.optimizer = build_optimizer(self.model, config.optim, bf16, world.rank, world.size, sharded)
+        self.train_model = compile_and_wrap_ddp(self.model, config.train.compile, world)
         return micro
 
     def train_step(self, micro_batches: list[MicroBatch], lr: float) -> torch.Tensor:

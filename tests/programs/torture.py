@@ -61,6 +61,7 @@ class SetUp:
     micro_batch_size: int
     two_sources: bool = False  # named, in data.train and data.val
     optimizer: str = "adamw"
+    architecture: str = "gpt2"
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -72,6 +73,7 @@ class SetUp:
         """The command line of every start of a run. A step is 16 sequences of 32 tokens."""
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}", *torchrun]
         keys = {
+            "model__architecture": self.architecture,
             "model__n_layer": 1,  # half the time to compile
             "model__dropout": self.dropout,
             "data__micro_batch_size": self.micro_batch_size,
@@ -94,10 +96,10 @@ CHARACTERS = "".join(chr(ord("0") + i) for i in range(VOCAB))
 SETUPS = (
     SetUp("2 processes, compiled, dropout, accumulation", 2, True, 0.1, 4),
     SetUp("2 processes, dropout, accumulation", 2, False, 0.1, 4),
-    SetUp("1 process, Muon", 1, False, 0.0, 16, optimizer="muon"),
+    SetUp("1 process, modern, Muon", 1, False, 0.0, 16, optimizer="muon", architecture="modern"),
     SetUp("2 processes, Muon, dropout, two sources", 2, False, 0.1, 8, two_sources=True, optimizer="muon"),
     SetUp("1 process, accumulation", 1, False, 0.0, 4),
-    SetUp("1 process, compiled", 1, True, 0.0, 16),
+    SetUp("1 process, modern, compiled", 1, True, 0.0, 16, architecture="modern"),
 )
 
 

@@ -54,7 +54,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
             which is bf16 where the device has it.
     """
     if device.type == "cpu":
-        enabled = precision != "fp32" and cpu_has_bf16()
+        enabled = precision != "fp32" and _cpu_has_bf16()
     elif device.type == "cuda" and precision == "auto":
         enabled = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -62,8 +62,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware."""
+def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

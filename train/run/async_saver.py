@@ -54,9 +54,10 @@ class AsyncSaver:
         """Whether MAX_FAILURES saves in a row have failed."""
         return self.failures >= MAX_FAILURES
 
-    def save(self, step: int, meta: Mapping[str, Any]) -> None:
-        """Copy the state after `step` finished steps, and start to write it; waits for the previous write, if any."""
-        start = time.perf_counter()
+    def save(self, step: int, meta: Mapping[str, Any], start: float | None = None) -> None:
+        """Copy the state after `step` finished steps, and start to write it; waits for the previous write, if any.
+        `start`: the time.perf_counter() at which the training loop began to wait; None: now."""
+        start = start or time.perf_counter()
         self.report(wait=True)
         weights, train_state = self._snapshot()
         described = {"model": asdict(self.model.config), **meta}

@@ -39,7 +39,10 @@ def start_branch(source: Path, run_dir: Path) -> None:
     rows = read_rows(metrics, step) if metrics.exists() else []
     rows.append({"step": step, "kind": "event", "event": f"branched from {source}"})
     atomic_write_text(run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
-    checkpoint.copy(source, run_dir)  # last: a run that has a checkpoint is resumed
+    try:
+        checkpoint.copy(source, run_dir)  # last: a run that has a checkpoint is resumed
+    except FileNotFoundError:
+        raise UserError(f"run.branch {source} was removed meanwhile: keep it by checkpoint.keep_every there") from None
 
 
 class RunDir:

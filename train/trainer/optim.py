@@ -56,21 +56,33 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
         group = {"params": parameters, "name": name, "lr": lr, "lr_scale": lr / optim.max_lr, "weight_decay": decay}
         if muon and name in ("qkv", "hidden"):
             group["matrices"] = 3 if name == "qkv" else 1
-        groups += [group] if parameters else []
+        if parameters:
+            groups.append(group)
     return groups
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig, sharded: bool = False) -> torch.optim.Optimizer:
-    """AdamW (fused), or Muon for the matrices of the layers and AdamW for the rest.
+def build_optimizer(
+    model: nn.Module,
+    optim: OptimConfig,
+    bf16: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    sharded: bool = False,
+) -> torch.optim.Optimizer:
+    """AdamW (fused), or Muon for the matrices of the layers and AdamW for the rest. Every rank must build it.
 
     Args:
+        bf16: the precision of Muon's matrix products; else float32.
         sharded: each rank keeps the state of its part of the parameters, updates that part, and broadcasts it (ZeRO
-            stage 1, Rajbhandari et al. 2020). Every rank must build it.
+            stage 1, Rajbhandari et al. 2020).
     """
     algorithm = Muon if optim.optimizer == "muon" else torch.optim.AdamW
     groups = parameter_groups(model, optim)
     settings: dict[str, Any] = {"lr": optim.max_lr, "betas": optim.betas, "eps": optim.eps, "fused": True}
-    if not sharded:
+    if algorithm is Muon:
+        settings["dtype"] = torch.bfloat16 if bf16 else torch.float32
+        settings |= {} if sharded else {"rank": rank, "world_size": world_size}
+    if not sharded or world_size == 1:
         return algorithm(groups, **settings)
     from torch.distributed.optim import ZeroRedundancyOptimizer  # takes a second to import
 

@@ -19,7 +19,7 @@ from train.data.examples import ExampleLoader
 from train.data.loader import WindowLoader, prefetch
 from train.model.transformer import Transformer
 from train.parallel.compile_ddp import check_replicas, compile_and_wrap_ddp, compiler_errors
-from train.parallel.device import autocast, is_out_of_memory
+from train.parallel.device import autocast, is_out_of_memory, precision_name
 from train.parallel.world import World, is_lost_connection, shut_down_distributed
 from train.run.async_saver import MAX_FAILURES, AsyncSaver
 from train.run.metrics_log import CHANGED, MetricsLog
@@ -69,8 +69,8 @@ class Trainer:
         settings = changeable_settings(config)
         self.identity: dict[str, Any] = {**identity, "optim.optimizer": config.optim.optimizer, "settings": settings}
         self.context = autocast(world.device, config.train.precision)
-        sharded = config.train.shard_optimizer or config.optim.optimizer == "muon"
-        self.optimizer = build_optimizer(model, config.optim, sharded and world.size > 1)
+        bf16, sharded = precision_name(self.context) == "bf16", config.train.shard_optimizer
+        self.optimizer = build_optimizer(model, config.optim, bf16, world.rank, world.size, sharded)
         resumed = resume(run.path, model, self.optimizer, self.identity)
         if not world.all_equal(resumed.step, hashlib.sha256(json.dumps(identity["data"]).encode()).hexdigest()):
             raise UserError(
@@ -148,9 +148,10 @@ class Trainer:
     def save(self) -> None:
         """Check that all ranks hold the same parameters, and start to write a checkpoint. Every rank must call it."""
         check_replicas(self.model, self.step, self.world)
+        start = time.perf_counter()
         gather_moments(self.optimizer)
         if self.saver:
-            self.saver.save(self.step, self.identity)
+            self.saver.save(self.step, self.identity, start)
             self.stop.allow_for_save(self.saver.slowest)
 
     def check_step(self, grad_norm: float, saves_failed: bool) -> None:

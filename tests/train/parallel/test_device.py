@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_a_cpu_takes_bf16_where_it_has_instructions_for_it(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
-    monkeypatch.setattr("train.parallel.device.cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("train.parallel.device._cpu_has_bf16", lambda: has_bf16)
     a = torch.randn(8, 8)
     half = torch.bfloat16 if has_bf16 else torch.float32
     for precision, dtype in (("auto", half), ("fp32", torch.float32), ("bf16", half)):

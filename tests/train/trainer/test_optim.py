@@ -126,11 +126,14 @@ def same(one, other):
 
 for algorithm in ("adamw", "muon"):
     config = OptimConfig(optimizer=algorithm)
-    plain, sharded, resumed = model(), model(), model()
-    optimizers = [build_optimizer(m, config, sharded=m is not plain) for m in (plain, sharded, resumed)]
+    plain, sharded, resumed, spread = model(), model(), model(), model()
+    world = {"rank": dist.get_rank(), "world_size": 2}
+    optimizers = [build_optimizer(plain, config)]
+    optimizers += [build_optimizer(m, config, **world, sharded=m is not spread) for m in (sharded, resumed, spread)]
     for number in range(5):
-        step(plain, optimizers[0], number), step(sharded, optimizers[1], number)
+        step(plain, optimizers[0], number), step(sharded, optimizers[1], number), step(spread, optimizers[3], number)
     same(plain, sharded)
+    same(plain, spread)
     theirs = optimizers[0].state_dict()["state"]
     size = lambda states: sum(tensor.numel() for state in states for tensor in state.values())
     assert 0.4 < size(optimizers[1].optim.state.values()) / size(theirs.values()) < 0.6
@@ -154,8 +157,9 @@ dist.destroy_process_group()
 """
 
 
-def test_two_ranks_with_half_of_the_state_each_make_the_same_steps(tmp_path: Path) -> None:
-    """7 seconds: AdamW and Muon, bit for bit, through a save, and resumed on two ranks and on one."""
+def test_two_ranks_make_the_same_steps(tmp_path: Path) -> None:
+    """7 seconds: AdamW and Muon, bit for bit, with half of the state each or all of it, through a save, and resumed on
+    two ranks and on one."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

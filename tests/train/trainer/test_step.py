@@ -163,7 +163,7 @@ def test_gradients_are_all_reduced_once_a_step() -> None:
 
 
 def test_bf16_computes_in_bf16_and_the_loss_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.parallel.device.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("train.parallel.device._cpu_has_bf16", lambda: True)
     model, optimizer = build()
     loss, _ = train_step(model, optimizer, split(8, 1), autocast(torch.device("cpu"), "bf16"), 1e-3, 1.0)
     reference, optimizer = build()
