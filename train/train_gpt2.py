@@ -1,4 +1,4 @@
-"""Train a GPT-2: shards in, checkpoints out. In one process, or in several under torchrun.
+"""Train a GPT-2 or modern model: shards in, checkpoints out. In one process, or in several under torchrun.
 
 A whole run is `train` below (what is built) and Trainer.train in train/trainer/trainer.py (the loop).
 """
@@ -33,7 +33,7 @@ from train.trainer.trainer import Trainer, one_line_errors
 from train.weights.load_model import load_initial_weights
 
 MAX_EPOCHS = 4  # up to here repeated text trains about as well as new text (Muennighoff et al. 2023)
-OPENING = """Train a GPT-2 on token shards, in one process or under torchrun; the same command again resumes the run.
+OPENING = """Train a GPT-2 or modern model on token shards, also under torchrun; the same command again resumes the run.
 
     torchrun --standalone --nproc_per_node=8 train/train_gpt2.py --config configs/gpt2_124m.yaml
 

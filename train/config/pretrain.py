@@ -11,7 +11,7 @@ from prepare.common.cli import ArgumentError
 from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE
 from train.config.parsing import check_not_negative, check_positive, check_probability, nearest_multiples, read_config
 
-Part = Literal["rotary", "qk_norm", "embed_norm", "rms_norm", "relu2", "zero_init", "untied_head", "softcap"]
+Component = Literal["rotary", "qk_norm", "embed_norm", "rms_norm", "relu2", "zero_init", "untied_head", "softcap"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class ModelConfig:
         vocab_size: token ids are below this; 0: as many as the data's tokenizer has (GPT-2's: 50257)
         dropout: probability, after the embeddings, the attention and each residual branch
         bias: of gpt2: biases in the linear layers and LayerNorms, as in OpenAI's models
-        architecture: gpt2, or modern: rotary positions, normalized queries and keys, RMSNorm, squared ReLU, no biases,
-            residual projections that start at zero, an output head of its own, soft-capped logits
-        without: parts of modern that are left out, for what GPT-2 has in their place, such as '[rotary, relu2]'
+        architecture: gpt2, or modern: rotary positions, QK norm, RMSNorm, squared ReLU, no biases, residual projections
+            initialized to zero, an untied output head, soft-capped logits
+        without: parts of modern to ablate, replaced by GPT-2's, such as '[rotary, relu2]'
     """
 
     n_layer: int = 12
@@ -39,7 +39,7 @@ class ModelConfig:
     dropout: float = 0.0
     bias: bool = True
     architecture: Literal["gpt2", "modern"] = "gpt2"
-    without: list[Part] = field(default_factory=list)
+    without: list[Component] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class OptimConfig:
         optimizer: muon orthogonalizes the updates of the layers' matrices; embeddings, head and vectors stay with AdamW
         max_lr: learning rate at the end of the warmup
         embedding_lr: max_lr of the embeddings, on the same schedule (min_lr in proportion); 0 takes max_lr
-        head_lr: the same for an output head of its own, which is not the token embedding
+        head_lr: the same for an untied output head
         vector_lr: the same for biases and LayerNorms
         min_lr: learning rate of the last step, unless schedule is constant or the run is no longer than the warmup
         warmup_steps: steps of linear warmup
@@ -274,6 +274,9 @@ def check_config(config: Config) -> None:
             raise ArgumentError(f"data.train.{name}.weight is {source.weight}: give a number above 0")
     if model.n_embd % model.n_head:
         raise ArgumentError(f"model.n_embd {model.n_embd} is not a multiple of model.n_head {model.n_head}")
+    head_size = model.n_embd // model.n_head
+    if head_size % 2 and model.architecture == "modern" and "rotary" not in model.without:
+        raise ArgumentError(f"model.n_embd / model.n_head is {head_size}: rotary positions take an even head size")
     if model.without and model.architecture != "modern":
         raise ArgumentError(f"model.without is {model.without}: only model.architecture modern has these parts")
     if model.vocab_size > 65536:

@@ -18,7 +18,7 @@ from train.model.transformer import Transformer
 
 
 class Classifier(Transformer):
-    """A model with a head for L labels: its parameters without an output head of its own, and `score.weight`."""
+    """A model with a head for L labels: its parameters without an untied output head, and `score.weight`."""
 
     label_weights: Tensor  # (L,), a buffer
 

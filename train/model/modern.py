@@ -1,9 +1,9 @@
 """The modern architecture: GPT-2's blocks with what has been found since, in the shape of nanochat's model.
 
-Rotary positions (Su et al. 2021), normalized queries and keys (Dehghani et al. 2023), RMSNorm without weights (Zhang
-and Sennrich 2019), squared ReLU (So et al. 2021), no biases, residual projections that start at zero, an output head of
-its own, soft-capped logits (Gemma 2). Together: karpathy/nanochat and transformers' NanoChatForCausalLM, after Jordan
-et al.'s modded-nanogpt. `model.without` leaves parts out, so that the effect of each can be measured.
+Rotary positions (Su et al. 2021), QK norm (Dehghani et al. 2023), RMSNorm without weights (Zhang and Sennrich 2019),
+squared ReLU (So et al. 2021), no biases, residual projections initialized to zero, an untied output head, soft-capped
+logits (Gemma 2). Together: karpathy/nanochat and transformers' NanoChatForCausalLM, after Jordan et al.'s
+modded-nanogpt. `model.without` ablates components, so that the effect of each can be measured.
 Shapes: B sequences, T positions, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
@@ -102,14 +102,14 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None, rotary: Tensor | None
+        self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None, rotary: Tensor | None = None
     ) -> Tensor:
         x = x + self.attn(self.ln_1(x), layer, cache, mask, rotary)
         return x + self.mlp(self.ln_2(x))
 
 
 class Modern(Transformer):
-    """The modern architecture, without the parts that `config.without` names."""
+    """The modern architecture, without the components that `config.without` names."""
 
     def __init__(self, config: ModelConfig, recompute: bool = False) -> None:
         super().__init__(config, recompute)
@@ -127,10 +127,7 @@ class Modern(Transformer):
     def _init_weights(self) -> None:
         """N(0, 0.02) as GPT-2's, positions N(0, 0.01), residual projections 0.
 
-        nanochat's own scales (embeddings 1, the head 0.001, matrices 1 / sqrt(C)) want its learning rates, which lie a
-        factor of 75 apart. At 4e-3 for all but Muon's matrices, 3 layers of 128 had these losses after 150 steps of
-        1,024 tokens: 4.29 with the scales here; with embeddings of 0.05 4.35, a head of 0.005 4.31 and of 0.001 4.32,
-        matrices of 1 / sqrt(C) 4.34. In AdamW the head's counts most: 4.49 with 0.02, 4.84 with 0.001.
+        nanochat's own scales need its learning rates; at equal ones they lose 0.02 to 0.35 (docs/log.md).
         """
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):

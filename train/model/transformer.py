@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from train.config.pretrain import ModelConfig
 from train.model.kv_cache import KVCache
 from train.model.linear import linear
-from train.model.loss import linear_cross_entropy, softcapped
+from train.model.loss import linear_cross_entropy, softcap_logits
 
 
 def attention(
@@ -71,13 +71,14 @@ class Transformer(nn.Module):
             raise ValueError(f"{start + T} positions are more than block_size {self.config.block_size}")
         return torch.arange(start, start + T, device=idx.device)
 
-    def run_layers(self, x: Tensor, cache: KVCache | None, mask: Tensor | None, *args: object) -> Tensor:
-        """All layers, one after the other, (B, T, C) to (B, T, C). `args`: more arguments of each layer."""
+    def run_layers(self, x: Tensor, cache: KVCache | None, mask: Tensor | None, rotary: Tensor | None = None) -> Tensor:
+        """All layers, one after the other, (B, T, C) to (B, T, C). `rotary`: of modern, see rotary_tables."""
+        args = (cache, mask) if rotary is None else (cache, mask, rotary)
         for layer, block in enumerate(self.h):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, layer, cache, mask, *args, use_reentrant=False)
+                x = checkpoint(block, x, layer, *args, use_reentrant=False)
             else:
-                x = block(x, layer, cache, mask, *args)
+                x = block(x, layer, *args)
         if cache is not None:
             cache.advance(x.size(1))
         return x
@@ -101,16 +102,16 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) states to (..., V) scores over the vocabulary, which is not padded."""
         logits = linear(hidden, self.head)
-        return softcapped(logits, self.softcap) if self.softcap else logits
+        return softcap_logits(logits, self.softcap) if self.softcap else logits
 
     def num_parameters(self) -> int:
         """124,439,808 for GPT-2 124M."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self) -> int:
-        """Training FLOPs a token, 6 N + 12 L C T, with N without the tables that are only looked up (PaLM, appendix B):
-        positions, and token embeddings unless they are the output head too."""
+        """Training FLOPs a token, 6 N + 12 L C T, with N without the embedding tables (PaLM, appendix B): positions,
+        and tokens unless that table is the output head too."""
         config = self.config
         tables = [child.weight for child in self.children() if isinstance(child, nn.Embedding)]
-        looked_up = sum(table.numel() for table in tables if table is not self.head)
-        return 6 * (self.num_parameters() - looked_up) + 12 * config.n_layer * config.n_embd * config.block_size
+        embeddings = sum(table.numel() for table in tables if table is not self.head)
+        return 6 * (self.num_parameters() - embeddings) + 12 * config.n_layer * config.n_embd * config.block_size

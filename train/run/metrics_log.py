@@ -104,7 +104,8 @@ class MetricsLog:
     def train_row(self, step: int, loss: float, lr: float, grad_norm: float, seconds: float) -> None:
         """Record a finished step that took `seconds`; at the interval, append its row and print its line.
 
-        MFU = FLOPs per token (GPT.flops_per_token) * tokens/s / peak FLOP/s of all GPUs together (parallel/device.py).
+        MFU = FLOPs per token (Transformer.flops_per_token) * tokens/s / peak FLOP/s of all GPUs together
+        (parallel/device.py).
         """
         if not self.every:
             return

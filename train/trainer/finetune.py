@@ -54,9 +54,10 @@ def weights_sha256(model: Transformer) -> str:
 
 
 def freeze(model: Transformer, tune: TuneConfig) -> None:
-    """Make only the last tune.blocks layers trainable, with what follows them: the final LayerNorm and a classifier's
-    head. `all`: every parameter; 0: only a classifier's head. With tune.lora_rank these layers are frozen too, and
-    low-rank updates of their matrices are trained instead (LoRA). UserError if the model has fewer layers."""
+    """Make only the last tune.blocks layers trainable, with what follows them: the final norm, and a classifier's or
+    modern's untied head. `all`: every parameter; 0: only a classifier's head. With tune.lora_rank these layers are
+    frozen too, and low-rank updates of their matrices are trained instead (LoRA). UserError if the model has fewer
+    layers."""
     layers = model.config.n_layer
     blocks = layers if tune.blocks == "all" else tune.blocks
     if blocks > layers:
@@ -69,7 +70,8 @@ def freeze(model: Transformer, tune: TuneConfig) -> None:
     elif tune.blocks == "all":
         trainable = ""
     else:
-        trainable = "|".join([r"score\.", *(rf"h\.{layer}\." for layer in last), *([r"ln_f\."] if blocks else [])])
+        following = [r"ln_f\.", r"lm_head\."] if blocks else []
+        trainable = "|".join([r"score\.", *following, *(rf"h\.{layer}\." for layer in last)])
     for name, parameter in model.named_parameters():
         parameter.requires_grad = re.match(trainable, name) is not None
 

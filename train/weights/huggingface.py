@@ -76,6 +76,7 @@ def read_hf_config(path: Path) -> ModelConfig:
         hf = json.loads(path.read_text("utf-8"))
         kind = hf.get("model_type")
         if kind == "nanochat":
+            hf |= hf.get("rope_scaling") or hf.get("rope_parameters") or {}  # or at the top level
             config, fixed = read_nanochat_config(hf)
         elif kind == "gpt2":
             config = ModelConfig(hf["n_layer"], hf["n_head"], hf["n_embd"], hf["n_positions"], hf["vocab_size"])
@@ -169,7 +170,7 @@ def hf_config(config: ModelConfig, labels: Sequence[str] = (), eot: int | None =
     """
     if config.architecture == "modern":
         if labels:
-            raise UserError("a classifier of a modern model cannot be exported: transformers has none of NanoChat")
+            raise UserError("a modern classifier cannot be exported: transformers has no NanoChat classifier")
         return nanochat_config(config, eot)
     classifier = {
         "architectures": ["GPT2ForSequenceClassification"],

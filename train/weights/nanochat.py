@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prepare.common.cli import UserError
-from train.config.pretrain import ModelConfig, Part
+from train.config.pretrain import Component, ModelConfig
 from train.model.modern import EPS, SOFTCAP, THETA
 
 NAMES = {  # here: there
@@ -17,15 +17,17 @@ NAMES = {  # here: there
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-ALWAYS = ("rotary", "qk_norm", "embed_norm", "rms_norm")  # parts that each of its models has
+ALWAYS = ("rotary", "qk_norm", "embed_norm", "rms_norm")  # components that each of its models has
+# settings that no model here depends on, or that are read elsewhere
+FREE = ("architectures", "rope_parameters", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id")
 ROPE = {"rope_theta": THETA, "rope_type": "default"}
 
 
 def read_nanochat_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, tuple]]:
     """The ModelConfig that a config.json describes, and its further settings with the values that are supported, the
-    first one the default. KeyError if a setting is missing."""
+    first one the default. `hf` has the rope settings at the top level. KeyError if a setting is missing."""
     heads, width = hf["num_attention_heads"], hf["hidden_size"]
-    absent: dict[Part, bool] = {
+    absent: dict[Component, bool] = {
         "relu2": hf.get("hidden_act", "relu2") != "relu2",
         "untied_head": hf.get("tie_word_embeddings", False),
         "softcap": hf.get("final_logit_softcapping", SOFTCAP) is None,
@@ -37,23 +39,16 @@ def read_nanochat_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, 
         block_size=hf["max_position_embeddings"],
         vocab_size=hf["vocab_size"],
         architecture="modern",
-        without=[part for part, is_absent in absent.items() if is_absent],
+        without=[component for component, is_absent in absent.items() if is_absent],
     )
-    return config, {
-        "num_key_value_heads": (heads, None),
-        "head_dim": (width // heads, None),
-        "intermediate_size": (4 * width,),
-        "hidden_act": ("relu2", "gelu_pytorch_tanh", "gelu_new"),
-        "final_logit_softcapping": (SOFTCAP, None),
-        "rope_parameters": (ROPE, None),
-        "rms_norm_eps": (EPS,),
-        "attention_bias": (False,),
-    }
+    rope = ROPE | {"type": "default", "partial_rotary_factor": 1.0}
+    fixed = nanochat_config(config, None) | rope | {"head_dim": width // heads}
+    return config, {key: (value, None) for key, value in fixed.items() if key not in FREE}
 
 
 def nanochat_config(config: ModelConfig, eot: int | None) -> dict[str, Any]:
     """The config.json of a model of this shape and end-of-text token. UserError if transformers has no such model."""
-    if missing := [part for part in config.without if part in ALWAYS]:
+    if missing := [component for component in config.without if component in ALWAYS]:
         raise UserError(
             f"the model is without {', '.join(missing)}, which transformers' NanoChatForCausalLM always has: it "
             "cannot be exported"

@@ -87,6 +87,7 @@ def test_each_shipped_configuration_is_valid_survives_being_saved_and_has_openai
         ("--optim.cooldown=0", "optim.cooldown is 0.0: "),
         ("--checkpoint.keep_every=700", "checkpoint.keep_every 700 is not a multiple of checkpoint.every 500"),
         ("--model.n_embd=100", "model.n_embd 100 is not a multiple of model.n_head 12"),
+        ("--model.architecture modern --model.n_embd=36", "model.n_embd / model.n_head is 3: "),
         ("--model.vocab_size=70000", "uint16"),
         ("--model.without=[rotary]", "model.without is ['rotary']: only model.architecture modern has these parts"),
         ("--model.architecture modern --model.without=[bias]", "model.without"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.config.pretrain import ModelConfig, Part
+from train.config.pretrain import Component, ModelConfig
 from train.model.kv_cache import KVCache
 from train.model.modern import SOFTCAP, Modern, norm, rotary_tables, rotate
 
@@ -40,7 +40,7 @@ def test_the_layers_of_a_new_model_pass_their_input_on() -> None:
     assert moved == {name for name in model.state_dict() if re.search("c_proj|lm_head|wte", name)}
 
 
-@pytest.mark.parametrize("part", get_args(Part))
+@pytest.mark.parametrize("part", get_args(Component))
 def test_each_part_can_be_left_out_alone(part: str) -> None:
     whole, model = Modern(SHAPE), Modern(replace(SHAPE, without=[part]))
     added = model.state_dict().keys() - whole.state_dict().keys()

@@ -11,6 +11,7 @@ from prepare.tokens.tokenizer import CharTokenizer
 from tests.helpers.tiny import VOCAB
 from train.config.finetune import ClassifyConfig, LabelledData, TuneConfig
 from train.config.pretrain import ModelConfig, OptimConfig, TrainConfig
+from train.model.build import build_model
 from train.model.classifier import build_classifier
 from train.model.gpt import GPT
 from train.model.loss import IGNORE_INDEX
@@ -49,6 +50,10 @@ def test_only_the_chosen_parameters_are_trained(architecture: str) -> None:
     updates = {f"h.2.{matrix}.lora_{half}" for matrix in matrices for half in "ab"}
     assert moved(TuneConfig(blocks=1, lora_rank=2), shape) == {*updates, "score.weight"}
     assert len(moved(TuneConfig(lora_rank=2), shape)) == 3 * len(updates) + 1
+    model = build_model(shape)  # with modern's untied head
+    freeze(model, TuneConfig(blocks=1))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name in model.state_dict() if name.startswith(("h.2.", "ln_f.", "lm_head."))}
     with pytest.raises(UserError, match=r"tune\.blocks is 4, but the model has 3 layers"):
         freeze(GPT(SHAPE), TuneConfig(blocks=4))
 

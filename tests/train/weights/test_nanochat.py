@@ -48,7 +48,9 @@ def test_transformers_opens_it_with_the_same_logits_loss_and_text(tmp_path: Path
 def test_a_directory_of_transformers_gives_its_gradients(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    theirs = NanoChatForCausalLM(NanoChatConfig(**shape, vocab_size=50257, max_position_embeddings=16))
+    shape |= {"vocab_size": 50257, "max_position_embeddings": 16}
+    rope = {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 1.0}  # all of each head, as by default
+    theirs = NanoChatForCausalLM(NanoChatConfig(**shape, rope_parameters=rope))
     theirs.save_pretrained(tmp_path)
     ours, idx = load_hf(tmp_path), torch.randint(50257, (2, 16))
     assert (ours.config.architecture, ours.config.without, ours.config.block_size) == ("modern", [], 16)
@@ -72,7 +74,9 @@ def test_a_directory_of_transformers_gives_its_gradients(tmp_path: Path) -> None
     [
         ({"num_key_value_heads": 1}, "num_key_value_heads is 1, but this model has 2"),
         ({"intermediate_size": 96}, "intermediate_size is 96, but this model has 128"),
-        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "rope_theta.: 500000"),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "rope_theta is 500000"),
+        ({"rope_parameters": None, "rope_theta": 5e5}, "rope_theta is 500000"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "type is 'linear'"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
         ({"num_hidden_layers": 3}, r"Missing key.*h\.2\."),
     ],
