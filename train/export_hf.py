@@ -69,7 +69,7 @@ def push(folder: Path, repo: str) -> str:
     """
     try:
         name = HfApi().create_repo(repo, exist_ok=True).repo_id
-        return str(HfApi().upload_folder(folder_path=folder, repo_id=name, commit_message="weights").repo_url)
+        return str(HfApi().upload_folder(folder_path=folder, repo_id=name, commit_message="Upload weights").repo_url)
     except (HTTPError, HFValidationError, OSError) as failure:
         raise UserError(
             f"--push {repo}: the hub did not take it ({first_line(failure)}); log in (`hf auth login`, or HF_TOKEN "

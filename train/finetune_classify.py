@@ -26,7 +26,7 @@ from prepare.common.cli import UserError
 from prepare.finetuning.labelled import read_labelled
 from train.config.finetune import ClassifyConfig, check_batch, load_classify_config
 from train.data.examples import Examples, label_targets, prepare_once, split_examples
-from train.model.classifier import build_classifier
+from train.model.build import build_classifier
 from train.parallel.device import prepare_device
 from train.parallel.world import World, init_distributed
 from train.run.run_dir import open_run

@@ -32,7 +32,8 @@ COLUMNS = {  # of the table: keys of a row, and the formats of their values
 
 
 def write_report(out: Path, runs: Sequence[SweepRun], reference_names: Sequence[str]) -> None:
-    """Write the report of a sweep's runs as they are now, and print its table. UserError if --reference is no run."""
+    """Write the report of a sweep's runs as they are now, and print its table. UserError if a reference
+    is neither a setting nor a run."""
     with FileLock(out / ".lock", out, wait=True):  # tasks of an array may end together
         results = read_results(runs)
         reference = open_reference(reference_names, results)

@@ -115,3 +115,9 @@ def plain_config(config: Any) -> dict[str, dict[str, Any]]:
     plain = asdict(config)
     plain["optim"]["betas"] = list(config.optim.betas)
     return plain
+
+
+def values_by_key(plain: dict[str, Any]) -> dict[str, Any]:
+    """The values of a plain configuration by their full keys, such as optim.max_lr."""
+    sections = {name: values for name, values in plain.items() if isinstance(values, dict)}
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}

@@ -133,7 +133,7 @@ class TrainConfig:
         compile: use torch.compile
         recompute: activation checkpointing: store only each layer's input, and compute the rest again in the backward
             pass; less memory for more time
-        shard_optimizer: each process keeps only its share of the optimizer's state (ZeRO-1); with Muon it always does
+        shard_optimizer: each process keeps only its share of the optimizer's state (ZeRO-1)
         init_from: the model whose weights a new run starts from, named as for --model; empty starts from random ones
         timeout_seconds: how long a process may keep the others waiting before the run ends with an error that names it
     """

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.config.pretrain import ModelConfig
-from train.model.gpt import GPT
 from train.model.loss import IGNORE_INDEX
-from train.model.modern import Modern
 from train.model.transformer import Transformer
 
 
@@ -49,19 +47,3 @@ class Classifier(Transformer):
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), self.label_weights, ignore_index=IGNORE_INDEX)
-
-
-class GPTClassifier(Classifier, GPT):
-    """A classifier with GPT-2's layers."""
-
-
-class ModernClassifier(Classifier, Modern):
-    """A classifier with the modern architecture's layers."""
-
-
-def build_classifier(
-    config: ModelConfig, labels: int, label_weights: Sequence[float] | None = None, recompute: bool = False
-) -> Classifier:
-    """A newly initialized classifier of `config.architecture`; the arguments are Classifier's."""
-    classes = {"gpt2": GPTClassifier, "modern": ModernClassifier}
-    return classes[config.architecture](config, labels, label_weights, recompute)

@@ -157,6 +157,14 @@ def total_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def gpu_watts(device: torch.device) -> float:
+    """The power that a GPU draws; NaN on a CPU, without nvidia-ml-py, or where the driver does not report it."""
+    try:
+        return torch.cuda.power_draw(device) / 1000
+    except Exception:  # NVML has an exception for each of its errors
+        return float("nan")
+
+
 def is_out_of_memory(failure: BaseException) -> bool:
     """Whether this exception means that the GPU or the machine ran out of memory."""
     if isinstance(failure, (torch.OutOfMemoryError, MemoryError)):

@@ -51,7 +51,7 @@ def write(
         OSError, RuntimeError, SafetensorError: it could not be written; no part of it is left, and the earlier ones
             are untouched.
     """
-    with _appearing(run_dir, step) as folder:
+    with _atomic_checkpoint(run_dir, step) as folder:
         save_file(dict(weights), folder / WEIGHTS)
         torch.save(dict(train_state), folder / TRAIN_STATE)
         described = {"step": step, **meta, "sha256": {}}
@@ -62,13 +62,13 @@ def write(
 
 def copy(checkpoint: Path, run_dir: Path) -> None:
     """Copy a checkpoint into another run, where it becomes visible as one that is written does."""
-    with _appearing(run_dir, step_of(checkpoint)) as folder:
+    with _atomic_checkpoint(run_dir, step_of(checkpoint)) as folder:
         for name in (WEIGHTS, TRAIN_STATE, META):
             shutil.copyfile(checkpoint / name, folder / name)
 
 
 @contextmanager
-def _appearing(run_dir: Path, step: int) -> Iterator[Path]:
+def _atomic_checkpoint(run_dir: Path, step: int) -> Iterator[Path]:
     """A new folder that becomes the checkpoint of `step` by one rename, once its files are on disk; removed at an
     exception."""
     folder = run_dir / "checkpoints"

@@ -40,9 +40,9 @@ def resume(
     checkpoint, meta, corrupt = latest_valid_checkpoint(run_dir)
     if checkpoint is None:
         return ResumeState()
-    meta.setdefault("init", identity.get("init"))  # older checkpoints do not have it
-    meta.setdefault("optim.optimizer", "adamw")  # nor this
-    meta["model"] = asdict(ModelConfig(**meta["model"]))  # nor all of the model's keys
+    meta.setdefault("init", identity.get("init"))  # added later
+    meta.setdefault("optim.optimizer", "adamw")  # added later
+    meta["model"] = asdict(ModelConfig(**meta["model"]))  # keys that were added later have their defaults
     now = {**identity, "model": shape_of(model)}
     keys = ("init", "model", "data", "batches", "tokenizer", "optim.optimizer")
     if different := [line for key in keys for line in differences(key, meta[key], now.get(key))]:

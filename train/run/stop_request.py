@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+STOP = "STOP"  # a file in the run directory
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
 
@@ -21,7 +22,7 @@ class StopRequest:
     """Record a request to stop; the training loop polls it at each step, and all ranks decide together."""
 
     def __init__(self, run_dir: Path, margin_seconds: int, is_main: bool) -> None:
-        self.file = run_dir / "STOP"
+        self.file = run_dir / STOP
         self.end, self.margin = float(os.environ.get("SLURM_JOB_END_TIME") or "inf"), margin_seconds
         self.is_main = is_main
         self.agreed = False  # the ranks' last common decision

@@ -17,11 +17,11 @@ import yaml
 
 from prepare.common.cli import ROOT, ArgumentError, UserError
 from prepare.common.files import FileLock
-from train.config.parsing import plain_config
+from train.config.parsing import plain_config, values_by_key
 from train.config.pretrain import Config, load_config
 from train.run.metrics_log import METRICS, duration, read_rows
 from train.run.run_dir import CONFIG, DONE
-from train.run.stop_request import handle_signals
+from train.run.stop_request import STOP, handle_signals
 from train.trainer.trainer import MAX_SKIPPED
 
 OUTPUT = "train.log"  # what a run has printed since its last start
@@ -118,10 +118,9 @@ def check_existing(runs: Sequence[SweepRun]) -> None:
 
 def loss_settings(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The values of a config.yaml, by key, that decide a run's losses. The data may decide vocab_size."""
-    values = {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
     names = ("model.", "data.", "optim.", "train.max_steps", "train.init_from", "eval.every", "eval.val_tokens")
     free = ("model.vocab_size", "data.micro_batch_size")
-    return {key: value for key, value in values.items() if key.startswith(names) and key not in free}
+    return {key: value for key, value in values_by_key(config).items() if key.startswith(names) and key not in free}
 
 
 def train_runs(runs: Sequence[SweepRun], processes: int) -> list[str] | None:
@@ -145,7 +144,7 @@ def train_runs(runs: Sequence[SweepRun], processes: int) -> list[str] | None:
             print(f"skipped: {in_use}", flush=True)
             continue
         status = 0 if signals else train_run(run, processes, signals)
-        stop_file = run.path / "STOP"
+        stop_file = run.path / STOP
         if signals or stop_file.exists() or not (status or run.is_finished):
             stop_file.unlink(missing_ok=True)  # the run has not seen it if it was created during its last step
             print(f"{run.path.name}: stopped; the same command resumes the sweep", flush=True)
@@ -169,6 +168,6 @@ def train_run(run: SweepRun, processes: int, signals: Sequence[int]) -> int:
         process = Popen([sys.executable, *command], stdout=output, stderr=output, start_new_session=True)
         while process.poll() is None:
             if signals:
-                (run.path / "STOP").touch()
+                (run.path / STOP).touch()
             time.sleep(0.1)
         return process.returncode

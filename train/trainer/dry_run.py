@@ -17,8 +17,7 @@ import torch
 
 from prepare.common.cli import UserError
 from train.config.pretrain import Config
-from train.parallel.device import peak_memory, total_memory
-from train.parallel.power import gpu_watts
+from train.parallel.device import gpu_watts, peak_memory, total_memory
 from train.parallel.world import World
 from train.run.checkpoint import all_checkpoints, latest_checkpoint
 from train.run.metrics_log import METRICS, duration, read_rows

@@ -57,8 +57,11 @@ class Muon(torch.optim.AdamW):
         """The indices of each rank's members: the most expensive first, each to the rank with the least to do."""
         costs = [p.numel() * min(p.size(0) // group["matrices"], p.size(1)) for p, group in members]
         shares: list[list[int]] = [[] for _ in range(self.world_size)]
+        loads = [0] * self.world_size
         for index in sorted(range(len(members)), key=lambda index: -costs[index]):
-            min(shares, key=lambda share: sum(costs[i] for i in share)).append(index)
+            rank = loads.index(min(loads))
+            shares[rank].append(index)
+            loads[rank] += costs[index]
         return shares
 
     def _direction(self, parameter: Any, group: dict[str, Any]) -> Tensor:

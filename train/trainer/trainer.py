@@ -9,11 +9,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from prepare.common.cli import UserError
 from train.config.finetune import FinetuneConfig
+from train.config.parsing import plain_config, values_by_key
 from train.config.pretrain import Config
 from train.data.examples import ExampleLoader
 from train.data.loader import WindowLoader, prefetch
@@ -188,9 +188,7 @@ class Trainer:
 
 def changeable_settings(config: Config | FinetuneConfig) -> dict[str, Any]:
     """The settings, by key, that may change when a run is resumed: each change is an event in metrics.jsonl."""
-    sections = {name: values for name, values in asdict(config).items() if isinstance(values, dict)}
-    values = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-    values["optim.betas"] = list(values["optim.betas"])  # as JSON returns them
+    values = values_by_key(plain_config(config))
     del values["optim.optimizer"]  # its state is of another kind
     return {key: value for key, value in values.items() if key.startswith("optim.") or key in CHANGEABLE}
 

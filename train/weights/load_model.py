@@ -11,8 +11,7 @@ from prepare.common.cli import RUNS, UserError
 from prepare.finetuning.instructions import Template
 from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, load_tokenizer
 from train.config.pretrain import ModelConfig
-from train.model.build import build_model
-from train.model.classifier import build_classifier
+from train.model.build import build_classifier, build_model
 from train.model.lora import merge_lora
 from train.model.transformer import Transformer
 from train.run.checkpoint import META, WEIGHTS, latest_checkpoint, latest_valid_checkpoint, read_meta, read_weights

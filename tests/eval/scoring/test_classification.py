@@ -11,7 +11,7 @@ from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import GPT2Tokenizer
 from train.config.pretrain import ModelConfig
 from train.data.examples import label_targets
-from train.model.classifier import build_classifier
+from train.model.build import build_classifier
 from train.model.loss import IGNORE_INDEX
 
 

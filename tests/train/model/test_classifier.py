@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from tests.helpers.tiny import VOCAB
 from train.config.pretrain import ModelConfig
 from train.data.examples import Examples
-from train.model.build import build_model
-from train.model.classifier import Classifier, build_classifier
+from train.model.build import build_classifier, build_model
+from train.model.classifier import Classifier
 from train.model.loss import IGNORE_INDEX
 
 SHAPES = {

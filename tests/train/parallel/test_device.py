@@ -1,4 +1,6 @@
-"""Precision, and how many sequences fit."""
+"""Precision, how many sequences fit, and the power."""
+
+import math
 
 import pytest
 import torch
@@ -7,7 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prepare.common.cli import UserError
 from train.config.pretrain import ModelConfig
 from train.model.gpt import GPT
-from train.parallel.device import autocast, find_micro_batch_size, is_out_of_memory, peak_flops, prepare_device
+from train.parallel.device import (
+    autocast,
+    find_micro_batch_size,
+    gpu_watts,
+    is_out_of_memory,
+    peak_flops,
+    prepare_device,
+)
 
 CPU = torch.device("cpu")
 
@@ -99,3 +108,9 @@ def test_the_peak_is_the_datasheets_or_none(monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
     assert peak_flops(torch.device("cuda")) == peak
     assert peak_flops(CPU) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU reports its power")
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_the_power_of_a_device_that_cannot_be_read_is_nan(device: str) -> None:
+    assert math.isnan(gpu_watts(torch.device(device)))

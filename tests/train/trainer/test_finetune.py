@@ -11,8 +11,7 @@ from prepare.tokens.tokenizer import CharTokenizer
 from tests.helpers.tiny import VOCAB
 from train.config.finetune import ClassifyConfig, LabelledData, TuneConfig
 from train.config.pretrain import ModelConfig, OptimConfig, TrainConfig
-from train.model.build import build_model
-from train.model.classifier import build_classifier
+from train.model.build import build_classifier, build_model
 from train.model.gpt import GPT
 from train.model.loss import IGNORE_INDEX
 from train.trainer.finetune import data_identity, freeze

@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.commands import ROOT, run_command
 from train.config.pretrain import ModelConfig, OptimConfig
-from train.model.classifier import build_classifier
+from train.model.build import build_classifier
 from train.model.gpt import GPT
 from train.trainer.optim import build_optimizer, learning_rate
 
