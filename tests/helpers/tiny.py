@@ -61,15 +61,20 @@ def save_checkpoint(
     checkpoint.write(run, step, model.state_dict(), {"optimizer": state}, described)
 
 
-def make_run(folder: Path, tokenizer: dict, **shape: object) -> Path:
-    """A run with a checkpoint of a small random model, with biases that are not 0."""
+def random_model(noise: float = 0.3, **shape: Any) -> Transformer:
+    """A small random model, in evaluation mode, with clear preferences and with biases that are not 0."""
     torch.manual_seed(0)
-    model = build_model(
-        ModelConfig(**{"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "vocab_size": 50257, **shape})
-    )
+    small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "vocab_size": VOCAB}
+    model = build_model(ModelConfig(**{**small, **shape})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+            parameter.add_(noise * torch.randn_like(parameter))
+    return model
+
+
+def make_run(folder: Path, tokenizer: dict, **shape: Any) -> Path:
+    """A run with a checkpoint of a small random model."""
+    model = random_model(noise=0.05, **{"vocab_size": 50257, **shape})
     save_checkpoint(folder, 3, model, tokenizer=tokenizer)
     return folder
 
