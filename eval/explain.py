@@ -1,0 +1,92 @@
+"""Write a page that shows what a model computes: one HTML file, which any browser opens without a network or a server.
+
+Its views are listed in eval/views/page.py. Of a run it shows the checkpoints that were kept (checkpoint.keep_every).
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from eval.common.open_model import open_model
+from eval.common.options import add_model_options, output_file
+from eval.views.page import describe_page, render_page
+from eval.views.subject import Subject
+from prepare.common.cli import ArgumentError, Parser, nonempty, replace_surrogates
+from prepare.common.files import atomic_write_text
+from train.run.checkpoint import all_checkpoints, step_of
+from train.weights.load_model import LoadedModel, load_model
+
+MAX_TOKENS = 64  # of the prompt: GPT-2's logits alone are 134 kB a token
+MAX_CHECKPOINTS = 8
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
+        "Write one HTML page that shows how a model reads a prompt, layer by layer, and how it learnt to.",
+        'python eval/explain.py --model runs/quickstart --prompt "ROMEO:" --output explain.html',
+    )
+    add_model_options(parser)
+    parser.add_argument("--prompt", type=nonempty, required=True, metavar="P", help="the text that the model reads")
+    parser.add_argument("--output", type=output_file, required=True, metavar="FILE", help="the page")
+    held_out = "held-out token shards, for a model that is not a run, whose own are known"
+    parser.add_argument("--data", nargs="+", default=[], metavar="GLOB", help=held_out)
+    args, start = parser.parse_args(argv), time.perf_counter()
+
+    with open_model(args.model, args.device) as (loaded, world):
+        prompt = replace_surrogates(args.prompt)
+        ids = torch.tensor(encode_prompt(prompt, loaded), device=world.device)
+        models = open_checkpoints(args.model, loaded, world.device)
+        data = describe_page(
+            prompt, (Subject(model, ids, checkpoint, tuple(args.data)) for model, checkpoint in models)
+        )
+        html = render_page(data)
+    atomic_write_text(args.output, html)
+    print(
+        f"{args.output}: {loaded.name}, {len(ids)} tokens, {len(data['checkpoints'])} checkpoints, "
+        f"{args.output.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s"
+    )
+
+
+def encode_prompt(prompt: str, loaded: LoadedModel) -> list[int]:
+    """The prompt's ids. ArgumentError if it is longer than the model or the page can take."""
+    ids = loaded.tokenizer.encode(prompt)
+    if len(ids) > (longest := min(MAX_TOKENS, loaded.model.config.block_size)):
+        raise ArgumentError(f"--prompt has {len(ids)} tokens: give at most {longest}")
+    return ids
+
+
+def open_checkpoints(
+    spec: str | None, latest: LoadedModel, device: torch.device
+) -> Iterator[tuple[LoadedModel, Path | None]]:
+    """Yield the model at a run's checkpoints, oldest first, or the one model that is not a run, with its checkpoint.
+
+    Of more than MAX_CHECKPOINTS, take those whose steps are spread evenly over the logarithm, the latest among them.
+    """
+    if latest.run is None or (spec is not None and not (Path(spec) / "checkpoints").is_dir()):
+        yield latest, Path(spec) if spec is not None and latest.run else None
+        return
+    checkpoints = all_checkpoints(latest.run)
+    for checkpoint in spread(checkpoints[: 1 + [step_of(path) for path in checkpoints].index(latest.step)]):
+        yield load_model(str(checkpoint), device), checkpoint
+
+
+def spread(checkpoints: Sequence[Path]) -> list[Path]:
+    """MAX_CHECKPOINTS of more: the latest, and those nearest to steps in geometric progression."""
+    chosen, rest = [], list(checkpoints)
+    first, last = (math.log(step_of(checkpoints[end])) for end in (0, -1))
+    for number in reversed(range(min(MAX_CHECKPOINTS, len(checkpoints)))):
+        wanted = first + (last - first) * number / (MAX_CHECKPOINTS - 1)
+        chosen.append(min(rest, key=lambda path: abs(math.log(step_of(path)) - wanted)))
+        rest.remove(chosen[-1])
+    return sorted(chosen, key=step_of)

@@ -1,0 +1,148 @@
+"""The page: its views, the data that they show, and the HTML file that holds both.
+
+To add a view, KEY:
+1. eval/views/KEY.py with a function KEY(subject: Subject) -> dict, see eval/views/subject.py. It is called once for
+   each checkpoint and returns what json.dumps takes: texts, finite numbers, lists, dicts, and arrays by pack(). It
+   raises Unavailable with a sentence for the reader where this model or checkpoint cannot have the view.
+2. an entry in VIEWS: the title, the paragraph and the function, whose file and name the page shows.
+3. eval/web/views/KEY.js with `export function render(section, page, state)`, called once with an empty element. It
+   builds what it shows, and draws when something changes by
+       page.watch("KEY", ["position", "token"], (data) => { ... })
+   which calls back now, and after each change of the checkpoint or of these keys of the state, with what the function
+   returned for the selected checkpoint; not where that is Unavailable, whose reason is shown instead.
+`state` (web/state.js) has checkpoint (an index into page.checkpoints), position (of the prompt) and token (the id whose
+logit is examined); views add keys of their own. `page` has tokens [{id, text}], vocabulary [text by id], model,
+checkpoints and watch. web/arrays.js unpacks arrays; web/charts.js has elements, sliders, colours and token texts.
+
+The data in the file:
+    {title, prompt, tokens: [{id, text}], vocabulary: [text], model: {name, architecture, n_layer, ...},
+     views: [{key, title, paragraph, file, function}],
+     checkpoints: [{step, trained_tokens, views: {KEY: what its function returned, or {unavailable: reason}}}]}
+"""
+
+import base64
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.views.next_token import next_token
+from eval.views.subject import Subject, Unavailable
+from prepare.common.cli import ROOT
+from prepare.tokens.tokenizer import Tokenizer
+
+WEB = ROOT / "eval" / "web"
+IMPORT = re.compile(
+    r"""(\bfrom |\bimport |\bimport\()(["'`])(\.{1,2}/)"""
+)  # of a module of the page, by its relative path
+
+
+@dataclass(frozen=True)
+class View:
+    """A section of the page. Its key is the function's name."""
+
+    title: str
+    paragraph: str
+    compute: Callable[[Subject], dict[str, Any]]
+
+    def describe(self) -> dict[str, str]:
+        """What the page says about the view, with the file and the function that compute it."""
+        code = self.compute.__code__
+        file, function = Path(code.co_filename).relative_to(ROOT).as_posix(), self.compute.__name__
+        return {"key": function, "title": self.title, "paragraph": self.paragraph, "file": file, "function": function}
+
+
+VIEWS = (
+    View(
+        "The next token",
+        "At each position the model gives every token of its vocabulary a score, the logit. Softmax turns the scores "
+        "into probabilities, which add up to 1. To write, it draws one token, appends it, and starts over. A "
+        "temperature below 1 favours the likely tokens, one above 1 the unlikely ones; top-k, top-p and min-p cut the "
+        "tail off before the draw.",
+        next_token,
+    ),
+)
+
+
+def describe_page(prompt: str, subjects: Iterable[Subject]) -> dict[str, Any]:
+    """All data of the page (see above), for the checkpoints of a model, the latest last; each is dropped after use."""
+    checkpoints = []
+    for subject in subjects:
+        checkpoints.append(describe_checkpoint(subject))
+    loaded, tokenizer = subject.loaded, subject.tokenizer
+    config, vocabulary = loaded.model.config, token_texts(tokenizer)
+    shape = {name: getattr(config, name) for name in ("architecture", "n_layer", "n_head", "n_embd", "block_size")}
+    facts = {"vocab_size": tokenizer.vocab_size, "softcap": loaded.model.softcap}
+    return {
+        "title": f"{loaded.name}, explained",
+        "prompt": prompt,
+        "tokens": [{"id": token, "text": vocabulary[token]} for token in subject.ids.tolist()],
+        "vocabulary": vocabulary,
+        "model": {"name": loaded.name, **shape, **facts, "parameters": loaded.model.num_parameters()},
+        "views": [view.describe() for view in VIEWS],
+        "checkpoints": checkpoints,
+    }
+
+
+def describe_checkpoint(subject: Subject) -> dict[str, Any]:
+    """One checkpoint's step and the data of all views."""
+    views = {}
+    for view in VIEWS:
+        try:
+            views[view.compute.__name__] = view.compute(subject)
+        except Unavailable as reason:
+            views[view.compute.__name__] = {"unavailable": str(reason)}
+    return {"step": subject.loaded.step, "trained_tokens": subject.trained_tokens, "views": views}
+
+
+def token_texts(tokenizer: Tokenizer) -> list[str]:
+    """The text of each token; of one whose bytes are not UTF-8 (a part of a character), its bytes as \\xe2\\x80."""
+    return [
+        tokenizer.decode_bytes([token]).decode("utf-8", errors="backslashreplace")
+        for token in range(tokenizer.vocab_size)
+    ]
+
+
+def render_page(data: dict[str, Any]) -> str:
+    """The HTML file: the template with its style, the modules as an import map of data: URLs, and the data. A content
+    security policy forbids every request, and every script but these."""
+    modules = {path.relative_to(WEB).as_posix(): path.read_text("utf-8") for path in sorted(WEB.rglob("*.js"))}
+    urls = {name: data_url(bare_imports(name, source)) for name, source in modules.items()}
+    scripts = {"importmap": json.dumps({"imports": urls}), "module": 'import "main.js";'}
+    hashes = " ".join(f"'sha256-{base64_sha256(script)}'" for script in scripts.values())
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes} data:"
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    content = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    html = (WEB / "page.html").read_text("utf-8")
+    for tag, replacement in {
+        '<meta charset="utf-8">': f'<meta charset="utf-8">\n{meta}',
+        '<link rel="stylesheet" href="style.css">': f"<style>\n{(WEB / 'style.css').read_text('utf-8')}</style>",
+        '<script type="module" src="main.js"></script>': "\n".join(
+            f'<script type="{kind}">{script}</script>' for kind, script in scripts.items()
+        ),
+        '"application/json" id="data">': f'"application/json" id="data">{content}',  # last: nothing in it is replaced
+    }.items():
+        html = html.replace(tag, replacement)
+    return html
+
+
+def bare_imports(name: str, source: str) -> str:
+    """A module's source with its relative imports as names of the import map: ../state.js in views/x.js is state.js."""
+
+    def absolute(match: re.Match[str]) -> str:
+        folder = posixpath.normpath(posixpath.join(posixpath.dirname(name), match[3]))
+        return f"{match[1]}{match[2]}{'' if folder == '.' else folder + '/'}"
+
+    return IMPORT.sub(absolute, source)
+
+
+def data_url(source: str) -> str:
+    return f"data:text/javascript;base64,{base64.b64encode(source.encode()).decode()}"
+
+
+def base64_sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

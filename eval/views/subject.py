@@ -1,0 +1,68 @@
+"""What every view's function gets, how it says that it cannot show this model, and how it hands over arrays."""
+
+import base64
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.common.open_model import DIVERGED
+from prepare.common.cli import UserError
+from prepare.tokens.tokenizer import Tokenizer
+from train.run.checkpoint import read_meta
+from train.weights.load_model import LoadedModel
+
+
+class Unavailable(Exception):
+    """A view that this model or checkpoint cannot have: the message, one sentence for the reader, is shown instead."""
+
+
+@dataclass
+class Subject:
+    """A model, or one checkpoint of a run, and the prompt that the page is about.
+
+    Args:
+        loaded: the model in float32 and evaluation mode; `loaded.run` is the run of a checkpoint, else None.
+        ids: the prompt's token ids, (T,) int64 on the model's device, with 1 <= T <= block_size.
+        checkpoint: the checkpoint's folder; None for a model that is not one of this project's.
+        shards: the globs of --data, the held-out tokens of a model that is not a run's; empty: not given.
+    """
+
+    loaded: LoadedModel
+    ids: Tensor
+    checkpoint: Path | None = None
+    shards: tuple[str, ...] = ()
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """The number of tokens that the checkpoint was trained on, with repetitions; None if it is not known."""
+        batches = read_meta(self.checkpoint, []).get("batches", {}) if self.checkpoint else {}
+        return self.loaded.step * batches["tokens"] if "tokens" in batches else None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.loaded.tokenizer
+
+    @cached_property
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """The next token's logits at every position, (T, V) float32, without padding ids. UserError if not finite."""
+        logits = self.loaded.model(self.ids[None])[0, :, : self.tokenizer.vocab_size].float()
+        if not logits.isfinite().all():
+            raise UserError(DIVERGED)
+        return logits
+
+
+def pack(values: Tensor | np.ndarray, dtype: str = "float16") -> dict[str, Any]:
+    """An array for the page, which web/arrays.js unpacks: its little-endian bytes in base64.
+
+    Args:
+        dtype: float16 (three digits, up to 65,504), float32, uint16, int32 or uint8.
+    """
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    content = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()
+    return {"dtype": dtype, "shape": list(array.shape), "data": base64.b64encode(content).decode()}

@@ -1,0 +1,85 @@
+// What the views are made of: elements, sliders, choices, texts of tokens, numbers and colours.
+
+const SVG = new Set(["svg", "g", "path", "line", "rect", "circle", "text", "title", "polyline"]);
+
+// An HTML or SVG element. Children that are strings become text and are never parsed as HTML; an attribute on... is a
+// listener; one that is null or false is left out.
+export function element(tag, attributes = {}, ...children) {
+  const node = SVG.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children);
+  return node;
+}
+
+// A labelled slider with its value after it; `show` turns the value into text.
+export function slider(label, { min, max, step = 1, value, show = String }, onInput) {
+  const output = element("output", {}, show(value));
+  const input = element("input", { type: "range", min, max, step, value, "aria-valuetext": show(value) });
+  input.addEventListener("input", () => {
+    output.textContent = show(input.valueAsNumber);
+    input.setAttribute("aria-valuetext", output.textContent);
+    onInput(input.valueAsNumber);
+  });
+  return element("label", { class: "slider" }, element("span", {}, label), input, output);
+}
+
+let groups = 0;
+
+// One of several labels (strings or nodes), which arrow keys move along. Returns the group, with `select(index)`.
+export function choices(legend, labels, selected, onChange) {
+  const name = `choice-${groups++}`;
+  const inputs = labels.map((_, index) =>
+    element("input", { type: "radio", name, checked: index === selected, onchange: () => onChange(index) }));
+  const group = element("fieldset", { class: "choices" }, element("legend", {}, legend),
+    ...labels.map((label, index) => element("label", {}, inputs[index], element("span", {}, label))));
+  return Object.assign(group, { select: (index) => { inputs[index].checked = true; } });
+}
+
+// A token's text with what is invisible made visible: spaces, line ends, tabs, control characters.
+export function tokenLabel(text) {
+  const label = element("bdi", { class: "token" });
+  for (const part of text.split(/([\u0000-\u0020\u007f-\u00a0\u00ad\u200b-\u200f\u2028\u2029\ufeff])/)) {
+    if (part.length === 1 && part in SYMBOLS) label.append(element("i", {}, SYMBOLS[part]));
+    else if (/^[\u0000-\u001f]$/.test(part)) label.append(element("i", {}, String.fromCharCode(0x2400 + part.charCodeAt(0))));
+    else if (/^[\u007f-\u00a0\u00ad\u200b-\u200f\u2028\u2029\ufeff]$/.test(part)) {
+      label.append(element("i", {}, `U+${part.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`));
+    } else if (part) label.append(part);
+  }
+  if (!text) label.append(element("i", {}, "empty"));
+  return label;
+}
+
+const SYMBOLS = { " ": "␣", "\n": "↵", "\t": "⇥" };
+
+export function percent(p) {
+  if (p === 0 || p >= 0.00005) return `${(100 * p).toFixed(2)}%`;
+  return `${(100 * p).toExponential(0)}%`;
+}
+
+export function count(n) {
+  return n.toLocaleString("en-US");
+}
+
+// The colour of a magnitude from 0 to 1: dark blue over grey to yellow, which the colour-blind tell apart as well
+// (after cividis: Nunez, Anderton and Renslow 2018).
+export function magnitude(t) {
+  const place = Math.min(Math.max(t, 0), 1) * (CIVIDIS.length - 1), index = Math.min(Math.floor(place), CIVIDIS.length - 2);
+  const mixed = CIVIDIS[index].map((low, channel) => low + (CIVIDIS[index + 1][channel] - low) * (place - index));
+  return `rgb(${mixed.map(Math.round).join(" ")})`;
+}
+
+// The colour of text on magnitude(t).
+export function inkOn(t) {
+  return t > 0.5 ? "#000" : "#fff";
+}
+
+const CIVIDIS = [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]];
+
+// The colour of a signed number from -1 to 1: blue below 0, orange above; transparent at 0, so that it suits dark and light.
+export function signed(t) {
+  const strength = Math.min(Math.abs(t), 1).toFixed(3);
+  return t < 0 ? `rgb(38 112 201 / ${strength})` : `rgb(226 114 18 / ${strength})`;
+}
