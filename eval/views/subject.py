@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from eval.common.open_model import DIVERGED
+from eval.views.recording import Recording, record
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
 from train.run.checkpoint import read_meta
@@ -48,13 +48,17 @@ class Subject:
         return self.loaded.tokenizer
 
     @cached_property
-    @torch.no_grad()
-    def logits(self) -> Tensor:
-        """The next token's logits at every position, (T, V) float32, without padding ids. UserError if not finite."""
-        logits = self.loaded.model(self.ids[None])[0, :, : self.tokenizer.vocab_size].float()
-        if not logits.isfinite().all():
+    def recording(self) -> Recording:
+        """The forward pass over the prompt, of which all views take their part. UserError if it is not finite."""
+        recording = record(self.loaded.model, self.ids)
+        if not recording.logits.isfinite().all():
             raise UserError(DIVERGED)
-        return logits
+        return recording
+
+    @property
+    def logits(self) -> Tensor:
+        """The next token's logits at every position, (T, V), without padding ids."""
+        return self.recording.logits[:, : self.tokenizer.vocab_size]
 
 
 def pack(values: Tensor | np.ndarray, dtype: str = "float16") -> dict[str, Any]:
