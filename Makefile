@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test exhaustive torture lint gpu-bench clean reproduce-gpt2-scores
+.PHONY: help quickstart test guide exhaustive torture lint gpu-bench clean reproduce-gpt2-scores
 
 VENV := .venv
 PYTHON := python3
@@ -16,6 +16,7 @@ ready := $(VENV)/requirements.txt
 help:
 	@echo "make quickstart   text, shards, a small model trained by two processes, its scores and text: five minutes on a CPU"
 	@echo "make test         the whole test suite"
+	@echo "make guide        draw the pictures of the guide, docs/guide, again"
 	@echo "make exhaustive   check on every code point in every context that gigatoken's tokens are tiktoken's (some minutes)"
 	@echo "make torture      kill -9 training 200 times, and check that nothing is lost (long; writes runs/torture.txt)"
 	@echo "make reproduce-gpt2-scores   OpenAI's GPT-2 124M on HellaSwag, LAMBADA and WikiText, next to the published numbers"
@@ -66,6 +67,10 @@ quickstart: $(ready)
 test: $(ready)
 	@echo "== Tests"
 	@$(python) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+guide: $(ready)
+	@echo "== The guide's pictures"
+	@$(python) -m docs.guide.pictures
 
 exhaustive: $(ready)
 	@echo "== Every code point"
