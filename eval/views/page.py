@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.views.attention import attention
+from eval.views.layers import layers
 from eval.views.next_token import next_token
 from eval.views.subject import Subject, Unavailable
 from prepare.common.cli import ROOT
@@ -64,6 +66,23 @@ VIEWS = (
         "temperature below 1 favours the likely tokens, one above 1 the unlikely ones; top-k, top-p and min-p cut the "
         "tail off before the draw.",
         next_token,
+    ),
+    View(
+        "Attention",
+        "Attention is how a position learns what stands before it. In each head, a position's query is compared with "
+        "the key of every position up to its own; softmax turns these scores into weights, which add up to 1, and the "
+        "position receives the other positions' values in these proportions. Each map has a row for the position that "
+        "looks and a column for the one that it looks at. Choose a head, then a cell, to see its sum in numbers.",
+        attention,
+    ),
+    View(
+        "Layer by layer",
+        "Each position has one vector, the residual stream, to which every layer adds what it computes. The logit lens "
+        "reads the vector after each layer as if that layer were the last one: a prediction takes shape from the left "
+        "to the right. And because the vector is a sum, so is the logit of any token: the chart divides it into what "
+        "the embeddings, each head and each MLP add to it. Only differences count: what raises a token's logit helps "
+        "that token if it raises those of the others less.",
+        layers,
     ),
 )
 

@@ -1,0 +1,57 @@
+// A table of coloured cells, one of which is chosen by a click, a tap or the arrow keys, and the legend of its colours.
+
+import { element, inkOn, magnitude } from "./charts.js";
+
+// Small shares stay visible: the colour follows the square root of a probability.
+export const colour = (p) => magnitude(Math.sqrt(p));
+export const ink = (p) => inkOn(Math.sqrt(p));
+
+// `columns` and `rows` are the headers' contents. choose(i, j) is called for the cell in row i and column j, and
+// hover(i, j) while the mouse is over it, hover(null) when the mouse has left. Tab reaches the selected cell alone.
+export function heatmap({ label, corner = "", columns, rows, choose, hover = () => {} }) {
+  const header = (content, scope) => element("th", { scope }, content);
+  const cells = rows.map(() => columns.map(() => element("td", { tabindex: -1 })));
+  const place = ({ target }) => {
+    const cell = target.closest("td");
+    return cell && [cell.parentNode.sectionRowIndex, cell.cellIndex - 1];
+  };
+  const move = (event) => {
+    const at = place(event), step = STEPS[event.key];
+    if (!at || !step || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    const [i, j] = at.map((index, axis) => Math.min(Math.max(index + step[axis], 0), [rows, columns][axis].length - 1));
+    choose(i, j);
+    cells[i][j].focus();
+  };
+  const table = element("table", {
+    class: "heatmap", role: "grid", style: `--columns: ${columns.length}`, "aria-label": label, onkeydown: move, onpointerleave: () => hover(null),
+    onclick: (event) => place(event) && choose(...place(event)),
+    onpointerover: (event) => hover(...((event.pointerType === "mouse" && place(event)) || [null])),
+  },
+  element("thead", {}, element("tr", {}, header(corner, "col"), ...columns.map((content) => header(content, "col")))),
+  element("tbody", {}, ...rows.map((content, i) => element("tr", {}, header(content, "row"), ...cells[i]))));
+
+  let selected = cells[0][0];
+  const select = (i, j) => {
+    selected.tabIndex = -1;
+    selected.removeAttribute("aria-selected");
+    selected.parentNode.classList.remove("selected");
+    selected = cells[i][j];
+    selected.tabIndex = 0;
+    selected.setAttribute("aria-selected", "true");
+    selected.parentNode.classList.add("selected");
+  };
+  return { node: element("div", { class: "scroll" }, table), cells, select };
+}
+
+const STEPS = {
+  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -Infinity], End: [0, Infinity],
+};
+
+export function legend(label) {
+  const stops = Array.from({ length: 11 }, (_, index) => magnitude(index / 10)).join(", ");
+  const ticks = [0, 0.04, 0.25, 1].map((p) =>
+    element("span", { style: `inset-inline-start: ${100 * Math.sqrt(p)}%` }, `${100 * p}%`));
+  return element("div", { class: "legend", role: "img", "aria-label": `${label}: from dark blue, 0%, to yellow, 100%` },
+    label, element("div", { style: `background: linear-gradient(to right, ${stops})` }, ...ticks));
+}
