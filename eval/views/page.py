@@ -34,6 +34,7 @@ from eval.views.attention import attention
 from eval.views.layers import layers
 from eval.views.next_token import next_token
 from eval.views.subject import Subject, Unavailable
+from eval.views.text_to_tokens import text_to_tokens
 from prepare.common.cli import ROOT
 from prepare.tokens.tokenizer import Tokenizer
 
@@ -59,6 +60,14 @@ class View:
 
 
 VIEWS = (
+    View(
+        "Text to tokens",
+        "A model reads numbers. A regular expression cuts the text into words, numbers, punctuation and spaces; each "
+        "piece becomes its UTF-8 bytes; then neighbours are merged, those first whose merge was learned first, because "
+        "they were the most frequent pair of the training text. What is left when no merge applies are the tokens, and "
+        "a token's number in the vocabulary is its id. A character model has no merges: each character has an id.",
+        text_to_tokens,
+    ),
     View(
         "The next token",
         "At each position the model gives every token of its vocabulary a score, the logit. Softmax turns the scores "

@@ -35,7 +35,13 @@ export function choices(legend, labels, selected, onChange) {
     element("input", { type: "radio", name, checked: index === selected, onchange: () => onChange(index) }));
   const group = element("fieldset", { class: "choices" }, element("legend", {}, legend),
     ...labels.map((label, index) => element("label", {}, inputs[index], element("span", {}, label))));
-  return Object.assign(group, { select: (index) => { inputs[index].checked = true; } });
+  return Object.assign(group, {
+    select(index) {
+      inputs[index].checked = true;
+      const { offsetLeft, offsetWidth } = inputs[index].nextSibling;
+      group.scrollLeft = offsetLeft + offsetWidth / 2 - group.clientWidth / 2;
+    },
+  });
 }
 
 // A token's text with what is invisible made visible: spaces, line ends, tabs, control characters.

@@ -1,0 +1,175 @@
+"""The explain page in a real browser: what it shows is what Python computes, and no prompt can run code in it."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from playwright.sync_api import Browser, Page, expect
+
+from eval import explain
+from eval.generation.sampling import restrict_logits
+from eval.views.page import VIEWS
+from prepare import fineweb, train_tokenizer
+from prepare.sources.plays import PLAYS, read_play
+from tests.helpers.browser import open_browser, open_page
+from tests.helpers.commands import ROOT, mistake, run_command
+from tests.helpers.random_gpt2 import save_random_gpt2
+from tests.helpers.tiny import make_run, settings
+from tests.helpers.vocabulary import small_tokenizer
+
+PROMPT = "HERMIA:\nO cross! too high"
+HOSTILE = "</script><script>window.hacked=1</script>\"'\0🙂\nنص"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a modern model in a vocabulary of its own, with three checkpoints."""
+    folder = tmp_path_factory.mktemp("explain")
+    (folder / "play.txt").write_text(read_play(PLAYS[0])[:30_000])
+    text = ["--input", str(folder / "play.txt"), "--separator", "\n\n"]
+    train_tokenizer.main([*text, "--vocab-size", "400", "--out", str(folder / "tokenizer")])
+    fineweb.main([*text, "--tokenizer", str(folder / "tokenizer"), "--out", str(folder / "shards")])
+    keys = {f"data__{split}": f"{folder}/shards/*_{split}_*.bin" for split in ("train", "val")}
+    keys |= {"checkpoint__every": 4, "checkpoint__keep_every": 4, "optim__optimizer": "muon", "log__every": 1}
+    keys |= {"model__architecture": "modern", "model__vocab_size": 0, "train__max_steps": 12, "eval__every": 6}
+    trained = run_command("python", "train/train_gpt2.py", *settings(folder, folder / "run", **keys))
+    assert trained.returncode == 0, trained.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def file(run: Path) -> Path:
+    """The page of the run, by the command."""
+    file = run / "explain.html"
+    made = run_command(
+        "python", "eval/explain.py", "--model", run, "--device=cpu", "--prompt", PROMPT, "--output", file
+    )
+    assert made.returncode == 0, made.stderr
+    assert re.fullmatch(rf"{file}: run at step 12, \d+ tokens, 3 checkpoints, \d\.\d MB, \d+ s\n", made.stdout)
+    return file
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, file: Path) -> Iterator[Page]:
+    with open_page(browser, file) as page:
+        yield page
+
+
+def read_data(file: Path) -> dict:
+    """The data of a page."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', file.read_text())[1])
+
+
+def unpack(packed: dict) -> torch.Tensor:
+    content = np.frombuffer(base64.b64decode(packed["data"]), packed["dtype"])
+    return torch.tensor(content.astype(np.float32)).view(packed["shape"])
+
+
+def read_bars(page: Page) -> dict[int, float]:
+    """The shown probabilities, by token."""
+    rows = page.locator("#next_token tbody tr").evaluate_all(
+        "rows => rows.map(row => [row.dataset.token, row.querySelector('.probability').textContent])"
+    )
+    return {int(token): float(shown.rstrip("%")) / 100 for token, shown in rows}
+
+
+def test_every_view_names_code_that_exists() -> None:
+    for view in (view.describe() for view in VIEWS):
+        assert re.search(rf"^def {view['function']}\(", (ROOT / view["file"]).read_text(), re.MULTILINE)
+        assert (ROOT / "eval/web/views" / f"{view['key']}.js").is_file()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_every_view_opens_at_a_phones_width_and_a_desktops(
+    browser: Browser, file: Path, tmp_path: Path, width: int, scheme: str
+) -> None:
+    with open_page(browser, file, viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for view in VIEWS:
+            section = page.locator(f"#{view.compute.__name__}")
+            expect(section.get_by_role("heading", level=2)).to_contain_text(view.title)
+            expect(section.locator(".body")).not_to_be_empty()
+            section.screenshot(path=tmp_path / f"{view.compute.__name__}.png")
+        print(f"screenshots: {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("sliders", "cuts"),
+    [
+        ({}, (1.0, None, None, None)),
+        ({"Temperature": "0.7", "Top-k": "5"}, (0.7, 5, None, None)),
+        ({"Temperature": "1.5", "Top-p": "0.3"}, (1.5, None, 0.3, None)),
+        ({"Top-k": "20", "Top-p": "0.9", "Min-p": "0.4"}, (1.0, 20, 0.9, 0.4)),
+        ({"Temperature": "0"}, None),
+    ],
+)
+def test_sliders_move_the_bars_to_pythons_probabilities(page: Page, file: Path, sliders: dict, cuts: tuple) -> None:
+    for name, value in sliders.items():
+        page.get_by_label(name).fill(value)
+    for checkpoint, position in ((2, 3), (0, 5)):
+        page.get_by_label("Checkpoint").fill(str(checkpoint))
+        page.locator("#bar .choices label").nth(position).click()
+        logits = unpack(read_data(file)["checkpoints"][checkpoint]["views"]["next_token"]["below_top"])[position]
+        if cuts is None:
+            expected = torch.nn.functional.one_hot(logits.argmax(), len(logits)).float()
+        else:
+            temperature, *rest = cuts
+            expected = restrict_logits(logits[None] / temperature, *rest).softmax(-1)[0]
+        bars = read_bars(page)
+        assert bars == pytest.approx({token: float(expected[token]) for token in bars}, abs=6e-5)
+        assert set(logits.topk(5).indices.tolist()) <= set(bars)
+        left = int((expected > 0).sum())
+        expect(page.locator("#next_token .summary")).to_contain_text(f"{left} of {len(logits)} tokens can be drawn")
+
+
+def test_the_keyboard_moves_along_positions_checkpoints_and_tokens(page: Page) -> None:
+    page.locator("#bar input[type=radio]:checked").focus()
+    page.keyboard.press("ArrowLeft")
+    tokens = page.locator("#bar input[type=radio]")
+    expect(tokens.nth(tokens.count() - 2)).to_be_checked()
+    expect(page.locator("#next_token caption")).to_contain_text(f"(position {tokens.count() - 1})")
+    page.keyboard.press("Tab")
+    expect(page.locator("#bar output")).to_have_text("step 12, 6,144 tokens")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#bar output")).to_have_text("step 8, 4,096 tokens")
+    button = page.locator("#next_token tbody button").nth(4)
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#next_token tbody button").nth(4)).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_hostile_prompt_is_shown_and_never_executed(browser: Browser, tmp_path: Path) -> None:
+    """Of a GPT-2 this time, with one checkpoint."""
+    run = make_run(tmp_path / "run", small_tokenizer().describe(), vocab_size=300, block_size=64)
+    file = tmp_path / "page.html"
+    explain.main([f"--model={run}", f"--prompt={HOSTILE}", f"--output={file}", "--device=cpu"])
+    assert "window.hacked" not in file.read_text().replace("\\u003cscript>window.hacked", "")
+    with open_page(browser, file) as page:
+        assert page.evaluate("typeof window.hacked") == "undefined"
+        shown = "".join(page.locator("#text_to_tokens .choices .token").all_text_contents())
+        assert shown == HOSTILE.replace("\0", "␀").replace("\n", "↵")
+        assert page.get_by_label("Checkpoint").count() == 0
+
+
+def test_a_hugging_face_model(browser: Browser, tmp_path: Path) -> None:
+    save_random_gpt2(tmp_path / "gpt2", n_positions=32)
+    file = tmp_path / "page.html"
+    explain.main([f"--model={tmp_path}/gpt2", "--prompt=The answer is", f"--output={file}", "--device=cpu"])
+    with open_page(browser, file) as page:
+        expect(page.locator("#bar .token")).to_have_text(["The", "␣answer", "␣is"])
+
+
+def test_a_prompt_that_is_too_long_is_refused(run: Path, tmp_path: Path) -> None:
+    status, message = mistake(explain.main, f"--model={run}", f"--prompt={'a b ' * 40}", f"--output={tmp_path}/page")
+    assert (status, "give at most 32" in message) == (2, True)
