@@ -53,15 +53,26 @@ def sum_loss(
         for x, y in batches:
             if not len(x):
                 continue
-            with autocast or nullcontext():
-                hidden = model.hidden(x.to(device))  # (b, T, C)
-            counted = y.flatten() != IGNORE_INDEX  # (b*T,)
-            targets = y.flatten()[counted].to(device)  # (n,)
-            for start, logits in _float32_logits(model, hidden.flatten(0, 1)[counted.to(device)]):
-                losses = F.cross_entropy(logits, targets[start : start + len(logits)], reduction="none")  # (n,)
-                nll += losses.cpu().double().sum().item()
-            tokens += len(targets)
+            for losses in token_losses(model, x, y, device, autocast):
+                nll += losses.double().sum().item()
+                tokens += len(losses)
     return nll, tokens
+
+
+def token_losses(
+    model: Transformer,
+    x: Tensor,
+    y: Tensor,
+    device: torch.device | str,
+    autocast: AbstractContextManager | None = None,
+) -> Iterator[Tensor]:
+    """Yield the loss of each target, in nats, float32 on the CPU, in slices; the arguments are those of sum_loss."""
+    with autocast or nullcontext():
+        hidden = model.hidden(x.to(device))  # (b, T, C)
+    counted = y.flatten() != IGNORE_INDEX  # (b*T,)
+    targets = y.flatten()[counted].to(device)  # (n,)
+    for start, logits in _float32_logits(model, hidden.flatten(0, 1)[counted.to(device)]):
+        yield F.cross_entropy(logits, targets[start : start + len(logits)], reduction="none").cpu()
 
 
 @torch.no_grad()

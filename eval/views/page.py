@@ -32,9 +32,12 @@ from typing import Any
 
 from eval.views.attention import attention
 from eval.views.layers import layers
+from eval.views.learning_step import learning_step
 from eval.views.next_token import next_token
 from eval.views.subject import Subject, Unavailable
+from eval.views.switch_off import switch_off
 from eval.views.text_to_tokens import text_to_tokens
+from eval.views.token_loss import token_loss
 from prepare.common.cli import ROOT
 from prepare.tokens.tokenizer import Tokenizer
 
@@ -92,6 +95,33 @@ VIEWS = (
         "the embeddings, each head and each MLP add to it. Only differences count: what raises a token's logit helps "
         "that token if it raises those of the others less.",
         layers,
+    ),
+    View(
+        "Switch off a head or a layer",
+        "What does one head do? Set what it adds to the residual stream to zero, run the model again, and see what is "
+        "lost. The number is the change of the mean loss of the prompt: above 0 the model misses the part, near 0 it "
+        "can do without it, on this prompt. Parts work together, so the numbers do not add up. An induction head "
+        "looks for the current token's earlier occurrence and attends to the token after it, to say it again: it "
+        "continues a sequence that it has seen once. Its score is that attention on random tokens that are repeated, "
+        "1 at most. Small models that were trained for minutes have no such head yet.",
+        switch_off,
+    ),
+    View(
+        "Loss by token",
+        "The loss of a token is minus the logarithm of the probability that the model gave it: 0 if it was sure, 0.69 "
+        "if it gave 50%, 6.9 if it gave 0.1%. Training lowers its mean. The text is held out: the model was not "
+        "trained on it. The unigram knows how frequent each token is, and sees no context: where the model is better, "
+        "context has helped. The more of it there is, the lower the loss, up to what the model can use.",
+        token_loss,
+    ),
+    View(
+        "One step of learning",
+        "A step of training reads a batch of text and computes the gradient: for each weight, how much the loss would "
+        "change with it. Its norm says how strongly the batch pulls at a matrix. The optimizer decides how far it "
+        "goes: it keeps running means of the gradients, so that all matrices move by similar shares of themselves, "
+        "although their gradients differ. AdamW scales each number by itself, Muon each matrix as a whole. This is the "
+        "step that the run takes next, with its own batch, optimizer state and learning rate.",
+        learning_step,
     ),
 )
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from eval.common.open_model import DIVERGED
 from eval.views.recording import Recording, record
-from prepare.common.cli import UserError
+from prepare.common.cli import ArgumentError, UserError
 from prepare.tokens.tokenizer import Tokenizer
+from train.config.pretrain import Config, load_config
 from train.run.checkpoint import read_meta
+from train.run.run_dir import CONFIG
 from train.weights.load_model import LoadedModel
 
 
@@ -59,6 +61,14 @@ class Subject:
     def logits(self) -> Tensor:
         """The next token's logits at every position, (T, V), without padding ids."""
         return self.recording.logits[:, : self.tokenizer.vocab_size]
+
+
+def pretraining_config(run: Path) -> Config:
+    """The configuration of a pretraining run, which names its data. Unavailable if its config.yaml is another one."""
+    try:
+        return load_config(["--config", str(run / CONFIG)], "")
+    except ArgumentError:
+        raise Unavailable("This run was not pretrained on token shards (or its config.yaml is missing).") from None
 
 
 def pack(values: Tensor | np.ndarray, dtype: str = "float16") -> dict[str, Any]:

@@ -89,3 +89,12 @@ export function signed(t) {
   const strength = Math.min(Math.abs(t), 1).toFixed(3);
   return t < 0 ? `rgb(38 112 201 / ${strength})` : `rgb(226 114 18 / ${strength})`;
 }
+
+// The scale of signed colours from `low` (0 or below) to `high`, strongest at the ends. `bend` is applied to shares.
+export function scale(label, low, high, bend = (t) => t) {
+  const largest = Math.max(-low, high), show = (value) => `${value < 0 ? "−" : low < 0 && value > 0 ? "+" : ""}${Math.abs(value).toFixed(2)}`;
+  const stops = Array.from({ length: 11 }, (_, index) => low + ((high - low) * index) / 10)
+    .map((value) => signed(0.7 * Math.sign(value) * bend(Math.abs(value) / largest)));
+  return element("div", { class: "scale" }, label, element("div", { style: `background: linear-gradient(to right, ${stops})` }),
+    element("div", {}, ...[low, ...(low < 0 ? [0] : []), high].map((value) => element("span", {}, show(value)))));
+}
