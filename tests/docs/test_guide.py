@@ -31,7 +31,7 @@ def test_the_snippets_print_what_stands_below_them(
     update, names = eval_example.update_examples, {}
     for example in find_examples(chapter):
         (eval_example.format if update else eval_example.lint)(example)
-        lines = [line for line in example.source.splitlines() if not line.startswith("#> ")]
+        lines = [line for line in example.source.splitlines() if not line.lstrip().startswith("#> ")]
         assert len(lines) <= 30, f"{example}: {len(lines)} lines, and a snippet has at most thirty"
         run = eval_example.run_print_update if update else eval_example.run_print_check
         try:
