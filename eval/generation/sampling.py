@@ -3,6 +3,7 @@
 import codecs
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,25 +11,13 @@ from torch import Tensor
 from eval.common.open_model import DIVERGED, evaluating
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import Tokenizer
-from train.model.kv_cache import KVCache
+from train.model.kv_cache import JoinedCache, KVCache
 from train.model.transformer import Transformer
 
 
-@torch.no_grad()
-def generate(
-    model: Transformer,
-    prompts: Tensor | Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    generator: torch.Generator | None = None,
-    vocab_size: int | None = None,
-    stop: int | None = None,
-) -> Iterator[Tensor]:
-    """Continue B prompts of the same length, also beyond the block size, with a KV cache.
+class Generation:
+    """B rows of the same length that continue together, also beyond the block size, with a KV cache, settings and a
+    random generator of their own.
 
     Args:
         prompts: token ids (B, n), n >= 1.
@@ -37,6 +26,87 @@ def generate(
         generator: the random generator, on the CPU.
         vocab_size: ids from here on are padding and are never sampled; None: all of the model's are sampled.
         stop: a row repeats this token once it has produced it; generation ends when all rows have.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        prompts: Tensor | Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        generator: torch.Generator | None = None,
+        vocab_size: int | None = None,
+        stop: int | None = None,
+    ) -> None:
+        self.block_size, self.device = model.config.block_size, model.wte.weight.device
+        self.tokens = torch.as_tensor(prompts, dtype=torch.int64, device=self.device)  # (B, n)
+        rows, n = self.tokens.shape
+        self.cache = KVCache(model.config, rows, min(self.block_size, n + max_new_tokens), self.device)
+        self.start = 0  # the column where the window begins
+        self.left = max_new_tokens
+        self.settings = (temperature, top_k, top_p, min_p, generator)
+        self.repetition_penalty, self.vocab_size, self.stop = repetition_penalty, vocab_size, stop
+        self.ended = torch.zeros(rows, dtype=torch.bool)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no token left to generate."""
+        return self.left == 0 or bool(self.ended.all())
+
+    def inputs(self) -> Tensor:
+        """The tokens that the model must see before it predicts the next ones: (B, T), those that are not cached."""
+        start = window_start(self.tokens.size(1), self.block_size)
+        if start != self.start:  # the window has jumped: fill the cache again
+            self.start, self.cache.filled = start, 0
+        return self.tokens[:, start + self.cache.filled :]
+
+    def append_choice(self, logits: Tensor) -> Tensor:
+        """Choose each row's next token from its logits (B, V), append them, and return them, (B,) int64 on the CPU.
+        UserError if the logits are not finite."""
+        if not logits.isfinite().all():
+            raise UserError(DIVERGED)
+        if self.repetition_penalty != 1:
+            logits = penalize_repetition(logits, self.tokens.cpu(), self.repetition_penalty)
+        new = choose_tokens(logits, *self.settings)
+        if self.stop is not None:
+            new[self.ended] = self.stop
+            self.ended |= new == self.stop
+        self.tokens = torch.cat((self.tokens, new.to(self.device)[:, None]), 1)
+        self.left -= 1
+        return new
+
+
+@torch.no_grad()
+def next_logits(model: Transformer, generations: Sequence[Generation]) -> list[Tensor]:
+    """The float32 logits of each generation's next tokens, (B, V) on the CPU, from a model in evaluation mode.
+
+    Rows with one new token go through the layers as one batch; a prompt, or a window that has jumped, goes alone.
+    Logits differ in their last bits by the number of rows in the batch.
+    """
+    inputs = [generation.inputs() for generation in generations]
+    states: list[Tensor] = [torch.empty(0)] * len(inputs)  # (B, C) each
+    single = [i for i, tokens in enumerate(inputs) if tokens.size(1) == 1]
+    if len(single) > 1:
+        hidden = model.hidden(
+            torch.cat([inputs[i] for i in single]), JoinedCache([generations[i].cache for i in single])
+        )
+        for i, part in zip(single, hidden[:, -1].split([len(inputs[i]) for i in single]), strict=True):
+            states[i] = part
+    for i, tokens in enumerate(inputs):
+        if not len(states[i]):
+            states[i] = model.hidden(tokens, generations[i].cache)[:, -1]
+    logits = model.logits(torch.cat(states)).float().cpu().split([len(each) for each in states])
+    return [part[:, : each.vocab_size] for part, each in zip(logits, generations, strict=True)]
+
+
+def generate(
+    model: Transformer, prompts: Tensor | Sequence[Sequence[int]], max_new_tokens: int, *settings: Any, **named: Any
+) -> Iterator[Tensor]:
+    """Continue B prompts of the same length; the arguments are Generation's.
 
     Yields:
         the next token of each row, (B,) int64 on the CPU.
@@ -44,31 +114,11 @@ def generate(
     Raises:
         UserError: the logits are not finite.
     """
-    size, device = model.config.block_size, model.wte.weight.device
-    tokens = torch.as_tensor(prompts, dtype=torch.int64, device=device)  # (B, n)
-    B, prompt_length = tokens.shape
-    cache = KVCache(model.config, B, min(size, prompt_length + max_new_tokens), device)
-    start = cached = -1  # columns: where the window begins, and the first one that the cache does not hold
-    ended = torch.zeros(B, dtype=torch.bool)
+    generation = Generation(model, prompts, max_new_tokens, *settings, **named)
     with evaluating(model):
-        for n in range(prompt_length, prompt_length + max_new_tokens):
-            if start != window_start(n, size):  # the window has jumped: fill the cache again
-                start = cached = window_start(n, size)
-                cache.filled = 0
-            logits = model.logits(model.hidden(tokens[:, cached:], cache)[:, -1])
-            logits = logits[:, :vocab_size].float().cpu()  # (B, V)
-            if not logits.isfinite().all():
-                raise UserError(DIVERGED)
-            if repetition_penalty != 1:
-                logits = penalize_repetition(logits, tokens.cpu(), repetition_penalty)
-            new = choose_tokens(logits, temperature, top_k, top_p, min_p, generator)
-            if stop is not None:
-                new[ended] = stop
-                ended |= new == stop
-            tokens, cached = torch.cat((tokens, new.to(device)[:, None]), 1), n
-            yield new
-            if ended.all():
-                return
+        while not generation.finished:
+            [logits] = next_logits(model, [generation])
+            yield generation.append_choice(logits)
 
 
 def window_start(n: int, block_size: int) -> int:

@@ -1,5 +1,7 @@
 """The key-value cache for generation: attention's keys and values of all earlier positions."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,3 +27,22 @@ class KVCache:
     def advance(self, n: int) -> None:
         """Count n new positions, which every layer has appended."""
         self.filled += n
+
+
+class JoinedCache(KVCache):
+    """The caches of several generations, whose rows go through the model as one batch, a token each. Every row attends
+    to its own generation's cache, so different lengths need neither padding nor a mask."""
+
+    def __init__(self, caches: Sequence[KVCache]) -> None:
+        self.caches = caches
+        self.rows = [len(cache.keys[0]) for cache in caches]
+
+    def positions(self) -> Tensor:
+        """The position of each row's next token, (rows, 1) int64."""
+        positions = [cache.filled for cache, rows in zip(self.caches, self.rows, strict=True) for _ in range(rows)]
+        return torch.tensor(positions, device=self.caches[0].keys[0].device)[:, None]
+
+    def advance(self, n: int) -> None:
+        """Count n new positions in each cache."""
+        for cache in self.caches:
+            cache.advance(n)

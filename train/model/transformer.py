@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from train.config.pretrain import ModelConfig
-from train.model.kv_cache import KVCache
+from train.model.kv_cache import JoinedCache, KVCache
 from train.model.linear import linear
 from train.model.loss import linear_cross_entropy, softcap_logits
 
@@ -18,6 +18,9 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, dropout: float, layer: int, cache: KVCache | None, mask: Tensor | None
 ) -> Tensor:
     """Causal attention with the heads concatenated, (B, H, T, D) each to (B, T, C). `cache`, `mask`: see `hidden`."""
+    if isinstance(cache, JoinedCache):
+        parts = zip(*(x.split(cache.rows) for x in (q, k, v)), cache.caches, strict=True)
+        return torch.cat([attention(*qkv, dropout, layer, own, mask) for *qkv, own in parts])
     T = q.size(2)
     if cache is not None:
         k, v = cache.extend(layer, k, v)  # (B, H, S, D) each, with S = filled + T
@@ -57,7 +60,8 @@ class Transformer(nn.Module):
         """The last layer's normalized states, (B, T, C), which `logits` turns into scores.
 
         Args:
-            cache: keys and values of earlier positions, which idx continues; those of idx are appended to it.
+            cache: keys and values of earlier positions, which idx continues; those of idx are appended to it. With a
+                joined cache, T is 1.
             positions: (B, T) int64, each below block_size; None: the T positions after the cached ones.
             mask: (B, 1, T, S) float32, added to the attention scores: 0 where a new position attends to one of the S
                 (cached and new), -inf where it does not; None: causal.
@@ -65,7 +69,10 @@ class Transformer(nn.Module):
         raise NotImplementedError
 
     def next_positions(self, idx: Tensor, cache: KVCache | None) -> Tensor:
-        """The positions of idx after the cached ones, (T,) int64. ValueError if the block size is exceeded."""
+        """The positions of idx after the cached ones, (T,) int64, or (B, 1) for a joined cache. ValueError if the block
+        size is exceeded."""
+        if isinstance(cache, JoinedCache):
+            return cache.positions()
         start, T = (cache.filled if cache else 0), idx.size(1)
         if start + T > self.config.block_size:
             raise ValueError(f"{start + T} positions are more than block_size {self.config.block_size}")

@@ -14,10 +14,12 @@ from transformers import (
 )
 
 from eval.generation.sampling import (
+    Generation,
     TextStream,
     choose_tokens,
     generate,
     greedy_answer,
+    next_logits,
     penalize_repetition,
     restrict_logits,
     stream_texts,
@@ -69,6 +71,33 @@ def test_cached_text_is_that_of_the_whole_window_computed_for_each_token(prompt_
     for n in range(prompt_tokens, prompt_tokens + 150):
         window = tokens[:, window_start(n, block_size) : n]
         assert torch.equal(model(window)[:, -1].argmax(-1), tokens[:, n])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_generations_that_join_a_running_batch_write_what_each_writes_alone(architecture):
+    """Other lengths, settings and seeds, several rows, beyond the block size: the same tokens, greedy and sampled."""
+    model, draw = _model(32, architecture=architecture), torch.Generator().manual_seed(3)
+    settings = [{"temperature": 0}, {"temperature": 0.7, "top_k": 20}, {"top_p": 0.9, "repetition_penalty": 1.2}, {}]
+    asked = []
+    for number, (rows, length) in enumerate([(1, 1), (3, 20), (1, 50), (2, 31), (1, 32), (1, 7)]):
+        options = {**settings[number % 4], "vocab_size": 85, "stop": 5 if number == 1 else None}
+        asked.append((torch.randint(85, (1, length), generator=draw).repeat(rows, 1), 60 - 5 * number, number, options))
+    alone = [_text(model, p, n, generator=torch.Generator().manual_seed(seed), **o) for p, n, seed, o in asked]
+
+    running, written = {}, [[] for _ in asked]
+    for step in range(100):
+        if step % 4 == 0 and step // 4 < len(asked):
+            prompt, n, seed, options = asked[step // 4]
+            seeded = torch.Generator().manual_seed(seed)
+            running[step // 4] = Generation(model, prompt, n, generator=seeded, **options)
+        for number, logits in zip(running, next_logits(model, list(running.values())), strict=True):
+            written[number].append(running[number].append_choice(logits))
+        running = {number: each for number, each in running.items() if not each.finished}
+        if not running:
+            break
+    assert not running
+    for expected, columns in zip(alone, written, strict=True):
+        assert torch.equal(torch.stack(columns, 1), expected)
 
 
 def test_an_answer_ends_before_the_end_of_text():
