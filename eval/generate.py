@@ -17,10 +17,9 @@ import torch
 
 from eval.common.open_model import open_model
 from eval.common.options import add_model_options
-from eval.generation.sampling import TextStream, generate, stream_texts
+from eval.generation.sampling import TextStream, encode_prompt, generate, stream_texts
 from prepare.common.cli import ArgumentError, Parser, UserError, positive
 from prepare.finetuning.instructions import Message, question
-from prepare.tokens.tokenizer import Tokenizer
 from train.weights.load_model import LoadedModel
 
 
@@ -156,10 +155,3 @@ def print_texts(
     for number, text in enumerate(texts[1:], 2):
         print(title.format(number) + shown + text, flush=True)
     return texts[0]
-
-
-def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """Encode a prompt; for an empty one, take what precedes a text: the end-of-text token, or a line end."""
-    if prompt or tokenizer.eot is None:
-        return tokenizer.encode(prompt or "\n")
-    return [tokenizer.eot]

@@ -26,11 +26,18 @@ def open_model(spec: str | None, device: str, classifier: bool = False) -> Itera
     Raises:
         UserError: no such model or device, or a model of the other kind.
     """
+    with prepared_world(device) as world:
+        yield load_model(spec, world.device, classifier=classifier), world
+
+
+@contextmanager
+def prepared_world(device: str) -> Iterator[World]:
+    """Join torchrun's process group, as open_model does, for a command that loads its models later."""
     try:
         world = init_distributed(device)
         prepare_device(world.device)
         torch.set_float32_matmul_precision("highest")
-        yield load_model(spec, world.device, classifier=classifier), world
+        yield world
     finally:
         shut_down_distributed()
 

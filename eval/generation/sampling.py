@@ -180,6 +180,13 @@ def restrict_logits(
     return logits
 
 
+def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Encode a prompt; for an empty one, take what precedes a text: the end-of-text token, or a line end."""
+    if prompt or tokenizer.eot is None:
+        return tokenizer.encode(prompt or "\n")
+    return [tokenizer.eot]
+
+
 def greedy_answer(model: Transformer, tokenizer: Tokenizer, prompt: Sequence[int], max_new_tokens: int) -> str:
     """Continue a prompt with the most likely tokens, up to the end-of-text token. UserError if the logits are not
     finite."""

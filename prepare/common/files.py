@@ -124,6 +124,16 @@ class FileLock:
         self.release()
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the FileLock of this file, which is left as it is."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as failure:
+        return isinstance(failure, BlockingIOError)
+    return False
+
+
 def allow_soft_locks(flock: Callable = fcntl.flock) -> None:
     """Let the libraries' filelock, under each download from the hub, do without flock where a file system has none: it
     does for ENOSYS alone, and Lustre and NFS say ENOLCK, EOPNOTSUPP, or Linux's ENOTSUPP, 524."""

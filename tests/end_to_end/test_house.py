@@ -17,7 +17,7 @@ from tests.helpers.commands import ROOT, one_line_error, run_command
 STAGES = {  # each stage, and each of its folders, may import those before it
     "prepare": [{"common"}, {"sources", "tokens"}, {"pipeline", "finetuning"}],
     "train": [{"config"}, {"model"}, {"parallel"}, {"data"}, {"run"}, {"weights"}, {"trainer"}, {"sweeping"}],
-    "eval": [{"common"}, {"generation"}, {"scoring"}, {"monitor", "views"}],
+    "eval": [{"common"}, {"generation"}, {"scoring"}, {"monitor", "views"}, {"serving"}],
 }
 ORDER = list(STAGES)
 GUARD = re.compile(

@@ -1,0 +1,78 @@
+"""Serve models over HTTP: the endpoints that OpenAI's clients speak."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script, from any directory: the repository's root goes first on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from prepare.common.cli import run_command
+
+    run_command(__file__)  # imports this file as a module, runs its main, and exits
+
+import socket
+from types import FrameType
+
+import uvicorn
+
+from eval.common.open_model import prepared_world
+from eval.common.options import add_model_options
+from eval.serving.api import API
+from eval.serving.batching import Batcher
+from eval.serving.models import Catalog
+from eval.serving.security import is_loopback
+from prepare.common.cli import RUNS, ArgumentError, Parser, UserError, nonempty, nonempty_path
+
+STREAM_SECONDS = 3  # that a stream has to close after SIGTERM
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
+        "Serve the models under runs/ over HTTP, for OpenAI's clients (docs/serve.md).",
+        "python eval/serve.py --model runs/quickstart",
+    )
+    add_model_options(parser)
+    parser.add_argument("--runs", type=nonempty_path, default=RUNS, metavar="DIR", help="the runs that can be chosen")
+    parser.add_argument("--host", type=nonempty, default="127.0.0.1", metavar="H", help="the address to listen on")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: any free one")
+    parser.add_argument("--token", type=nonempty, metavar="T", help="the API key; needed if others can reach the host")
+    args = parser.parse_args(argv)
+
+    listener = listen(args.host, args.port, args.token)
+    with listener, prepared_world(args.device) as world:
+        catalog = Catalog(args.runs, args.model)
+        batcher = Batcher(catalog, world.device)
+        if args.model:
+            batcher.open(catalog.find(args.model))
+        batcher.start()
+        app = API(catalog, batcher).app(args.host, args.token)
+        config = uvicorn.Config(
+            app, lifespan="off", ws="none", log_level="warning", timeout_graceful_shutdown=STREAM_SECONDS
+        )
+        host, port = listener.getsockname()[:2]
+        print(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)", flush=True)
+        Server(config, batcher).run([listener])
+
+
+def listen(host: str, port: int, token: str | None) -> socket.socket:
+    """A socket that listens. UserError if the address is taken or is none, ArgumentError if it needs a token."""
+    if not 0 <= port < 2**16:
+        raise ArgumentError(f"--port {port}: out of range: give 0 to {2**16 - 1}")
+    try:
+        if not (token or is_loopback(host)):
+            raise ArgumentError(f"--host {host} can be reached from other machines: give a --token that clients send")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as failure:
+        raise UserError(f"--host {host} --port {port}: {failure.strerror}: choose others") from None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which at SIGTERM or Ctrl-C ends all generation first, so that the streams close."""
+
+    def __init__(self, config: uvicorn.Config, batcher: Batcher) -> None:
+        super().__init__(config)
+        self.batcher = batcher
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.batcher.close()
+        super().handle_exit(sig, frame)

@@ -1,0 +1,274 @@
+"""Requests that are generated together: one model in memory, and one thread that advances all of its generations."""
+
+import asyncio
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.generation.sampling import Generation, TextStream, next_logits
+from eval.serving.models import Catalog, ModelFiles, UnknownModel
+from prepare.common.cli import UserError, first_line
+from prepare.tokens.tokenizer import Tokenizer
+from train.parallel.device import is_out_of_memory
+from train.weights.load_model import LoadedModel, load_model
+
+MAX_REQUESTS = 64  # running and waiting
+MAX_ROWS = 32  # generated together
+CACHE_BYTES = 2**31  # at most, of these rows' keys and values: 28 rows of GPT-2 124M, 3 of GPT-2 1558M
+TOTALS = {  # what is counted, for /metrics
+    "requests": "Requests for generation",
+    "prompt_tokens": "Tokens of their prompts",
+    "generated_tokens": "Tokens generated for them",
+    "steps": "Forward passes, each of which generates a token of every running row",
+    "model_loads": "Models put into memory",
+    "first_tokens": "Requests that have got their first token",
+    "first_token_seconds": "Seconds from their arrival to that",
+}
+
+
+class Refused(Exception):
+    """A request that is answered by an HTTP status and a message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass
+class Opened:
+    """A request has begun: its model's tokenizer, and the tokens of its prompt."""
+
+    tokenizer: Tokenizer
+    prompt: list[int]
+
+
+@dataclass
+class Piece:
+    """One more token of one row, or the end of a row."""
+
+    row: int
+    token: int | None  # None for the end-of-text token
+    text: str  # what may be shown from now on; "" while a character or a stop string may be incomplete
+    offset: int  # the number of characters before this token
+    logprob: float = 0.0  # of the token, from the model's own logits: before temperature, top k and so on
+    alternatives: list[tuple[int, float]] = field(default_factory=list)  # the most likely tokens with their logprobs
+    finish: str | None = None  # why the row ends: stop or length
+
+
+Event = Opened | Piece | Refused | None  # None: the request is finished
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt that a client wants continued, and the queue of what has been generated.
+
+    Args:
+        files: the model.
+        encode: makes the prompt's tokens. UserError if it cannot.
+        rows: continuations of the prompt, drawn by one random generator, as eval/generate.py's --num-samples.
+        settings: named arguments of Generation.
+        alternatives: how many of the most likely tokens to report with each token; None: no log-probabilities.
+        events: where the client reads, at its own pace. It never holds more than the request's tokens.
+        first_row: what a piece's row is counted from, when several requests share the queue.
+    """
+
+    files: ModelFiles
+    encode: Callable[[LoadedModel], list[int]]
+    rows: int
+    max_new_tokens: int
+    seed: int
+    stops: Sequence[str]
+    settings: dict[str, Any]
+    alternatives: int | None
+    events: asyncio.Queue[Event]
+    first_row: int = 0
+    cancelled: bool = False
+    began: bool = False  # a token has been generated
+    arrived: float = field(default_factory=time.monotonic)
+
+    def begin(self, loaded: LoadedModel) -> list[Event]:
+        """Encode the prompt and make the generation. UserError if the prompt cannot be encoded."""
+        tokenizer = loaded.tokenizer
+        prompt = self.encode(loaded)
+        self.generation = Generation(
+            loaded.model,
+            [prompt] * self.rows,
+            self.max_new_tokens,
+            generator=torch.Generator().manual_seed(self.seed),
+            vocab_size=tokenizer.vocab_size,
+            stop=tokenizer.eot,
+            **self.settings,
+        )
+        self.streams = [TextStream(tokenizer, self.stops) for _ in range(self.rows)]
+        self.lengths = [0] * self.rows  # characters so far
+        return [Opened(tokenizer, prompt)]
+
+    def append(self, logits: Tensor, tokenizer: Tokenizer) -> list[Event]:
+        """Choose each row's next token from its logits (rows, V). UserError if the model has diverged."""
+        new = self.generation.append_choice(logits).tolist()
+        going = [row for row, stream in enumerate(self.streams) if not stream.ended]
+        pieces: dict[int, Piece] = {}
+        for row in going:
+            stream, offset = self.streams[row], self.lengths[row] + len(self.streams[row].held)
+            text, finish = stream.add(new[row]), "stop" if stream.ended else None
+            if finish is None and self.generation.left == 0:
+                text, finish = text + stream.end(), "length"
+            self.lengths[row] += len(text)
+            token = None if new[row] == tokenizer.eot else new[row]
+            pieces[row] = Piece(self.first_row + row, token, text, offset, finish=finish)
+        if self.alternatives is not None and going:
+            logprobs = logits[going].log_softmax(-1)  # (rows that go on, V)
+            top = logprobs.topk(min(self.alternatives, logits.size(-1)))
+            for row, logprob, values, ids in zip(going, logprobs, *map(Tensor.tolist, top), strict=True):
+                pieces[row].logprob = logprob[new[row]].item()
+                pieces[row].alternatives = list(zip(ids, values, strict=True))
+        finished = self.generation.finished or all(stream.ended for stream in self.streams)
+        return [*pieces.values(), *([None] if finished else [])]
+
+
+class Batcher(threading.Thread):
+    """The thread that computes. Requests join the running batch as soon as there is room, in the order in which they
+    came. One for another model waits until the batch has ended; then that model takes the place of this one."""
+
+    def __init__(self, catalog: Catalog, device: torch.device) -> None:
+        super().__init__(daemon=True)  # a process that is told to end does not wait for a model that is being opened
+        self.catalog, self.device = catalog, device
+        self.files: ModelFiles | None = None  # of the model in memory
+        self.loaded: LoadedModel | None = None
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.changed = threading.Condition()
+        self.closed = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.totals = dict.fromkeys(TOTALS, 0.0)
+
+    # --- called by the event loop -------------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests. Refused if there are too many, or the server ends."""
+        self.loop = asyncio.get_running_loop()
+        with self.changed:
+            if self.closed:
+                raise Refused(503, "the server is shutting down")
+            if len(self.waiting) + len(self.running) + len(requests) > MAX_REQUESTS:
+                raise Refused(429, f"{MAX_REQUESTS} requests are running or waiting: try again in a second")
+            self.waiting += requests
+            self.totals["requests"] += len(requests)
+            self.changed.notify()
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Stop generating these requests, whose client has gone away; finished ones are left alone."""
+        for request in requests:
+            request.cancelled = True
+
+    def close(self) -> None:
+        """End every request with an error."""
+        self.closed = True  # without the lock, which the interrupted thread may hold
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Advance what is running, and admit what waits, until the server is closed."""
+        while not self.closed:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.running, timeout=0.2)
+            try:
+                self._admit()
+                if self.running:
+                    self._step()
+            except Exception as failure:  # of the model, so it concerns every request
+                self._end(self.running, failure)
+        self._end([*self.running, *self.waiting], Refused(503, "the server is shutting down"))
+
+    def _admit(self) -> None:
+        """Drop what is cancelled, and begin the waiting requests that may join the batch."""
+        with self.changed:
+            self.waiting = [request for request in self.waiting if not request.cancelled]
+            self.running = [request for request in self.running if not request.cancelled]
+            files = self.waiting[0].files if self.waiting else self.files
+            if files != self.files:
+                if self.running:
+                    return
+                self.waiting.sort(key=lambda request: request.files != files)  # those for the same model go together
+        if files and files != self.files:
+            try:
+                self.open(files)
+            except Exception as failure:
+                self._end([request for request in self.waiting if request.files == files], failure)
+                return
+        while self.waiting and self.waiting[0].files == self.files and self._has_room(self.waiting[0].rows):
+            with self.changed:
+                request = self.waiting.pop(0)
+                self.running.append(request)
+            try:
+                self._deliver([(request, request.begin(self.loaded))])
+            except Exception as failure:
+                self._end([request], failure)
+
+    def _has_room(self, rows: int) -> bool:
+        """Whether so many rows may join. The first request may always."""
+        used = sum(request.rows for request in self.running)
+        return not used or used + rows <= self.max_rows
+
+    def open(self, files: ModelFiles) -> None:
+        """Put a model into memory in the place of the one that is there. UserError if it cannot be opened."""
+        self.files = self.loaded = None
+        self.loaded = load_model(files.spec, self.device, classifier=None)
+        self.files = files
+        config = self.loaded.model.config
+        self.max_rows = min(MAX_ROWS, CACHE_BYTES // (8 * config.n_layer * config.n_embd * config.block_size))
+        self.totals["model_loads"] += 1
+
+    def _step(self) -> None:
+        """Generate one token of every running row."""
+        batch = list(self.running)
+        all_logits = next_logits(self.loaded.model, [request.generation for request in batch])
+        events: list[tuple[Request, list[Event]]] = []
+        for request, logits in zip(batch, all_logits, strict=True):
+            try:
+                events.append((request, request.append(logits, self.loaded.tokenizer)))
+            except Exception as failure:
+                self._end([request], failure)
+        self.totals["steps"] += 1
+        self._deliver(events)
+
+    def _deliver(self, events: Sequence[tuple[Request, list[Event]]]) -> None:
+        """Give each request's events to its client, and forget the requests that are finished."""
+
+        def put() -> None:
+            for request, some in events:
+                for event in some:
+                    request.events.put_nowait(event)
+
+        for request, some in events:
+            pieces = [event for event in some if isinstance(event, Piece)]
+            self.totals["prompt_tokens"] += sum(len(event.prompt) for event in some if isinstance(event, Opened))
+            self.totals["generated_tokens"] += sum(piece.token is not None for piece in pieces)
+            if pieces and not request.began:
+                request.began = True
+                self.totals["first_tokens"] += 1
+                self.totals["first_token_seconds"] += time.monotonic() - request.arrived
+        finished = [request for request, some in events if None in some]
+        with self.changed:
+            self.running = [request for request in self.running if request not in finished]
+        with suppress(RuntimeError):  # the event loop has ended
+            self.loop.call_soon_threadsafe(put)
+
+    def _end(self, requests: Sequence[Request], failure: Exception) -> None:
+        """Tell the clients of these requests why they get no more, and forget the requests."""
+        if not isinstance(failure, Refused):
+            status = 404 if isinstance(failure, UnknownModel) else 409 if isinstance(failure, UserError) else 500
+            if status == 500 and not is_out_of_memory(failure):
+                traceback.print_exception(failure)
+            failure = Refused(status, first_line(failure))
+        requests = list(requests)
+        with self.changed:
+            self.waiting = [request for request in self.waiting if request not in requests]
+        self._deliver([(request, [failure, None]) for request in requests])

@@ -1,0 +1,96 @@
+"""What every request passes through: Host, Origin and token are checked, and the response gets its headers."""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OPEN = ("/", "/health", "/web/")  # paths without a token: the page's own files, which hold nothing secret
+READ_SECONDS = 60.0  # a client that takes nothing of its response for so long is disconnected
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+class Json(JSONResponse):
+    """JSON in ASCII, which can hold what a request's text holds: half a surrogate pair too."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Json:
+    """The response to a request that fails."""
+    return Json({"error": describe_error(status, message)}, status, headers)
+
+
+def describe_error(status: int, message: str) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {"message": message, "type": kind, "param": None, "code": status}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on this address. OSError if it has none."""
+    return all(ipaddress.ip_address(info[4][0]).is_loopback for info in socket.getaddrinfo(host, None))
+
+
+class Guard:
+    """ASGI middleware. A web page elsewhere cannot drive the server: a browser sends that page's Origin, and, after DNS
+    rebinding, that page's Host. Host may be an IP address, localhost, or this machine's name or address."""
+
+    def __init__(self, app: ASGIApp, host: str, token: str | None) -> None:
+        """
+        Args:
+            host: what the server listens on.
+            token: what requests must send as `Authorization: Bearer TOKEN`; None: nothing.
+        """
+        self.app, self.token = app, token
+        self.names = {"localhost", host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+        self.responses: Counter[int] = Counter()  # by status
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.responses[message["status"]] += 1
+                MutableHeaders(scope=message).update(HEADERS)
+            async with asyncio.timeout(READ_SECONDS):
+                await send(message)
+
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        await (refusal or self.app)(scope, receive, send_on)
+
+    def _refusal(self, path: str, headers: Headers) -> Json | None:
+        """The response to a request that may not pass; None for one that may."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._is_ours(host):
+            return error_response(403, f"Host {host!a} is not this server: open it as localhost or by its address")
+        if origin is not None and origin.partition("://")[2] != host:
+            return error_response(403, f"Origin {origin!a} is another site: only the server's own page may ask it")
+        if self.token and not path.startswith(OPEN[2]) and path not in OPEN[:2]:
+            given, wanted = headers.get("authorization", ""), f"Bearer {self.token}"
+            if not hmac.compare_digest(given.encode("latin-1"), wanted.encode()):
+                message = "send the server's --token as the API key (Authorization: Bearer TOKEN)"
+                return error_response(401, message, {"www-authenticate": "Bearer"})
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in self.names or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
