@@ -259,7 +259,8 @@ class Batcher(threading.Thread):
         with self.changed:
             self.running = [request for request in self.running if request not in finished]
         with suppress(RuntimeError):  # the event loop has ended
-            self.loop.call_soon_threadsafe(put)
+            if events:
+                self.loop.call_soon_threadsafe(put)
 
     def _end(self, requests: Sequence[Request], failure: Exception) -> None:
         """Tell the clients of these requests why they get no more, and forget the requests."""

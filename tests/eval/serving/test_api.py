@@ -1,0 +1,263 @@
+"""The endpoints in this process: batches, checks, limits, and what happens to files that change."""
+
+import asyncio
+import json
+import random
+import shutil
+from collections import Counter
+
+import pytest
+
+from eval.serving import api, batching
+from prepare.common.files import FileLock
+from prepare.tokens.tokenizer import GPT2Tokenizer
+from tests.helpers.serving import app_client, make_runs
+from tests.helpers.tiny import random_model, save_checkpoint
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+def ask(runs, *bodies, path=COMPLETIONS, token=None, **headers):
+    """The responses to POST requests that are sent together."""
+
+    async def send():
+        async with app_client(runs, token) as (client, batcher):
+            posts = [client.post(path, content=json.dumps(body), headers=headers) for body in bodies]
+            return await asyncio.gather(*posts), batcher
+
+    return asyncio.run(send())
+
+
+def text(response):
+    assert response.status_code == 200, response.text
+    return [choice["text"] for choice in response.json()["choices"]]
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["gpt2", "modern"])
+def test_requests_together_get_what_each_gets_alone(runs, model):
+    """With their own lengths, settings and seeds, also beyond the block size."""
+    settings = [{"temperature": 0}, {"temperature": 0.7, "top_p": 0.9}, {"top_k": 9, "n": 3}, {"min_p": 0.01}]
+    bodies = [
+        {"model": model, "prompt": "word " * (1 + 9 * n), "seed": n, "max_tokens": 44 - n, **settings[n % 4]}
+        for n in range(7)
+    ]
+
+    async def send():
+        async with app_client(runs) as (client, batcher):
+            together = await asyncio.gather(*(client.post(COMPLETIONS, json=body) for body in bodies))
+            assert batcher.totals["steps"] < 1.5 * max(body["max_tokens"] for body in bodies)  # they shared them
+            alone = [await client.post(COMPLETIONS, json=body) for body in bodies]
+            assert list(map(text, together)) == list(map(text, alone))
+
+    asyncio.run(send())
+
+
+def test_models_take_turns_in_memory_and_one_is_loaded_for_all_that_wait_for_it(runs):
+    names = ["gpt2", "modern", "gpt2", "gpt2@2", "modern", "gpt2"]
+    responses, batcher = ask(runs, *({"model": name, "max_tokens": 4, "seed": 1} for name in names))
+    assert [response.json()["model"] for response in responses] == names
+    assert len({text(response)[0] for response in responses}) == 2  # the two checkpoints of gpt2 are equal
+    assert batcher.totals["model_loads"] <= 4  # gpt2 for the first request alone, and again for the later ones
+
+
+def test_several_prompts_as_text_and_as_tokens(runs):
+    body = {"model": "gpt2", "max_tokens": 3, "n": 2, "temperature": 0, "return_token_ids": True}
+    [several, tokens], _ = ask(runs, {**body, "prompt": ["Hello there", "Hi"]}, {**body, "prompt": [[15496, 612]]})
+    assert [choice["index"] for choice in several.json()["choices"]] == [0, 1, 2, 3]
+    assert several.json()["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
+    assert text(tokens) == text(several)[:2]
+    assert several.json()["choices"][0]["prompt_token_ids"] == [15496, 612]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"tools": []}, "tools: is not supported"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"best_of": 2}, "best_of"),
+        ({"echo": True}, "echo"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 17}, "n: "),
+        ({"n": 5, "prompt": ["a"] * 4}, "4 prompts with n 5"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**6}, "max_tokens"),
+        ({"stop": ""}, "stop"),
+        ({"seed": 2**70}, "seed"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"prompt": [50257]}, "50257 is outside the vocabulary"),
+        ({"prompt": "a " * 33_000}, "33,001 tokens"),
+        ({"model": "labels"}, "is a classifier"),
+    ],
+)
+def test_fields_that_are_unknown_or_out_of_range_are_named_by_a_400(runs, body, words):
+    [response], _ = ask(runs, {"model": "gpt2", **body})
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"model": "gpt2"}, "has no chat template"),
+        ({"model": "chat", "top_logprobs": 2}, "top_logprobs"),
+        ({"model": "chat", "messages": []}, "messages"),
+        ({"model": "chat", "messages": [{"role": "tool", "content": "x"}]}, "role"),
+        ({"model": "chat", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content"),
+        ({"model": "chat", "messages": [{"role": "assistant", "content": "x"}]}, "must be the user's"),
+        (
+            {"model": "single", "messages": [{"role": r, "content": "x"} for r in ("user", "assistant", "user")]},
+            "single",
+        ),
+    ],
+)
+def test_conversations_that_a_model_cannot_answer_are_named_by_a_400(runs, body, words):
+    [response], _ = ask(runs, {"messages": [{"role": "user", "content": "x"}], **body}, path=CHAT)
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+
+
+def test_hosts_origins_and_tokens(runs):
+    body = {"model": "gpt2", "max_tokens": 1}
+
+    def status(**headers):
+        return ask(runs, body, token="sesame", **headers)[0][0].status_code
+
+    key = {"authorization": "Bearer sesame"}
+    assert status(**key) == 200
+    assert status(**key, host="10.1.2.3:80", origin="http://10.1.2.3:80") == 200
+    assert status(**key, host="[::1]:80") == 200
+    assert status(**key, host="evil.example") == status(**key, host="localhost.evil.example") == 403
+    assert status(**key, host="") == status(**key, host="[") == 403
+    assert status(**key, origin="https://evil.example") == status(**key, origin="null") == 403
+    assert status(**key, origin="http://localhost:1234") == 403  # another server of this machine
+    assert status() == status(authorization="Bearer") == status(authorization="Bearer sesamé".encode()) == 401
+    assert ask(runs, body, origin="http://localhost")[0][0].status_code == 200
+
+
+def test_health_needs_no_token_and_every_response_has_a_content_security_policy(runs):
+    async def get():
+        async with app_client(runs, "sesame") as (client, _):
+            return [await client.get(path) for path in ("/health", "/metrics", "/nothing")]
+
+    health, metrics, nothing = asyncio.run(get())
+    assert [health.status_code, metrics.status_code, nothing.status_code] == [200, 401, 401]
+    for response in (health, metrics, nothing):
+        assert "script-src 'self'" in response.headers["content-security-policy"]
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_bodies_and_concurrent_requests_have_limits(runs, monkeypatch):
+    [response], _ = ask(runs, {"model": "gpt2", "prompt": "a" * api.BODY_BYTES})
+    assert response.status_code == 413
+    monkeypatch.setattr(batching, "MAX_REQUESTS", 3)
+    responses, _ = ask(runs, *[{"model": "gpt2", "max_tokens": 40}] * 5)
+    assert Counter(response.status_code for response in responses) == {200: 3, 429: 2}
+    assert {response.headers.get("retry-after") for response in responses} == {None, "1"}
+
+
+def test_a_thousand_malformed_requests_are_never_answered_by_500(runs):
+    rng = random.Random(5)
+    junk = [None, True, "x", "\ud800", "", -1, 0.5, 1e300, 10**30, float("nan"), [], {}, [[]], [None], {"a": 1}, ["\0"]]
+    bodies = {
+        COMPLETIONS: {"model": "gpt2", "prompt": "Hi", "max_tokens": 2, "logprobs": 1, "stream": False, "stop": ["a"]},
+        CHAT: {"model": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "top_p": 0.5},
+    }
+    names = sorted({*api.CompletionFields.model_fields, *api.ChatFields.model_fields, "tools"})
+
+    def request():
+        path, body = rng.choice(list(bodies.items()))
+        for _ in range(rng.randint(1, 3)):
+            body = {**body, rng.choice(names): rng.choice(junk)}
+        content = json.dumps(body).encode()
+        if rng.random() < 0.3:  # bytes that are lost, changed or repeated
+            start, end = sorted(rng.choices(range(len(content)), k=2))
+            content = content[:start] + rng.randbytes(rng.randint(0, 3)) + content[end:] * rng.randint(0, 2)
+        if rng.random() < 0.05:
+            content = rng.choice([b"[" * 100_000, b"", b"\xff", b"0", b'{"prompt":' * 9999])
+        method = rng.choice(["POST"] * 9 + ["PUT"])
+        return method, rng.choice([path] * 9 + ["/v1/models/" + rng.choice(["..%2f", "%00", "é", "a/b"])]), content
+
+    async def send():
+        async with app_client(runs) as (client, batcher):
+            found = Counter()
+            for _ in range(20):
+                some = [
+                    client.request(method, path, content=content)
+                    for method, path, content in (request() for _ in range(50))
+                ]
+                found.update(response.status_code for response in await asyncio.gather(*some))
+            assert batcher.is_alive()
+            return found
+
+    found = asyncio.run(send())
+    assert sum(found.values()) == 1000
+    assert set(found) <= {200, 400, 404, 405}
+    assert found[400] > 500
+
+
+# --- files that change ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_trained_replaced_deleted_or_corrupt(tmp_path):
+    runs = tmp_path
+    shape = {"vocab_size": 50257, "block_size": 16}
+    known = {"tokenizer": GPT2Tokenizer().describe()}
+    save_checkpoint(runs / "sweep" / "one", 1, random_model(**shape), **known)
+    body = {"model": "sweep/one", "max_tokens": 6, "temperature": 0}
+
+    async def look():
+        async with app_client(runs) as (client, batcher):
+
+            async def post(**changes):
+                return await client.post(COMPLETIONS, json={**body, **changes})
+
+            first = await post()
+            with FileLock(runs / "sweep" / "one" / ".lock", "run"):
+                [listed] = [m for m in (await client.get("/v1/models")).json()["data"] if m["id"] == "sweep/one"]
+            assert (listed["state"], listed["step"]) == ("training", 1)
+            assert listed["fingerprint"] == first.json()["system_fingerprint"]
+
+            save_checkpoint(runs / "sweep" / "one", 2, random_model(noise=0.5, **shape), **known)
+            second = await post()
+            assert second.json()["system_fingerprint"] != first.json()["system_fingerprint"]
+            assert text(second) != text(first)
+            assert text(await post(model="sweep/one@1")) == text(first)
+
+            weights = runs / "sweep" / "one" / "checkpoints" / "step_00000002" / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:-9])
+            corrupt = await post()
+            assert corrupt.status_code == 409
+            assert "corrupt" in corrupt.json()["error"]["message"]
+
+            shutil.rmtree(runs / "sweep")
+            deleted = await post()
+            assert deleted.status_code == 404
+            assert "deleted" in deleted.json()["error"]["message"]
+            assert (await client.get("/v1/models")).json()["data"] == []
+            assert batcher.totals["model_loads"] == 3
+
+    asyncio.run(look())
+
+
+def test_no_name_leads_out_of_the_folder(runs):
+    async def look():
+        async with app_client(runs / "gpt2") as (client, _):
+            for name in ("../modern", "..", str(runs / "modern"), "checkpoints/../../modern", "", "gpt2"):
+                response = await client.post(COMPLETIONS, json={"model": name})
+                assert response.status_code == 404, name
+
+    asyncio.run(look())

@@ -1,0 +1,49 @@
+"""Models to serve, and an app in this process to ask."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from eval.serving.api import API
+from eval.serving.batching import Batcher
+from eval.serving.models import Catalog
+from prepare.finetuning.instructions import Template
+from prepare.tokens.tokenizer import GPT2Tokenizer
+from tests.helpers.tiny import random_model, save_checkpoint
+from train.config.pretrain import ModelConfig
+from train.model.build import build_classifier
+
+
+def make_runs(folder: Path) -> Path:
+    """Runs of tiny random models: gpt2 (two checkpoints), modern, and an instruction follower and a classifier."""
+    shape = {"vocab_size": 50257, "block_size": 32}
+    known: dict[str, Any] = {"tokenizer": GPT2Tokenizer().describe()}
+    for step in (2, 4):
+        save_checkpoint(folder / "gpt2", step, random_model(**shape), **known)
+    save_checkpoint(folder / "modern", 5, random_model(architecture="modern", **shape), **known)
+    template = Template().describe()
+    save_checkpoint(folder / "chat", 6, random_model(**shape), template=template, converses=True, **known)
+    save_checkpoint(folder / "single", 6, random_model(**shape), template=template, **known)
+    classifier = build_classifier(ModelConfig(n_layer=1, n_head=1, n_embd=8, **shape), 2)
+    save_checkpoint(folder / "labels", 7, classifier, labels=["ham", "spam"], **known)
+    return folder
+
+
+@asynccontextmanager
+async def app_client(runs: Path, token: str | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, Batcher]]:
+    """An HTTP client of an app in this process, and the app's batcher."""
+    catalog = Catalog(runs)
+    batcher = Batcher(catalog, torch.device("cpu"))
+    batcher.start()
+    transport = httpx.ASGITransport(API(catalog, batcher).app("127.0.0.1", token), raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=100) as client:
+            yield client, batcher
+    finally:
+        batcher.close()
+        await asyncio.to_thread(batcher.join, 20)
