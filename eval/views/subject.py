@@ -68,7 +68,9 @@ def pretraining_config(run: Path) -> Config:
     try:
         return load_config(["--config", str(run / CONFIG)], "")
     except ArgumentError:
-        raise Unavailable("This run was not pretrained on token shards (or its config.yaml is missing).") from None
+        raise Unavailable(
+            "The config.yaml of this run is missing, or does not name token shards as this version does."
+        ) from None
 
 
 def pack(values: Tensor | np.ndarray, dtype: str = "float16") -> dict[str, Any]:

@@ -6,12 +6,12 @@ import { colour, heatmap, ink, legend } from "../heatmap.js";
 
 export function render(section, page, state) {
   const { n_layer, n_head } = page.model, { tokens, vocabulary } = page;
-  const heads = Array.from({ length: n_head }, (_, head) => `head ${head + 1}`);
+  const heads = Array.from({ length: n_head }, (_, head) => `${n_head > 8 ? "" : "head "}${head + 1}`);
   const parts = [...heads, "attention", "MLP", "whole layer"];
   const layers = Array.from({ length: n_layer }, (_, layer) => `${layer + 1}`);
-  const choose = (...off) => state.set({ off });
-  const changes = heatmap({ label: "Change of the loss without each part: choose one", corner: "layer", columns: parts, rows: layers, choose });
-  const induction = heatmap({ label: "Induction score of each head: choose one", corner: "layer", columns: heads, rows: layers, choose });
+  const choose = (...off) => state.set({ off }), corner = n_head > 8 ? "layer, head" : "layer";
+  const changes = heatmap({ label: "Change of the loss without each part: choose one", corner, columns: parts, rows: layers, choose });
+  const induction = heatmap({ label: "Induction score of each head: choose one", corner, columns: heads, rows: layers, choose });
   changes.node.classList.add("numbers");
   induction.node.classList.add("numbers");
   const title = element("h3", { "aria-live": "polite" }), summary = element("p", { class: "summary" });
@@ -89,5 +89,6 @@ const wide = (columns) => `flex-basis: ${4 * columns.length + 5}rem`;
 const mean = (values) => values.reduce((total, value) => total + value, 0) / Math.max(values.length, 1);
 
 function plus(value) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(Math.abs(value) < 9.95 ? 2 : 1)}`;
+  const text = Math.abs(value).toFixed(2);
+  return (text === "0.00" ? "" : value < 0 ? "−" : "+") + text;
 }

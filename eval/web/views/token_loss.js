@@ -53,7 +53,7 @@ export function render(section, page, state) {
       state.lossToken = 1 + gains.indexOf(Math.max(...gains));
     }
     const better = losses.filter((loss, index) => loss < unigram[index]).length;
-    const facts = [["mean loss", `${data.loss.toFixed(3)} nats`], ["perplexity", Math.exp(data.loss).toFixed(1)],
+    const facts = [["mean loss", `${data.loss.toFixed(3)} nats`], ["perplexity", count(Math.round(Math.exp(data.loss)))],
       ["the unigram's loss", `${data.unigram.toFixed(3)} nats`], ["context beats the unigram", `at ${better} of these ${losses.length} tokens`]];
     numbers.replaceChildren(...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
   });
