@@ -149,6 +149,54 @@ def test_the_keyboard_moves_along_positions_checkpoints_and_tokens(page: Page) -
     expect(page.locator("#next_token tbody button").nth(4)).to_have_attribute("aria-pressed", "true")
 
 
+def test_a_part_that_is_chosen_by_mouse_or_keyboard_is_switched_off(page: Page, file: Path) -> None:
+    data = read_data(file)["checkpoints"][2]["views"]["switch_off"]
+    section, position = page.locator("#switch_off"), data["whole"]["loss"]["shape"][0]
+    cells = section.get_by_role("grid").first.get_by_role("row")
+    cells.nth(2).get_by_role("gridcell").nth(1).click()  # layer 2, head 2
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    expect(section.locator("h3[aria-live]")).to_have_text("Without layer 1, all its attention")
+    old, new = (unpack(data[part]["loss"])[place] for part, place in (("whole", ...), ("without", (0, 2))))
+    change = (new.mean() - old.mean()).item()
+    text = cells.nth(1).get_by_role("gridcell").nth(2).text_content()
+    assert float(text.replace("\u2212", "-")) == pytest.approx(change, abs=0.0051)
+    expect(section.locator(".summary").first).to_contain_text(f"{old.mean():.3f} to {new.mean():.3f} nats")
+    for table, probabilities in enumerate((data["whole"]["probabilities"], data["without"]["probabilities"])):
+        shown = section.locator("table.top10").nth(table).locator("td:last-child").all_text_contents()
+        expected = unpack(probabilities)[position] if table == 0 else unpack(probabilities)[0, 2, position]
+        assert [float(text.rstrip("%")) / 100 for text in shown] == pytest.approx(expected.tolist(), abs=6e-5)
+    token = section.locator(".losses button").nth(2)
+    assert token.locator("span").text_content() == f"{old[2]:.2f} → {new[2]:.2f}"
+    token.press("Enter")
+    expect(token).to_be_focused()
+    expect(section).to_contain_text("(position 3)")
+
+
+def test_the_losses_of_the_passage_and_of_a_step_of_learning_are_pythons(page: Page, file: Path) -> None:
+    views = read_data(file)["checkpoints"][2]["views"]
+    section, data = page.locator("#token_loss"), views["token_loss"]
+    losses, unigram = unpack(data["passage"]["loss"]), unpack(data["passage"]["unigram"])
+    section.get_by_role("option").nth(4).click()
+    page.keyboard.press("ArrowRight")
+    expect(section.get_by_role("option").nth(5)).to_be_focused()
+    expect(section.locator(".detail")).to_contain_text(f"loss {losses[5]:.2f} nats")
+    expect(section.locator(".detail")).to_contain_text(f"({unigram[5]:.2f} nats)")
+    expect(section).to_contain_text(f"at {int((losses < unigram).sum())} of these 32 tokens")
+    section.get_by_text("compared").click()
+    blue = "rgba(38, 112, 201" if losses[5] < unigram[5] else "rgba(226, 114, 18"
+    assert section.get_by_role("option").nth(5).evaluate("e => getComputedStyle(e).backgroundColor").startswith(blue)
+
+    section, data = page.locator("#learning_step"), views["learning_step"]
+    expect(section).to_contain_text("The run ends after step 12")
+    expect(section).to_contain_text(f"{data['after']:.4f} nats")
+    shown = section.locator("table").first.locator("td").all_text_contents()
+    order = [*data["matrices"][1:-1], data["matrices"][0], data["matrices"][-1]]  # the layers', then embedding and head
+    assert list(map(float, shown)) == pytest.approx([part["gradient"] for part in order], rel=0.06)
+    page.get_by_label("Checkpoint").fill("1")
+    expect(section).to_contain_text("Step 9 of the run")
+
+
 def test_a_hostile_prompt_is_shown_and_never_executed(browser: Browser, tmp_path: Path) -> None:
     """Of a GPT-2 this time, with one checkpoint."""
     run = make_run(tmp_path / "run", small_tokenizer().describe(), vocab_size=300, block_size=64)
@@ -168,6 +216,8 @@ def test_a_hugging_face_model(browser: Browser, tmp_path: Path) -> None:
     explain.main([f"--model={tmp_path}/gpt2", "--prompt=The answer is", f"--output={file}", "--device=cpu"])
     with open_page(browser, file) as page:
         expect(page.locator("#bar .token")).to_have_text(["The", "␣answer", "␣is"])
+        for view, reason in {"token_loss": "--data", "learning_step": "a checkpoint of a run"}.items():
+            expect(page.locator(f"#{view} .unavailable")).to_contain_text(reason)
 
 
 def test_a_prompt_that_is_too_long_is_refused(run: Path, tmp_path: Path) -> None:

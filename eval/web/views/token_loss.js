@@ -16,6 +16,7 @@ export function render(section, page, state) {
       const to = { ArrowLeft: state.lossToken - 1, ArrowRight: state.lossToken + 1, Home: 1, End: spans.length - 1 }[event.key];
       if (!spans[to] || to < 1 || event.ctrlKey || event.altKey || event.metaKey) return;
       event.preventDefault();
+      hovered = null; // the mouse may rest on another token
       state.set({ lossToken: to });
       spans[to].focus();
     },
