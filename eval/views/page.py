@@ -34,6 +34,7 @@ from eval.views.attention import attention
 from eval.views.layers import layers
 from eval.views.learning_step import learning_step
 from eval.views.next_token import next_token
+from eval.views.over_time import over_time
 from eval.views.subject import Subject, Unavailable
 from eval.views.switch_off import switch_off
 from eval.views.text_to_tokens import text_to_tokens
@@ -122,6 +123,14 @@ VIEWS = (
         "although their gradients differ. AdamW scales each number by itself, Muon each matrix as a whole. This is the "
         "step that the run takes next, with its own batch, optimizer state and learning rate.",
         learning_step,
+    ),
+    View(
+        "Over time",
+        "Training starts from random numbers. Each line below is what one checkpoint of the run writes after the "
+        "prompt, drawn with the same random numbers: first noise, then frequent tokens, words, phrases, while the loss "
+        "falls. Choose a checkpoint here, or with the slider at the top: everything above then shows the model as it "
+        "was at that step.",
+        over_time,
     ),
 )
 
