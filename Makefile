@@ -40,21 +40,24 @@ tasks := data/continuation_val.jsonl
 run := runs/quickstart
 
 quickstart: $(ready)
-	@echo && echo "== 1 of 6  Text to tokens: a vocabulary of 4,096, and Shakespeare's 37 plays, which came with the packages"
+	@echo && echo "== 1 of 7  Text to tokens: a vocabulary of 4,096, and Shakespeare's 37 plays, which came with the packages"
 	@$(python) prepare/train_tokenizer.py --source plays --vocab-size 4096 --out $(vocabulary)
 	@$(python) prepare/shakespeare.py --tokenizer $(vocabulary) --out $(data)
-	@echo && echo "== 2 of 6  Training: two processes, about two minutes; a run that was stopped resumes"
+	@echo && echo "== 2 of 7  Training: two processes, about two minutes; a run that was stopped resumes"
 	@OMP_NUM_THREADS=1 $(python) -m torch.distributed.run --standalone --nproc_per_node=2 \
 	    train/train_gpt2.py --config configs/quickstart.yaml
-	@echo && echo "== 3 of 6  Validation loss on held-out plays"
+	@echo && echo "== 3 of 7  Validation loss on held-out plays"
 	@$(python) eval/val_loss.py --model $(run) --data $(held_out) --tokens 65536 | tee $(run)/val_loss.txt
-	@echo && echo "== 4 of 6  Continuation tasks from the held-out plays: which of four endings follows?"
+	@echo && echo "== 4 of 7  Continuation tasks from the held-out plays: which of four endings follows?"
 	@$(python) prepare/eval_sets.py continuation --shards $(held_out) --out $(tasks)
 	@$(python) eval/hellaswag.py --model $(run) --data $(tasks) --limit 200 | tee $(run)/continuation.txt
-	@echo && echo "== 5 of 6  A sample"
+	@echo && echo "== 5 of 7  A sample"
 	@$(python) eval/generate.py --model $(run) --prompt $$'ROMEO:\n' --temperature 0.8 --max-new-tokens 120 | tee $(run)/sample.txt
-	@echo && echo "== 6 of 6  Curves"
+	@echo && echo "== 6 of 7  Curves"
 	@$(python) eval/plot.py $(run)
+	@echo && echo "== 7 of 7  A page that shows how the model reads a prompt, and how it learned to"
+	@$(python) eval/explain.py --model $(run) --output $(run)/explain.html \
+	    --prompt $$'To-morrow, and to-morrow, and to-morrow,\nCreeps in this petty pace from day to day'
 	@echo && echo "== Summary"
 	@echo "shards               $(data) ($$(du -sh $(data) | cut -f 1))"
 	@echo "run                  $(run), latest checkpoint $$(ls $(run)/checkpoints | tail -n 1)"
@@ -62,6 +65,7 @@ quickstart: $(ready)
 	@grep -E '^acc_norm:' $(run)/continuation.txt | sed 's/^/continuation tasks   /'
 	@echo "sample               $(run)/sample.txt"
 	@echo "curves               $(run)/loss.png"
+	@echo "the model explained  $(run)/explain.html (open it in a browser)"
 	@echo "Next: $(python) eval/generate.py --model $(run) --interactive"
 
 test: $(ready)
