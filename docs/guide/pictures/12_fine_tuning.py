@@ -37,7 +37,7 @@ def draw_loss_mask(panel: Axes) -> None:
         panel.add_patch(Rectangle((x, y), width, 0.1, facecolor=color))
         panel.text(x + width / 2, y + 0.045, text, family="monospace", fontsize=9, ha="center", va="center")
         x += width + GAP
-        if "⏎" in text and len(text) == 1 or x > 0.85:
+        if ("⏎" in text and len(text) == 1) or x > 0.85:
             x, y = 0.0, y - 0.14
     panel.add_patch(Rectangle((0, 0.05), 0.05, 0.07, facecolor="#f0b46e"))
     panel.text(0.07, 0.085, "loss mask true: a target of the loss", va="center", fontsize=9)
