@@ -7,6 +7,7 @@ from string import ascii_lowercase
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from docs.guide.pictures.small_model import read_text, train_small_model
@@ -23,7 +24,7 @@ def draw() -> Figure:
     return figure
 
 
-def draw_pairs(panel: plt.Axes, text: str) -> None:
+def draw_pairs(panel: Axes, text: str) -> None:
     """The shares of the letters that follow each letter, capitals counted with the small ones."""
     pairs = Counter(pairwise(text.lower().replace("\n", " ")))
     counts = np.array([[pairs[before, after] for after in LETTERS] for before in LETTERS])
@@ -35,7 +36,7 @@ def draw_pairs(panel: plt.Axes, text: str) -> None:
     panel.set(xlabel="next letter", ylabel="letter", title="What follows each letter")
 
 
-def draw_loss(panel: plt.Axes, text: str) -> None:
+def draw_loss(panel: Axes, text: str) -> None:
     losses = np.array(train_small_model()[2])
     singles, pairs = Counter(text), Counter(pairwise(text))
     unigram = -sum(n * math.log(n / len(text)) for n in singles.values()) / len(text)
