@@ -27,6 +27,7 @@ SETTINGS = {
     "eval.patience": 0,
     "checkpoint.every": 4,
     "log.every": 1,
+    "log.tensorboard": "false",
     "log.wandb": "disabled",
 }
 

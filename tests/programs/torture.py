@@ -34,6 +34,7 @@ from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import open_shard
 from prepare.tokens.tokenizer import CharTokenizer
 from tests.helpers.commands import ROOT
+from tests.helpers.event_files import expected_points, logged_points
 from tests.helpers.fork_server import ForkedPopen
 from tests.helpers.tiny import VOCAB, settings, two_sources, write_shards
 from train.run.metrics_log import read_rows
@@ -85,6 +86,7 @@ class SetUp:
             "eval__sample_prompt": CHARACTERS[:4],
             "eval__sample_tokens": 24,
             "checkpoint__every": SAVE_EVERY,
+            "log__tensorboard": "true",
             **(two_sources(data) if self.two_sources else {}),
             **changes,
         }
@@ -285,7 +287,10 @@ def compare(run: Path, reference: Path) -> None:
         if not torch.equal(tensor, expected_weights[name]):
             distance = (tensor - expected_weights[name]).abs().max()
             raise Difference(f"{name} differs by {distance:.3g} in the final weights")
-    files, expected_files = ({path.name for path in folder.iterdir()} for folder in (run, reference))
+    if sorted(logged_points(run)) != sorted(expected_points(run, lambda step: 512 * step)):
+        raise Difference("the event file holds other rows than metrics.jsonl")
+    names = ({path.name for path in folder.iterdir()} for folder in (run, reference))
+    files, expected_files = ({name for name in found if "tfevents" not in name} for found in names)
     if files != expected_files or partial_checkpoints(run):
         partial = [path.name for path in partial_checkpoints(run)]
         raise Difference(f"in the run's directory: {sorted(files)} and {partial}")

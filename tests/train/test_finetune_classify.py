@@ -17,6 +17,7 @@ from eval.scoring.classification import classify
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import CharTokenizer, GPT2Tokenizer
 from tests.helpers.commands import one_line_error, run_command
+from tests.helpers.event_files import assert_events_equal_metrics
 from tests.helpers.finetuning import base_model, finetune, words
 from tests.helpers.tiny import rows, save_checkpoint
 from train import finetune_classify
@@ -88,14 +89,16 @@ def test_two_processes_do_the_same(reference: Path, init: Path, data: Path, tmp_
 @pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_weights(reference: Path, init: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    assert train(init, data, run, fault="die@11:0").returncode == -signal.SIGKILL
-    result = train(init, data, run)
+    assert train(init, data, run, fault="die@11:0", log__tensorboard="true").returncode == -signal.SIGKILL
+    result = train(init, data, run, log__tensorboard="true")
     assert "resumed at step " in result.stdout, result.stdout + result.stderr
     name = "checkpoints/step_00000012/model.safetensors"
     ours, theirs = load_file(run / name), load_file(reference / name)
     assert ours.keys() == theirs.keys()
     for key in ours:
         assert torch.equal(ours[key], theirs[key]), key
+    tokens = {row["step"]: row["tokens"] for row in rows(run, "train")}
+    assert_events_equal_metrics(run, lambda step: tokens.get(step, 0))
     assert (
         json.loads((run / "report.json").read_text())["confusion"]
         == json.loads((reference / "report.json").read_text())["confusion"]

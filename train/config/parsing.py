@@ -118,6 +118,6 @@ def plain_config(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def values_by_key(plain: dict[str, Any]) -> dict[str, Any]:
-    """The values of a plain configuration by their full keys, such as optim.max_lr."""
-    sections = {name: values for name, values in plain.items() if isinstance(values, dict)}
-    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    """The values of a plain configuration by their full keys, such as optim.max_lr, or init of fine-tuning."""
+    sections = {name: values if isinstance(values, dict) else {"": values} for name, values in plain.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, values in sections.items() for key, value in values.items()}

@@ -195,11 +195,13 @@ class LogConfig:
 
     Args:
         every: interval in steps of the train rows and console lines; 0 turns them off
+        tensorboard: write an event file into the run directory, for `tensorboard --logdir runs`
         wandb: auto is online if wandb is logged in, and disabled otherwise
         wandb_project: the project there
     """
 
     every: int = 1
+    tensorboard: bool = True
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     wandb_project: str = "gpt2-pretraining"
 

@@ -1,28 +1,21 @@
-"""The log of a run: metrics.jsonl, the console line, and wandb. Only rank 0 writes."""
+"""The log of a run: metrics.jsonl, the console line, and the trackers. Only rank 0 writes."""
 
-import errno
 import json
 import math
-import netrc
-import os
-import secrets
-import threading
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from prepare.common.cli import UserError, first_line
+from prepare.common.cli import UserError
 from prepare.common.files import atomic_write_text
 from train.config.finetune import FinetuneConfig
 from train.config.pretrain import Config
 from train.parallel.device import peak_flops
 from train.parallel.world import World
+from train.run.appender import Appender
+from train.run.trackers import call_each, configured_trackers
 
 METRICS = "metrics.jsonl"
-WANDB_SECONDS = 8  # to connect, and to upload the last rows at the end
 CHANGED = "changed: "  # begins the event that lists the settings that differ from the checkpoint's
 
 
@@ -53,7 +46,7 @@ class MetricsLog:
         self.rows, self.seconds_a_step = 0, 0.0  # smoothed, for the time left
         self.recorded: set[tuple[int, str]] = set()  # step and kind of each row, or text of an event
         self.val_losses: dict[int, float] = {}  # by step
-        self.file = self.wandb = None
+        self.file, self.trackers = None, []
         if world.is_main:
             path = run_dir / METRICS
             kept = read_rows(path, step) if path.exists() else []
@@ -61,8 +54,10 @@ class MetricsLog:
             atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
             for row in kept:
                 self._remember(row)
-            self.file = _Appender(path)
-            self.wandb = start_wandb(run_dir, config)
+            self.file = Appender(path)
+            history = [(row, self._tokens(row)) for row in kept]
+            trackers = configured_trackers(config.log)
+            self.trackers = call_each(trackers, lambda tracker: tracker.start(run_dir, config, history))
 
     def write(self, step: int, kind: str, **values: Any) -> None:
         """Append a row; `values` are JSON-serializable."""
@@ -72,18 +67,11 @@ class MetricsLog:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         row = {"step": step, "kind": kind, **values}
         self._remember(row)
-        self.file.append(json.dumps(row) + "\n")
-        if self.wandb and kind != "event":
-            self._wandb(lambda run: run.log({f"{kind}/{key}": value for key, value in values.items()}, step=step))
+        self.file.write((json.dumps(row) + "\n").encode())
+        self.trackers = call_each(self.trackers, lambda tracker: tracker.log(row, self._tokens(row)))
 
-    def _wandb(self, work: Callable[[Any], None]) -> None:
-        """Log to wandb, or finish; a failure, such as a network that breaks or a killed service, ends only that."""
-        try:
-            work(self.wandb)
-        except Exception as failure:
-            folder = Path(self.wandb.dir).parent
-            print(f"wandb stopped ({first_line(failure)}): `wandb sync {folder}` uploads it later", flush=True)
-            self.wandb = None
+    def _tokens(self, row: dict[str, Any]) -> int:
+        return row["tokens"] if row["kind"] == "train" else self.tokens_read(row["step"])
 
     def _remember(self, row: dict[str, Any]) -> None:
         self.recorded.add((row["step"], row.get("event", row["kind"])))
@@ -136,43 +124,7 @@ class MetricsLog:
         """Close the log."""
         if self.file:
             self.file.close()
-        if self.wandb:
-            self._wandb(lambda run: run.finish())
-
-
-class _Appender:
-    """Append lines to a file. What does not fit on a full disk stays in memory until it does; sync raises OSError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.handle = path, os.open(path, os.O_WRONLY | os.O_APPEND)
-        self.waiting = b""
-        self.lock = threading.Lock()
-
-    def append(self, line: str) -> None:
-        with self.lock:
-            was_full = bool(self.waiting)
-            self.waiting += line.encode()
-            try:
-                self._write()
-            except OSError as failure:
-                if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                if not was_full:
-                    print(f"warning: {self.path}: {failure.strerror}; its rows are kept in memory", flush=True)
-
-    def sync(self) -> None:
-        with self.lock:
-            self._write()
-            os.fsync(self.handle)
-
-    def close(self) -> None:
-        with self.lock:
-            self._write()
-            os.close(self.handle)
-
-    def _write(self) -> None:
-        while self.waiting:
-            self.waiting = self.waiting[os.write(self.handle, self.waiting) :]
+            call_each(self.trackers, lambda tracker: tracker.finish())
 
 
 def read_rows(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
@@ -202,46 +154,6 @@ def _row(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and type(row.get("step")) is int and "kind" in row else None
-
-
-def start_wandb(run_dir: Path, config: Config | FinetuneConfig) -> Any | None:
-    """Start logging to Weights & Biases; None if it is disabled. A resumed run keeps its id.
-
-    `auto` is online where an API key is known (the environment, or `wandb login`), and disabled elsewhere, unless
-    WANDB_MODE in the environment says otherwise. If it cannot get online it logs offline.
-    """
-    mode = config.log.wandb
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in_to_wandb() else "disabled")
-    if mode == "disabled":
-        return None
-    import wandb
-
-    id_file = run_dir / "wandb_id"
-    if not id_file.exists():
-        atomic_write_text(id_file, secrets.token_hex(4))
-    settings: dict[str, Any] = {"project": config.log.wandb_project, "name": run_dir.name, "id": id_file.read_text()}
-    settings |= {"dir": run_dir, "config": asdict(config), "resume": "allow", "mode": mode}
-    try:
-        wandb.setup(wandb.Settings(x_disable_viewer=True))  # does not ask for the account's name, twice 5 s
-        limits = wandb.Settings(init_timeout=WANDB_SECONDS, finish_timeout=WANDB_SECONDS, finish_timeout_raises=True)
-        return wandb.init(**settings, settings=limits)
-    except Exception as failure:  # wandb raises many kinds when the service cannot be reached
-        reason = first_line(failure)
-        if config.log.wandb != "auto":
-            raise UserError(f"wandb could not start ({reason}): set log.wandb offline or disabled") from None
-        print(f"wandb logs offline ({reason}): `wandb sync {run_dir}/wandb/offline-*` uploads it later", flush=True)
-        wandb.teardown()  # its service still holds the run's id
-        settings["mode"] = "offline"
-        return wandb.init(**settings)
-
-
-def _logged_in_to_wandb() -> bool:
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    with suppress(OSError, netrc.NetrcParseError):
-        file = os.environ.get("NETRC", Path("~/.netrc").expanduser())  # as wandb, also if others may read it
-        return bool(os.environ.get("WANDB_API_KEY") or netrc.netrc(file).authenticators(host))
-    return False
 
 
 def duration(seconds: float) -> str:

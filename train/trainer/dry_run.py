@@ -45,7 +45,8 @@ def temporary_run(config: Config, world: World) -> Iterator[Config]:
             if (own / METRICS).exists():
                 shutil.copy(own / METRICS, path)
         world.sum([0])  # a barrier: every rank reads the checkpoint
-        yield replace(config, run=replace(config.run, dir=str(path)), log=replace(config.log, wandb="disabled"))
+        log = replace(config.log, tensorboard=False, wandb="disabled")
+        yield replace(config, run=replace(config.run, dir=str(path)), log=log)
     except UserError as mistake:
         raise type(mistake)(str(mistake).replace(str(path), str(own))) from None
     finally:

@@ -26,7 +26,7 @@ def evaluator(folder: Path, losses: Sequence[float], patience: int = 2, done: in
         data=LabelledData(micro_batch_size=3),
         train=TrainConfig(max_steps=20),
         eval=ClassifyEval(every=2, patience=patience),
-        log=LogConfig(wandb="disabled"),
+        log=LogConfig(tensorboard=False, wandb="disabled"),
     )
     log = MetricsLog(folder, config, done, 0, MAIN, tokens_read=lambda step: step)
     stop, values = SimpleNamespace(requested=lambda: False), iter(losses)

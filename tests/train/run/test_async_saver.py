@@ -35,9 +35,10 @@ def move(model: GPT, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def start(run: Path, model: GPT, optimizer: torch.optim.Optimizer, **config: int) -> AsyncSaver:
-    log = MetricsLog(run, Config(log=LogConfig(wandb="disabled")), 0, 1, World(0, 1, torch.device("cpu")), int)
-    return AsyncSaver(run, model, optimizer, CheckpointConfig(**config), log)
+def start(run: Path, model: GPT, optimizer: torch.optim.Optimizer, **settings: int) -> AsyncSaver:
+    config = Config(log=LogConfig(tensorboard=False, wandb="disabled"))
+    log = MetricsLog(run, config, 0, 1, World(0, 1, torch.device("cpu")), int)
+    return AsyncSaver(run, model, optimizer, CheckpointConfig(**settings), log)
 
 
 def weights(run: Path, step: int) -> torch.Tensor:

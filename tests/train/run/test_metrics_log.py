@@ -3,28 +3,22 @@
 import json
 import math
 import os
-import socket
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-import wandb
 
 from prepare.common.cli import UserError
+from tests.helpers.event_files import assert_events_equal_metrics
 from tests.helpers.tiny import rows
 from train.config.pretrain import Config, LogConfig, TrainConfig
 from train.parallel.world import World
 from train.run import metrics_log as run_log
 from train.run.metrics_log import MetricsLog, duration, read_rows
 
-CONFIG = Config(train=TrainConfig(max_steps=100), log=LogConfig(wandb="disabled", every=1))
+CONFIG = Config(train=TrainConfig(max_steps=100), log=LogConfig(wandb="disabled", tensorboard=False))
 MAIN = World(0, 1, torch.device("cpu"))
 
 
@@ -94,7 +88,7 @@ def test_after_a_resume_no_step_appears_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["nonsense", "\0" * 4096, '{"step": 3, "kind": "tra', "7"])
 def test_a_line_that_a_power_failure_corrupted_after_the_checkpoints_rows_is_dropped(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    before, after = '{"step": 2, "kind": "train"}\n', f'{line}\n{line}\n{{"step": 3, "kind": "train"}}\n'
+    before, after = '{"step": 2, "kind": "val", "loss": 1.0}\n', f'{line}\n{line}\n{{"step": 3, "kind": "train"}}\n'
     path.write_text(before + after)
     open_log(tmp_path, step=2)
     assert path.read_text() == before
@@ -121,7 +115,8 @@ def test_rows_are_json_even_when_the_loss_is_not_a_number(tmp_path: Path) -> Non
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    log = open_log(tmp_path, world=World(1, 1, torch.device("cpu")))
+    config = replace(CONFIG, log=replace(CONFIG.log, tensorboard=True))
+    log = open_log(tmp_path, config=config, world=World(1, 1, torch.device("cpu")))
     log.train_row(1, loss=1.0, lr=1.0, grad_norm=1.0, seconds=1.0)
     log.event(1, "something")
     log.sync()
@@ -168,16 +163,18 @@ def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path: Path, capsys: pyte
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("a full disk: this root may not mount")
     try:
-        log = open_log(small)
+        log = open_log(small, config=replace(CONFIG, log=replace(CONFIG.log, tensorboard=True)))
         (small / "other").write_bytes(bytes(56_000))
         for step in range(1, 101):
-            log.write(step, "val", loss=1.0, words="x" * 200)
+            log.write(step, "val", loss=1.0, text="x" * 60)
         with pytest.raises(OSError, match="No space left"):
             log.sync()  # no checkpoint without its rows
-        assert capsys.readouterr().out.count("its rows are kept in memory") == 1
+        assert capsys.readouterr().out.count("its rows are kept in memory") == 2  # and TensorBoard's
         (small / "other").unlink()
         log.sync()
-        assert [row["step"] for row in rows(small)] == list(range(1, 101))
+        log.write(101, "val", loss=1.0)
+        assert [row["step"] for row in rows(small)] == list(range(1, 102))
+        assert_events_equal_metrics(small, lambda step: 1000 * step)
     finally:
         log.close()
         subprocess.run(["umount", "--lazy", small], check=True)
@@ -185,100 +182,3 @@ def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path: Path, capsys: pyte
 
 def test_durations() -> None:
     assert [duration(s) for s in (0.4, 59, 61, 3599.6, 12_345)] == ["0s", "59s", "1m01s", "1h00m", "3h25m"]
-
-
-def test_wandb_offline_keeps_one_run_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    offline = replace(CONFIG, log=LogConfig(wandb="offline"))
-    for step in (0, 1):
-        log = open_log(tmp_path, step, offline)
-        log.train_row(step + 1, loss=1.0, lr=1.0, grad_norm=1.0, seconds=1.0)
-        log.close()
-    run_id = (tmp_path / "wandb_id").read_text()
-    folders = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert len(folders) >= 1
-    assert all(run_id in folder.name for folder in folders)  # two within a second: the later one gets a number too
-
-
-@pytest.fixture
-def wandb_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Config]]:
-    """Write the ~/.netrc of a service at this port, and return a configuration that logs there; stop wandb after."""
-
-    def log_in(port: int) -> Config:
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-        (tmp_path / ".netrc").write_text(f"machine 127.0.0.1:{port}\n  login user\n  password {'a' * 40}\n")
-        return replace(CONFIG, log=LogConfig(wandb="auto"))
-
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    wandb.teardown()  # it keeps the address of the service
-    yield log_in
-    with suppress(ConnectionError):  # its process was killed
-        wandb.teardown()
-
-
-def test_wandb_auto_logs_offline_where_the_service_does_not_answer(
-    tmp_path: Path, wandb_login: Callable[[int], Config], capsys: pytest.CaptureFixture
-) -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:  # takes connections, and never answers
-        start = time.monotonic()
-        log = open_log(tmp_path, config=wandb_login(silent.getsockname()[1]))
-        assert time.monotonic() - start < 20
-        log.train_row(1, loss=1.0, lr=1.0, grad_norm=1.0, seconds=1.0)
-        log.close()
-    assert list((tmp_path / "wandb").glob("offline-run-*"))
-    assert f"`wandb sync {tmp_path}/wandb/offline-*` uploads it later" in capsys.readouterr().out
-
-
-class WandbService(BaseHTTPRequestHandler):
-    """The answers that wandb waits for before it logs a run online; none once `silent` is set."""
-
-    silent = threading.Event()
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.silent.is_set():
-            time.sleep(60)
-        answer = {"viewer": {"id": "1", "entity": "me", "username": "me", "teams": {"edges": []}}}
-        if b"mutation UpsertBucket" in body:
-            name = json.loads(body)["variables"]["name"]
-            run = {"id": "1", "name": name, "project": {"name": "p", "entity": {"name": "me"}}}
-            answer = {"upsertBucket": {"bucket": run, "inserted": True}}
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"data": answer}).encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.mark.parametrize("what", ["the network", "the service's process"])
-def test_what_breaks_during_a_wandb_run_costs_nothing(
-    tmp_path: Path, wandb_login: Callable[[int], Config], capsys: pytest.CaptureFixture, what: str
-) -> None:
-    WandbService.silent.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), WandbService) as server:
-        server.block_on_close = False
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        log = open_log(tmp_path, config=wandb_login(server.server_port))
-        [folder] = (tmp_path / "wandb").glob("run-*")
-        log.write(1, "val", loss=1.0)
-        WandbService.silent.set()
-        if what != "the network":
-            subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "wandb-core"], check=True)
-        start = time.monotonic()
-        for step in range(2, 100):
-            log.write(step, "val", loss=1.0)
-        assert time.monotonic() - start < 5
-        log.close()
-        assert time.monotonic() - start < 20
-        server.shutdown()
-    assert len(rows(tmp_path)) == 99
-    assert capsys.readouterr().out.count(f"`wandb sync {folder}` uploads it later") == 1
-
-
-def test_wandb_auto_is_disabled_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    log = open_log(tmp_path, config=replace(CONFIG, log=LogConfig(wandb="auto")))
-    assert log.wandb is None

@@ -20,6 +20,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """Train in this process: the table's rows, all that was printed, and the parts of the time."""
     monkeypatch.setattr("train.run.stop_request.signal.signal", lambda *_: None)
     monkeypatch.setattr("train.trainer.dry_run.MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr("train.run.trackers.TensorBoard.start", lambda *_: pytest.fail("a dry run wrote an event file"))
     data, parts = write_shards(tmp_path / "data"), []
 
     def recorded(dry_run: DryRun) -> dict[str, str]:
@@ -48,7 +49,7 @@ def test_a_dry_run_predicts_the_run_and_leaves_nothing(start, tmp_path: Path) ->
     sweep, law = tmp_path / "sweep.json", fit_power_law([1000, 2000, 4000], [4.0, 3.5, 3.1], 10_240)
     sweep.write_text(json.dumps({"fit": law}))
     before = tree(tmp_path)
-    rows, _, parts = start(run__dry="true", run__price_per_hour=3600, run__fit=sweep)
+    rows, _, parts = start(run__dry="true", log__tensorboard="true", run__price_per_hour=3600, run__fit=sweep)
     assert tree(tmp_path) == before
     assert rows["parameters"] == "28,544, 25,408 in the layers"
     assert rows["disk"] == "0.4 MB a checkpoint"
