@@ -104,7 +104,7 @@ function explain(page, data, layer, head, i, j) {
   const [from, to] = [i, j].map((position) => [tokenLabel(page.tokens[position].text), ` (position ${position + 1})`]);
   const step = (name, ...content) => element("li", {}, element("h4", {}, name), ...content);
   const steps = [
-    step("Score", element("p", {}, 
+    step("Score", element("p", {},
       `What position ${i + 1} asks for, its query, times what position ${j + 1} offers, its key, number by number. ` +
       `The sum is divided by √${width}, the root of their length.${modern}`),
       strips([["query", q], ["key", k]]), strips([["q × k", products]]),
@@ -150,13 +150,14 @@ function longSum(values) {
 let opened = false; // the table, which stays open from cell to cell
 
 function everyProduct(q, k, products) {
-  const cells = (values) => values.map((value) => element("td", {}, typeof value === "string" ? value : show(value)));
-  const table = () => element("table", {}, element("tbody", {},
-    element("tr", {}, ...cells(["", "query", "key", "q × k"])),
-    ...numbers(q.length).map((index) => element("tr", {}, ...cells([`${index + 1}`, q[index], k[index], products[index]])))));
+  const line = (tag, ...texts) => element("tr", {}, ...texts.map((text) => element(tag, {}, text)));
+  const table = () => element("table", {},
+    element("thead", {}, line("th", "", "query", "key", "q × k")),
+    element("tbody", {}, ...numbers(q.length).map((index) =>
+      line("td", `${index + 1}`, ...[q, k, products].map((values) => show(values[index]))))));
   const details = element("details", { open: opened, ontoggle: () => {
     opened = details.open;
-    if (details.children.length === 1) details.append(table());
+    if (opened && details.children.length === 1) details.append(table());
   } }, element("summary", {}, `All ${q.length} products`));
   return details;
 }
