@@ -77,9 +77,9 @@ export function magnitude(t) {
   return `rgb(${mixed.map(Math.round).join(" ")})`;
 }
 
-// The colour of text on magnitude(t).
+// The colour of text on magnitude(t): its contrast is 4.5 or more.
 export function inkOn(t) {
-  return t > 0.5 ? "#000" : "#fff";
+  return t > 0.47 ? "#000" : "#fff";
 }
 
 const CIVIDIS = [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]];

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,6 +148,60 @@ def test_the_keyboard_moves_along_positions_checkpoints_and_tokens(page: Page) -
     button.focus()
     page.keyboard.press("Enter")
     expect(page.locator("#next_token tbody button").nth(4)).to_have_attribute("aria-pressed", "true")
+
+
+def test_attentions_sum_is_shown_for_the_cell_under_the_mouse_or_chosen_by_keys(page: Page, file: Path) -> None:
+    attention = read_data(file)["checkpoints"][-1]["views"]["attention"]
+    scores, weights = unpack(attention["scores"])[1, 1], unpack(attention["weights"])[1, 1]
+    section = page.locator("#attention")
+    section.locator(".overview [aria-selected]").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    expect(section.get_by_role("heading", name="Layer 2, head 2")).to_be_visible()
+
+    def check_sum(query: int, key: int) -> None:
+        expect(section.locator(".sum h3")).to_contain_text(re.compile(rf"\(position {query}\).*\(position {key}\)"))
+        shown = section.locator(".formula").all_inner_texts()
+        numbers = {line.split()[0]: float(line.split()[-1].replace("\u2212", "-").rstrip("%")) for line in shown}
+        row = scores[query - 1, :query]
+        assert numbers["score"] == pytest.approx(float(row[key - 1]), abs=6e-4)
+        assert numbers["denominator"] == pytest.approx(float((row - row.max()).exp().sum()), abs=6e-4)
+        assert numbers["weight"] / 100 == pytest.approx(float(row.softmax(0)[key - 1]), abs=2e-4)
+        assert float(weights[query - 1, key - 1]) == pytest.approx(float(row.softmax(0)[key - 1]), abs=5e-4)
+
+    cell = section.locator(".large tbody tr").nth(5).locator("td")
+    cell.nth(2).click()
+    check_sum(6, 3)
+    expect(page.locator("#bar input[type=radio]").nth(5)).to_be_checked()
+    cell.nth(4).hover()
+    check_sum(6, 5)
+    page.mouse.move(0, 0)
+    check_sum(6, 3)
+    page.keyboard.press("ArrowUp")
+    check_sum(5, 3)
+    page.keyboard.press("End")
+    expect(section.locator(".steps")).to_contain_text("its weight 0")
+
+
+def test_the_lens_ends_in_the_models_output_and_contributions_add_up_to_its_logit(page: Page, file: Path) -> None:
+    """The logit is the next token's view's, which is soft-capped."""
+    next_token = read_data(file)["checkpoints"][-1]["views"]["next_token"]
+    logits = (unpack(next_token["below_top"]) + unpack(next_token["top"])[:, None])[4]
+    section = page.locator("#layers")
+    section.locator(".lens [aria-selected]").focus()
+    while "(position 5)" not in section.locator(".top").inner_text():
+        page.keyboard.press("ArrowUp")
+    shown = float(section.locator(".top td:last-child").first.inner_text().rstrip("%")) / 100
+    assert shown == pytest.approx(float(logits.softmax(0).max()), abs=6e-5)
+    tokens = section.locator(".choices input")
+    tokens.first.check()
+    tokens.first.press("ArrowRight")
+    expect(tokens.nth(1)).to_be_focused()
+    section.get_by_role("button", name="layer 2: attention").press("Enter")
+    expect(section.locator(".nested")).to_have_count(2)  # of layer 1 alone
+    adds = section.locator(".contributions tbody tr:not(.nested) td:nth-child(2)").all_inner_texts()
+    total = sum(float(text.replace("\u2212", "-")) for text in adds)
+    assert 15 * math.tanh(total / 15) == pytest.approx(float(logits.sort(descending=True).values[1]), abs=5e-3)
 
 
 def test_a_part_that_is_chosen_by_mouse_or_keyboard_is_switched_off(page: Page, file: Path) -> None:
