@@ -20,6 +20,7 @@ export function heatmap({ label, corner = "", columns, rows, choose, hover = () 
     if (!at || !step || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     const [i, j] = at.map((index, axis) => Math.min(Math.max(index + step[axis], 0), [rows, columns][axis].length - 1));
+    hover(null); // keys win over a mouse that lies still
     choose(i, j);
     cells[i][j].focus();
   };

@@ -189,7 +189,7 @@ def test_the_lens_ends_in_the_models_output_and_contributions_add_up_to_its_logi
     logits = (unpack(next_token["below_top"]) + unpack(next_token["top"])[:, None])[4]
     section = page.locator("#layers")
     section.locator(".lens tbody tr").nth(5).locator("td").last.click()
-    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")  # wins over the mouse, which lies still
     expect(section.locator(".top")).to_contain_text("(position 5), layer 2 of 2, the output:")
     shown = float(section.locator(".top td:last-child").first.inner_text().rstrip("%")) / 100
     assert shown == pytest.approx(float(logits.softmax(0).max()), abs=6e-5)
