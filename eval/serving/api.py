@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from eval.generation.sampling import encode_prompt
 from eval.serving.answers import Answer
-from eval.serving.batching import TOTALS, Batcher, Refused, Request
+from eval.serving.batching import Batcher, Refused, Request
 from eval.serving.fields import MAX_ROWS_A_REQUEST, ChatFields, CompletionFields, GenerationFields
 from eval.serving.models import Catalog, UnknownModel
 from eval.serving.security import Guard, Json, error_response
@@ -44,11 +44,10 @@ class API:
             Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}/loss.png", self.picture),
-            Route("/v1/models/{name:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
-        handlers = {Refused: refuse, UnknownModel: refuse, HTTPException: refuse, Exception: refuse}
+        handlers = dict.fromkeys((Refused, UnknownModel, HTTPException, ClientDisconnect, Exception), refuse)
         self.guard = Guard(Starlette(routes=routes, exception_handlers=handlers), host, token)
         return self.guard
 
@@ -59,29 +58,20 @@ class API:
 
     def metrics(self, _request: HTTPRequest) -> Response:
         """Counters and gauges in Prometheus's text format."""
-        batcher, lines = self.batcher, []
-        for name, about in TOTALS.items():
-            lines += [f"# HELP gpt2_{name}_total {about}", f"# TYPE gpt2_{name}_total counter"]
-            lines.append(f"gpt2_{name}_total {batcher.totals[name]}")
-        lines += ["# HELP gpt2_responses_total HTTP responses by status", "# TYPE gpt2_responses_total counter"]
+        batcher, memory = self.batcher, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        lines = []
+        for name, value in batcher.totals.items():
+            lines += [f"# TYPE gpt2_{name}_total counter", f"gpt2_{name}_total {value}"]
+        for name, value in (("running", len(batcher.running)), ("waiting", len(batcher.waiting))):
+            lines += [f"# TYPE gpt2_requests_{name} gauge", f"gpt2_requests_{name} {value}"]
+        lines += ["# TYPE gpt2_peak_memory_bytes gauge", f"gpt2_peak_memory_bytes {memory}"]
+        lines += ["# TYPE gpt2_responses_total counter"]
         lines += [f'gpt2_responses_total{{status="{key}"}} {n}' for key, n in sorted(self.guard.responses.items())]
-        gauges = {
-            "requests_running": ("Requests that are generated together now", len(batcher.running)),
-            "requests_waiting": ("Requests that wait for room or for another model", len(batcher.waiting)),
-            "resident_memory_peak_bytes": ("Peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
-        }
-        for name, (about, value) in gauges.items():
-            lines += [f"# HELP gpt2_{name} {about}", f"# TYPE gpt2_{name} gauge", f"gpt2_{name} {value}"]
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
     def models(self, _request: HTTPRequest) -> Response:
         """Every model, the default one first."""
         return Json({"object": "list", "data": self.catalog.describe()})
-
-    def model(self, request: HTTPRequest) -> Response:
-        """One model."""
-        name = self.catalog.find(request.path_params["name"]).name
-        return Json(next(model for model in self.catalog.describe() if model["id"] == name))
 
     def picture(self, request: HTTPRequest) -> Response:
         """The loss curves of a model's run."""
@@ -241,7 +231,10 @@ def refuse(_request: HTTPRequest, failure: Exception) -> Response:
     """The response to a request that ends with an exception."""
     if isinstance(failure, HTTPException):
         return error_response(failure.status_code, f"{failure.detail}: see docs/serve.md", failure.headers)
-    if isinstance(failure, (Refused, UnknownModel)):
-        status = failure.status if isinstance(failure, Refused) else 404
-        return error_response(status, str(failure), {"retry-after": "1"} if status == 429 else None)
+    if isinstance(failure, UnknownModel):
+        return error_response(404, str(failure))
+    if isinstance(failure, Refused):
+        return error_response(failure.status, str(failure), {"retry-after": "1"} if failure.status == 429 else None)
+    if isinstance(failure, ClientDisconnect):
+        return error_response(499, "the client has gone away")  # nginx's status, for the metrics
     return error_response(500, "the server has a bug: its terminal shows where")

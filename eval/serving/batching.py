@@ -22,15 +22,16 @@ from train.weights.load_model import LoadedModel, load_model
 MAX_REQUESTS = 64  # running and waiting
 MAX_ROWS = 32  # generated together
 CACHE_BYTES = 2**31  # at most, of these rows' keys and values: 28 rows of GPT-2 124M, 3 of GPT-2 1558M
-TOTALS = {  # what is counted, for /metrics
-    "requests": "Requests for generation",
-    "prompt_tokens": "Tokens of their prompts",
-    "generated_tokens": "Tokens generated for them",
-    "steps": "Forward passes, each of which generates a token of every running row",
-    "model_loads": "Models put into memory",
-    "first_tokens": "Requests that have got their first token",
-    "first_token_seconds": "Seconds from their arrival to that",
-}
+# what is counted, for /metrics; a step is a forward pass, which generates a token of every running row
+TOTALS = (
+    "requests",
+    "prompt_tokens",
+    "generated_tokens",
+    "steps",
+    "model_loads",
+    "first_tokens",
+    "first_token_seconds",
+)
 
 
 class Refused(Exception):
@@ -147,7 +148,7 @@ class Batcher(threading.Thread):
         self.changed = threading.Condition()
         self.closed = False
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.totals = dict.fromkeys(TOTALS, 0.0)
+        self.totals: dict[str, float] = dict.fromkeys(TOTALS, 0)
 
     # --- called by the event loop -------------------------------------------------------------------------------------
 

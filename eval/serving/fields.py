@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_TOKENS, MAX_ROWS_A_REQUEST, MAX_ALTERNATIVES = 4096, 16, 20
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
+NoPenalty = Annotated[float | None, Field(ge=0, le=0)]
 Tokens = Annotated[list[int], Field(min_length=1)]
 
 
@@ -36,8 +37,8 @@ class GenerationFields(Fields):
     repetition_penalty: float | None = Field(1.0, ge=0.01, le=100)
     return_token_ids: bool | None = False
     user: str | None = None
-    frequency_penalty: Literal[0] | None = None  # from here on: only values without an effect, which clients send
-    presence_penalty: Literal[0] | None = None
+    frequency_penalty: NoPenalty = None  # from here on: only values without an effect, which clients send
+    presence_penalty: NoPenalty = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
 
@@ -45,7 +46,7 @@ class CompletionFields(GenerationFields):
     prompt: str | Tokens | Annotated[list[str] | list[Tokens], Field(min_length=1)] = ""
     max_tokens: int | None = Field(16, ge=1, le=MAX_TOKENS)
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
-    best_of: Literal[1] | None = None
+    best_of: int | None = Field(None, ge=1, le=1)
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
 

@@ -7,6 +7,7 @@ import json
 import socket
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -72,7 +73,8 @@ class Guard:
                 await send(message)
 
         refusal = self._refusal(scope["path"], Headers(scope=scope))
-        await (refusal or self.app)(scope, receive, send_on)
+        with suppress(TimeoutError):  # uvicorn closes the connection
+            await (refusal or self.app)(scope, receive, send_on)
 
     def _refusal(self, path: str, headers: Headers) -> Json | None:
         """The response to a request that may not pass; None for one that may."""

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from eval import generate, serve
-from prepare.tokens.tokenizer import GPT2Tokenizer
 from tests.helpers.commands import mistake, one_line_error, run_command, start_command
-from tests.helpers.serving import make_runs
+from tests.helpers.serving import TOKENIZER, make_runs
 from train.weights.load_model import load_model
 
 
@@ -55,7 +54,7 @@ def test_the_list_of_models(client):
         "labels",
         "labels@7",
     }
-    assert client.models.retrieve("gpt2@2").step == 2
+    assert models["gpt2@2"].step == 2
     assert (models["chat"].kind, models["labels"].labels) == ("instructions", ["ham", "spam"])
     assert (models["gpt2"].state, models["gpt2"].step) == ("stopped", 4)
 
@@ -69,7 +68,7 @@ def test_the_same_seed_gives_the_text_of_generate(client, runs, capsys, model):
     answer = client.completions.create(model=model, prompt="Hello", **settings)
     parts = [f"--- sample {n} of 2 ---\nHello{choice.text}\n" for n, choice in enumerate(answer.choices, 1)]
     assert capsys.readouterr().out == "".join(parts)
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (1, 100)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(TOKENIZER.encode("Hello")), 100)
     assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
 
 
@@ -96,7 +95,7 @@ def test_log_probabilities_are_the_models_own(client, runs):
     """Of each token and its alternatives, whatever the temperature, computed here by one pass over the text."""
     settings = {"model": "gpt2", "prompt": "Hi there", "temperature": 3.0, "max_tokens": 20, "seed": 4}
     choice = client.completions.create(**settings, logprobs=3, extra_body={"return_token_ids": True}).choices[0]
-    model, tokenizer = load_model(str(runs / "gpt2")).model, GPT2Tokenizer()
+    model = load_model(str(runs / "gpt2")).model
     tokens = choice.prompt_token_ids + choice.token_ids
     with torch.no_grad():
         expected = model(torch.tensor([tokens]))[0].log_softmax(-1)[len(choice.prompt_token_ids) - 1 : -1]
@@ -107,7 +106,7 @@ def test_log_probabilities_are_the_models_own(client, runs):
         torch.testing.assert_close(torch.tensor(best), expected[place].topk(3).values)
         assert token in top
         if not token.startswith("bytes:"):
-            assert token == tokenizer.decode([choice.token_ids[place]])
+            assert token == TOKENIZER.decode([choice.token_ids[place]])
             assert choice.text[choice.logprobs.text_offset[place] :].startswith(token.replace("\ufffd", ""))
 
 
@@ -154,6 +153,7 @@ def test_a_client_that_goes_away_stops_its_generation_and_a_slow_one_holds_nobod
         while metric(address, "gpt2_requests_running ") and time.monotonic() < deadline:
             time.sleep(0.05)
         assert metric(address, "gpt2_requests_running ") == 0
+    assert b'status="500"' not in urllib.request.urlopen(f"{address}/metrics").read()
 
 
 def test_sigterm_ends_it_within_seconds_and_open_streams_are_closed(runs):

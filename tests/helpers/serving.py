@@ -13,16 +13,18 @@ from eval.serving.api import API
 from eval.serving.batching import Batcher
 from eval.serving.models import Catalog
 from prepare.finetuning.instructions import Template
-from prepare.tokens.tokenizer import GPT2Tokenizer
 from tests.helpers.tiny import random_model, save_checkpoint
+from tests.helpers.vocabulary import small_tokenizer
 from train.config.pretrain import ModelConfig
 from train.model.build import build_classifier
+
+TOKENIZER = small_tokenizer()
 
 
 def make_runs(folder: Path) -> Path:
     """Runs of tiny random models: gpt2 (two checkpoints), modern, and an instruction follower and a classifier."""
-    shape = {"vocab_size": 50257, "block_size": 32}
-    known: dict[str, Any] = {"tokenizer": GPT2Tokenizer().describe()}
+    shape = {"vocab_size": TOKENIZER.vocab_size, "block_size": 32}
+    known: dict[str, Any] = {"tokenizer": TOKENIZER.describe()}
     for step in (2, 4):
         save_checkpoint(folder / "gpt2", step, random_model(**shape), **known)
     save_checkpoint(folder / "modern", 5, random_model(architecture="modern", **shape), **known)
