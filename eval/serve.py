@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     listener = listen(args.host, args.port, args.token)
     with listener, prepared_world(args.device) as world:
         catalog = Catalog(args.runs, args.model)
-        batcher = Batcher(catalog, world.device)
+        batcher = Batcher(world.device)
         if args.model:
             batcher.open(catalog.find(args.model))
         batcher.start()

@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from eval.serving.batching import Opened, Piece, Refused, Request
+from eval.serving.batching import Opened, Piece, Request
 from eval.serving.fields import ChatFields, GenerationFields
-from eval.serving.models import ModelFiles
+from eval.serving.models import ModelFiles, Refused
 from eval.serving.security import describe_error
 from prepare.tokens.tokenizer import Tokenizer
 
@@ -96,7 +96,7 @@ class Answer:
         else:
             choice["text"] = text
         if self.with_logprobs:
-            tokens = [self.token(piece.token, piece.logprob) for piece in shown]
+            tokens = [self.token(piece.token, piece.logprob) for piece in shown]  # ty: ignore[invalid-argument-type]
             tops = [[self.token(*each) for each in piece.alternatives] for piece in shown]
             if self.chat:
                 content = [token | {"top_logprobs": top} for token, top in zip(tokens, tops, strict=True)]

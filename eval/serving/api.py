@@ -4,6 +4,7 @@ import asyncio
 import resource
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -18,15 +19,16 @@ from starlette.types import Receive, Scope, Send
 
 from eval.generation.sampling import encode_prompt
 from eval.serving.answers import Answer
-from eval.serving.batching import Batcher, Refused, Request
+from eval.serving.batching import Batcher, Request
 from eval.serving.fields import MAX_ROWS_A_REQUEST, ChatFields, CompletionFields, GenerationFields
-from eval.serving.models import Catalog, UnknownModel
+from eval.serving.models import Catalog, Refused
 from eval.serving.security import Guard, Json, error_response
 from prepare.common.cli import UserError
 from train.weights.load_model import LoadedModel
 
 BODY_BYTES = 2**20
 PROMPT_TOKENS = 2**15
+GENERATED_TOKENS = 2**13  # of all choices together: what waits for a slow reader is bounded
 CHAT_TOKENS = 512  # at most, of an answer whose max_tokens is not given
 Checked = TypeVar("Checked", bound=GenerationFields)
 
@@ -47,7 +49,7 @@ class API:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
-        handlers = dict.fromkeys((Refused, UnknownModel, HTTPException, ClientDisconnect, Exception), refuse)
+        handlers = dict.fromkeys((Refused, HTTPException, ClientDisconnect, Exception), refuse)
         self.guard = Guard(Starlette(routes=routes, exception_handlers=handlers), host, token)
         return self.guard
 
@@ -80,13 +82,7 @@ class API:
     async def completions(self, request: HTTPRequest) -> Response:
         """Continue one or several prompts."""
         fields = await read_fields(request, CompletionFields)
-        prompt = fields.prompt
-        prompts = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-
-        def encoder(prompt: str | list[int]) -> Callable[[LoadedModel], list[int]]:
-            return lambda loaded: encode_text(prompt, loaded)
-
-        encoders = [encoder(each) for each in prompts]
+        encoders = [partial(encode_text, prompt) for prompt in fields.prompts]
         return await self._answer(request, fields, encoders, fields.max_tokens or 16, fields.logprobs)
 
     async def chat(self, request: HTTPRequest) -> Response:
@@ -96,7 +92,7 @@ class API:
         if fields.top_logprobs and alternatives is None:
             raise Refused(400, "top_logprobs is for logprobs true: set that too")
         limit = fields.max_completion_tokens or fields.max_tokens or CHAT_TOKENS
-        return await self._answer(request, fields, [lambda loaded: encode_chat(fields, loaded)], limit, alternatives)
+        return await self._answer(request, fields, [partial(encode_chat, fields)], limit, alternatives)
 
     async def _answer(
         self,
@@ -108,8 +104,13 @@ class API:
     ) -> Response:
         """Generate, and stream what is generated or send it when it is complete."""
         n = fields.n or 1
-        if n * len(encoders) > MAX_ROWS_A_REQUEST:
-            raise Refused(400, f"{len(encoders)} prompts with n {n}: at most {MAX_ROWS_A_REQUEST} choices a request")
+        rows = n * len(encoders)
+        if rows > MAX_ROWS_A_REQUEST or rows * max_tokens > GENERATED_TOKENS:
+            raise Refused(
+                400,
+                f"{len(encoders)} prompts with n {n} and max_tokens {max_tokens}: give at most {MAX_ROWS_A_REQUEST} "
+                f"choices and {GENERATED_TOKENS:,} tokens a request",
+            )
         files = await run_in_threadpool(self.catalog.find, fields.model)
         temperature = 1.0 if fields.temperature is None else fields.temperature
         settings = {
@@ -231,8 +232,6 @@ def refuse(_request: HTTPRequest, failure: Exception) -> Response:
     """The response to a request that ends with an exception."""
     if isinstance(failure, HTTPException):
         return error_response(failure.status_code, f"{failure.detail}: see docs/serve.md", failure.headers)
-    if isinstance(failure, UnknownModel):
-        return error_response(404, str(failure))
     if isinstance(failure, Refused):
         return error_response(failure.status, str(failure), {"retry-after": "1"} if failure.status == 429 else None)
     if isinstance(failure, ClientDisconnect):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eval.generation.sampling import Generation, TextStream, next_logits
-from eval.serving.models import Catalog, ModelFiles, UnknownModel
+from eval.serving.models import ModelFiles, Refused
 from prepare.common.cli import UserError, first_line
 from prepare.tokens.tokenizer import Tokenizer
 from train.parallel.device import is_out_of_memory
@@ -23,23 +23,7 @@ MAX_REQUESTS = 64  # running and waiting
 MAX_ROWS = 32  # generated together
 CACHE_BYTES = 2**31  # at most, of these rows' keys and values: 28 rows of GPT-2 124M, 3 of GPT-2 1558M
 # what is counted, for /metrics; a step is a forward pass, which generates a token of every running row
-TOTALS = (
-    "requests",
-    "prompt_tokens",
-    "generated_tokens",
-    "steps",
-    "model_loads",
-    "first_tokens",
-    "first_token_seconds",
-)
-
-
-class Refused(Exception):
-    """A request that is answered by an HTTP status and a message."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+TOTALS = ("prompt_tokens", "generated_tokens", "steps", "model_loads", "first_tokens", "first_token_seconds")
 
 
 @dataclass
@@ -138,9 +122,9 @@ class Batcher(threading.Thread):
     """The thread that computes. Requests join the running batch as soon as there is room, in the order in which they
     came. One for another model waits until the batch has ended; then that model takes the place of this one."""
 
-    def __init__(self, catalog: Catalog, device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__(daemon=True)  # a process that is told to end does not wait for a model that is being opened
-        self.catalog, self.device = catalog, device
+        self.device = device
         self.files: ModelFiles | None = None  # of the model in memory
         self.loaded: LoadedModel | None = None
         self.waiting: list[Request] = []
@@ -161,7 +145,6 @@ class Batcher(threading.Thread):
             if len(self.waiting) + len(self.running) + len(requests) > MAX_REQUESTS:
                 raise Refused(429, f"{MAX_REQUESTS} requests are running or waiting: try again in a second")
             self.waiting += requests
-            self.totals["requests"] += len(requests)
             self.changed.notify()
 
     def cancel(self, requests: Sequence[Request]) -> None:
@@ -204,19 +187,17 @@ class Batcher(threading.Thread):
             except Exception as failure:
                 self._end([request for request in self.waiting if request.files == files], failure)
                 return
-        while self.waiting and self.waiting[0].files == self.files and self._has_room(self.waiting[0].rows):
+        while self.waiting and self.waiting[0].files == self.files:
+            rows = sum(request.rows for request in self.running)
+            if rows and rows + self.waiting[0].rows > self.max_rows:
+                return
             with self.changed:
                 request = self.waiting.pop(0)
                 self.running.append(request)
             try:
-                self._deliver([(request, request.begin(self.loaded))])
+                self._deliver([(request, request.begin(self.loaded))])  # ty: ignore[invalid-argument-type]
             except Exception as failure:
                 self._end([request], failure)
-
-    def _has_room(self, rows: int) -> bool:
-        """Whether so many rows may join. The first request may always."""
-        used = sum(request.rows for request in self.running)
-        return not used or used + rows <= self.max_rows
 
     def open(self, files: ModelFiles) -> None:
         """Put a model into memory in the place of the one that is there. UserError if it cannot be opened."""
@@ -266,7 +247,7 @@ class Batcher(threading.Thread):
     def _end(self, requests: Sequence[Request], failure: Exception) -> None:
         """Tell the clients of these requests why they get no more, and forget the requests."""
         if not isinstance(failure, Refused):
-            status = 404 if isinstance(failure, UnknownModel) else 409 if isinstance(failure, UserError) else 500
+            status = 409 if isinstance(failure, UserError) else 500
             if status == 500 and not is_out_of_memory(failure):
                 traceback.print_exception(failure)
             failure = Refused(status, first_line(failure))

@@ -50,6 +50,11 @@ class CompletionFields(GenerationFields):
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
 
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if one else self.prompt  # ty: ignore[invalid-explicit-return]
+
 
 class TextPart(Fields):
     type: Literal["text"]

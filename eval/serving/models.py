@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,20 @@ from train.run.run_dir import DONE
 PICTURE = "loss.png"
 
 
-class UnknownModel(UserError):
-    """No model has this name: it never had, or its files were deleted."""
+class Refused(Exception):
+    """A request that is answered by an HTTP status and a message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model, and the files that it is loaded from. Files that were replaced make it another one."""
+    """A model, and the files that it is loaded from. Files that were replaced make it another one; another name for the
+    same files does not."""
 
-    name: str
+    name: str = field(compare=False)
     spec: str  # what load_model opens
     fingerprint: str
 
@@ -39,7 +44,7 @@ class Catalog:
         self.runs, self.named = runs, named
 
     def find(self, name: str | None) -> ModelFiles:
-        """The model of this name; None: the default. UnknownModel if there is none."""
+        """The model of this name; None: the default. Refused if there is none."""
         models = list(self._models())
         try:
             if name is None:
@@ -48,20 +53,21 @@ class Catalog:
             spec = next(spec for key, spec, _ in models if key == name)
             return ModelFiles(name, spec, fingerprint(Path(spec)))
         except (StopIteration, ValueError, OSError):
-            raise UnknownModel(
+            raise Refused(
+                404,
                 f"there is no model {name!a} among the {len(models)} that GET /v1/models lists: a run or a checkpoint "
-                "may have been deleted or renamed"
+                "may have been deleted or renamed",
             ) from None
 
     def picture(self, name: str) -> Path:
-        """The loss curves of a model's run. UnknownModel if there are none."""
+        """The loss curves of a model's run. Refused if there are none."""
         found = next((run / PICTURE for key, _, run in self._models() if key == name and run), None)
         if not found or not found.is_file():
-            raise UnknownModel(f"the model {name!a} has no {PICTURE}: it is drawn when a run ends")
+            raise Refused(404, f"the model {name!a} has no {PICTURE}: it is drawn when a run ends")
         return found
 
     def describe(self) -> list[dict[str, Any]]:
-        """Every model as OpenAI's list has it, with what its files say of it: that of --model, then the latest first."""
+        """Every model as OpenAI has it, with what its files say of it: that of --model, then the latest first."""
         models = []
         for name, spec, run in self._models():
             try:
@@ -128,10 +134,10 @@ def read_about(meta: Path, _modified: float) -> dict[str, Any]:
 
 
 @lru_cache(64)  # a run that is being trained adds an entry for each change
-def read_losses(metrics: Path, _modified: float) -> dict[tuple[int, str], float]:
+def read_losses(metrics: Path, _modified: float) -> dict[tuple[int, str], float | None]:
     """The training and validation losses in a run's metrics, by step and kind; {} if they are missing or corrupt."""
     try:
         rows = read_rows(metrics)
     except (OSError, UserError):
         return {}
-    return {(row["step"], row["kind"]): row["loss"] for row in rows if row["kind"] in ("train", "val")}
+    return {(row["step"], row["kind"]): row.get("loss") for row in rows if row["kind"] in ("train", "val")}

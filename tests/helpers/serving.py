@@ -40,7 +40,7 @@ def make_runs(folder: Path) -> Path:
 async def app_client(runs: Path, token: str | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, Batcher]]:
     """An HTTP client of an app in this process, and the app's batcher."""
     catalog = Catalog(runs)
-    batcher = Batcher(catalog, torch.device("cpu"))
+    batcher = Batcher(torch.device("cpu"))
     batcher.start()
     transport = httpx.ASGITransport(API(catalog, batcher).app("127.0.0.1", token), raise_app_exceptions=False)
     try:

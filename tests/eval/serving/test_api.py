@@ -60,7 +60,7 @@ def test_requests_together_get_what_each_gets_alone(runs, model):
 
 
 def test_models_take_turns_in_memory_and_one_is_loaded_for_all_that_wait_for_it(runs):
-    names = ["gpt2", "modern", "gpt2", "gpt2@2", "modern", "gpt2"]
+    names = ["gpt2", "modern", "gpt2", "gpt2@2", "modern", "gpt2@4"]  # gpt2@4 is gpt2
     responses, batcher = ask(runs, *({"model": name, "max_tokens": 4, "seed": 1} for name in names))
     assert [response.json()["model"] for response in responses] == names
     assert len({text(response)[0] for response in responses}) == 2  # the two checkpoints of gpt2 are equal
@@ -97,6 +97,7 @@ def test_several_prompts_as_text_and_as_tokens(runs):
         ({"top_p": 0}, "top_p"),
         ({"n": 17}, "n: "),
         ({"n": 5, "prompt": ["a"] * 4}, "4 prompts with n 5"),
+        ({"n": 3, "max_tokens": 4096}, "max_tokens 4096"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 10**6}, "max_tokens"),
         ({"stop": ""}, "stop"),
