@@ -84,7 +84,7 @@ class Generation:
 def next_logits(model: Transformer, generations: Sequence[Generation]) -> list[Tensor]:
     """The float32 logits of each generation's next tokens, (B, V) on the CPU, from a model in evaluation mode.
 
-    Rows with one new token go through the layers as one batch; a prompt, or a window that has jumped, goes alone.
+    Rows with one new token are one batch in the layers; a prompt, or a window that has jumped, is computed alone.
     Logits differ in their last bits by the number of rows in the batch.
     """
     inputs = [generation.inputs() for generation in generations]

@@ -59,14 +59,14 @@ class Answer:
     async def stream(self) -> AsyncIterator[str]:
         """A server-sent event for each piece, and for the usage if the client wants it. An error before the first
         piece is raised; a later one is an event."""
-        begun: set[int] = set()
+        started: set[int] = set()
         try:
             async for piece in self.pieces():
-                choice = self.choice([piece], "delta", first=piece.row not in begun)
-                begun.add(piece.row)
+                choice = self.choice([piece], "delta", first=piece.row not in started)
+                started.add(piece.row)
                 yield self.event({**self.head, "choices": [choice]})
         except Refused as refusal:
-            if not begun:
+            if not started:
                 raise
             yield self.event({"error": describe_error(refusal.status, str(refusal))})
             return

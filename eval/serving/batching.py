@@ -28,7 +28,7 @@ TOTALS = ("prompt_tokens", "generated_tokens", "steps", "model_loads", "first_to
 
 @dataclass
 class Opened:
-    """A request has begun: its model's tokenizer, and the tokens of its prompt."""
+    """The first event of a request: its model's tokenizer, and the tokens of its prompt."""
 
     tokenizer: Tokenizer
     prompt: list[int]
@@ -75,10 +75,10 @@ class Request:
     events: asyncio.Queue[Event]
     first_row: int = 0
     cancelled: bool = False
-    began: bool = False  # a token has been generated
+    has_token: bool = False  # a token has been generated
     arrived: float = field(default_factory=time.monotonic)
 
-    def begin(self, loaded: LoadedModel) -> list[Event]:
+    def start(self, loaded: LoadedModel) -> list[Event]:
         """Encode the prompt and make the generation. UserError if the prompt cannot be encoded."""
         tokenizer = loaded.tokenizer
         prompt = self.encode(loaded)
@@ -98,9 +98,9 @@ class Request:
     def append(self, logits: Tensor, tokenizer: Tokenizer) -> list[Event]:
         """Choose each row's next token from its logits (rows, V). UserError if the model has diverged."""
         new = self.generation.append_choice(logits).tolist()
-        going = [row for row, stream in enumerate(self.streams) if not stream.ended]
+        active = [row for row, stream in enumerate(self.streams) if not stream.ended]
         pieces: dict[int, Piece] = {}
-        for row in going:
+        for row in active:
             stream, offset = self.streams[row], self.lengths[row] + len(self.streams[row].held)
             text, finish = stream.add(new[row]), "stop" if stream.ended else None
             if finish is None and self.generation.left == 0:
@@ -108,10 +108,10 @@ class Request:
             self.lengths[row] += len(text)
             token = None if new[row] == tokenizer.eot else new[row]
             pieces[row] = Piece(self.first_row + row, token, text, offset, finish=finish)
-        if self.alternatives is not None and going:
-            logprobs = logits[going].log_softmax(-1)  # (rows that go on, V)
+        if self.alternatives is not None and active:
+            logprobs = logits[active].log_softmax(-1)  # (active rows, V)
             top = logprobs.topk(min(self.alternatives, logits.size(-1)))
-            for row, logprob, values, ids in zip(going, logprobs, *map(Tensor.tolist, top), strict=True):
+            for row, logprob, values, ids in zip(active, logprobs, *map(Tensor.tolist, top), strict=True):
                 pieces[row].logprob = logprob[new[row]].item()
                 pieces[row].alternatives = list(zip(ids, values, strict=True))
         finished = self.generation.finished or all(stream.ended for stream in self.streams)
@@ -172,7 +172,7 @@ class Batcher(threading.Thread):
         self._end([*self.running, *self.waiting], Refused(503, "the server is shutting down"))
 
     def _admit(self) -> None:
-        """Drop what is cancelled, and begin the waiting requests that may join the batch."""
+        """Drop what is cancelled, and start the waiting requests that may join the batch."""
         with self.changed:
             self.waiting = [request for request in self.waiting if not request.cancelled]
             self.running = [request for request in self.running if not request.cancelled]
@@ -180,7 +180,7 @@ class Batcher(threading.Thread):
             if files != self.files:
                 if self.running:
                     return
-                self.waiting.sort(key=lambda request: request.files != files)  # those for the same model go together
+                self.waiting.sort(key=lambda request: request.files != files)  # those for the same model join together
         if files and files != self.files:
             try:
                 self.open(files)
@@ -195,7 +195,7 @@ class Batcher(threading.Thread):
                 request = self.waiting.pop(0)
                 self.running.append(request)
             try:
-                self._deliver([(request, request.begin(self.loaded))])  # ty: ignore[invalid-argument-type]
+                self._deliver([(request, request.start(self.loaded))])  # ty: ignore[invalid-argument-type]
             except Exception as failure:
                 self._end([request], failure)
 
@@ -233,8 +233,8 @@ class Batcher(threading.Thread):
             pieces = [event for event in some if isinstance(event, Piece)]
             self.totals["prompt_tokens"] += sum(len(event.prompt) for event in some if isinstance(event, Opened))
             self.totals["generated_tokens"] += sum(piece.token is not None for piece in pieces)
-            if pieces and not request.began:
-                request.began = True
+            if pieces and not request.has_token:
+                request.has_token = True
                 self.totals["first_tokens"] += 1
                 self.totals["first_token_seconds"] += time.monotonic() - request.arrived
         finished = [request for request, some in events if None in some]
