@@ -128,6 +128,14 @@ def test_a_conversation(client, runs, capsys):
     assert client.chat.completions.create(model="chat", messages=turns, max_tokens=3).usage.prompt_tokens > 20
 
 
+def test_what_is_not_http_is_refused(address):
+    host, port = address.removeprefix("http://").split(":")
+    for junk in (b"\x00\xff\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(junk)
+            assert connection.recv(12) in (b"HTTP/1.1 400", b"HTTP/1.1 403")
+
+
 def test_mistakes_are_the_clients_exceptions(client):
     for error, settings in {
         openai.NotFoundError: {"model": "nothing"},
