@@ -62,7 +62,7 @@ const SYMBOLS = { " ": "␣", "\n": "↵", "\t": "⇥" };
 
 export function percent(p) {
   if (p === 0 || p >= 0.00005) return `${(100 * p).toFixed(2)}%`;
-  return `${(100 * p).toExponential(0)}%`;
+  return `${Number((100 * p).toPrecision(1))}%`;
 }
 
 export function count(n) {

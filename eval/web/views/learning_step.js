@@ -10,7 +10,8 @@ const TITLES = { gradient: "The gradient's norm", change: "The change: its norm,
 export function render(section, page) {
   const facts = element("dl"), note = element("p", { class: "summary" });
   const tables = ["gradient", "change"].map((quantity) => ({ quantity, table: element("table", { class: "matrices" }) }));
-  section.append(facts, note, ...tables.map(({ table }) => element("div", { class: "scroll" }, table)));
+  section.append(facts, note, ...tables.map(({ quantity, table }) =>
+    element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": TITLES[quantity] }, table)));
 
   page.watch("learning_step", [], (data) => {
     const { step } = page.checkpoints.find(({ views }) => views.learning_step === data);
@@ -25,7 +26,7 @@ export function render(section, page) {
       (data.tokens < data.batch_tokens ? `It takes ${count(data.tokens)} of the batch's ${count(data.batch_tokens)} tokens. `
         : `The batch has ${count(data.tokens)} tokens. `) +
       (clipped ? `Clipping scales all gradients down to a norm of ${data.grad_clip}.`
-        : data.grad_clip ? `Below ${data.grad_clip}, so nothing is clipped.` : "");
+        : data.grad_clip ? `The gradient's norm is at most ${data.grad_clip}: nothing is clipped.` : "");
     const inLayers = KINDS.filter(([kind]) => data.matrices.some(({ layer, name }) => layer !== null && name === kind));
     const outside = data.matrices.filter(({ layer }) => layer === null);
     for (const { quantity, table } of tables) {
