@@ -14,16 +14,20 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-// A labelled slider with its value after it; `show` turns the value into text.
+// A labelled slider with its value after it; `show` turns the value into text. Returns the label, with `select(value)`.
 export function slider(label, { min, max, step = 1, value, show = String }, onInput) {
-  const output = element("output", {}, show(value));
-  const input = element("input", { type: "range", min, max, step, value, "aria-valuetext": show(value) });
-  input.addEventListener("input", () => {
-    output.textContent = show(input.valueAsNumber);
+  const output = element("output"), input = element("input", { type: "range", min, max, step });
+  const select = (value) => {
+    input.value = value;
+    output.textContent = show(value);
     input.setAttribute("aria-valuetext", output.textContent);
+  };
+  input.addEventListener("input", () => {
+    select(input.valueAsNumber);
     onInput(input.valueAsNumber);
   });
-  return element("label", { class: "slider" }, element("span", {}, label), input, output);
+  select(value);
+  return Object.assign(element("label", { class: "slider" }, element("span", {}, label), input, output), { select });
 }
 
 let groups = 0;

@@ -68,6 +68,8 @@ function bar() {
     const { step, trained_tokens } = page.checkpoints[index];
     return `step ${count(step)}` + (trained_tokens === null ? "" : `, ${count(trained_tokens)} tokens`);
   };
-  return [tokens, slider("Checkpoint", { min: 0, max: page.checkpoints.length - 1, value: state.checkpoint, show },
-    (checkpoint) => state.set({ checkpoint }))];
+  const checkpoints = slider("Checkpoint", { min: 0, max: page.checkpoints.length - 1, value: state.checkpoint, show },
+    (checkpoint) => state.set({ checkpoint }));
+  state.subscribe(["checkpoint"], () => checkpoints.select(state.checkpoint));
+  return [tokens, checkpoints];
 }

@@ -252,6 +252,14 @@ def test_the_losses_of_the_passage_and_of_a_step_of_learning_are_pythons(page: P
     expect(section).to_contain_text("Step 9 of the run")
 
 
+def test_a_checkpoint_is_chosen_by_its_sample_too(page: Page, file: Path) -> None:
+    samples = [checkpoint["views"]["over_time"]["sample"] for checkpoint in read_data(file)["checkpoints"]]
+    assert page.locator("#over_time li p").all_text_contents() == [sample.strip() for sample in samples]
+    page.get_by_role("button", name="step 4", exact=True).click()
+    expect(page.locator("#bar output")).to_have_text("step 4, 2,048 tokens")
+    assert page.locator("#bar .slider input").input_value() == "0"
+
+
 def test_a_hostile_prompt_is_shown_and_never_executed(browser: Browser, tmp_path: Path) -> None:
     """Of a GPT-2 this time, with one checkpoint."""
     run = make_run(tmp_path / "run", small_tokenizer().describe(), vocab_size=300, block_size=64)
@@ -271,6 +279,9 @@ def test_a_hugging_face_model(browser: Browser, tmp_path: Path) -> None:
     explain.main([f"--model={tmp_path}/gpt2", "--prompt=The answer is", f"--output={file}", "--device=cpu"])
     with open_page(browser, file) as page:
         expect(page.locator("#bar .token")).to_have_text(["The", "␣answer", "␣is"])
+        for view in ("token_loss", "learning_step"):  # it is no run: it has no held-out text and no optimizer state
+            expect(page.locator(f"#{view} .unavailable")).not_to_be_empty()
+            expect(page.locator(f"#{view} .body")).to_be_hidden()
         for view, reason in {"token_loss": "--data", "learning_step": "a checkpoint of a run"}.items():
             expect(page.locator(f"#{view} .unavailable")).to_contain_text(reason)
 

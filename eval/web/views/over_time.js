@@ -3,7 +3,7 @@
 import { unpack } from "../arrays.js";
 import { count, element } from "../charts.js";
 
-const HEIGHT = 260, LEFT = 44, RIGHT = 12, TOP = 12, BOTTOM = 40;
+const HEIGHT = 260, LEFT = 44, RIGHT = 12, TOP = 12, BOTTOM = 22;
 
 export function render(section, page, state) {
   const { train, val } = page.checkpoints.at(-1).views.over_time;
@@ -38,9 +38,7 @@ function lossChart(curves, width, page, state) {
     element("text", { x: LEFT - 8, y: y(loss) + 4, "text-anchor": "end" }, `${loss}`)]);
   const ticks = [];
   for (let step = 1; step <= last; step *= 10) if (step >= first) ticks.push(step);
-  const labels = [...ticks.map((step) => element("text", { x: x(step), y: HEIGHT - 22, "text-anchor": "middle" }, count(step))),
-    element("text", { x: width - RIGHT, y: HEIGHT - 4, "text-anchor": "end" }, "step, logarithmic"),
-    element("text", { x: LEFT, y: HEIGHT - 4 }, "loss in nats: ― training  ● held-out")];
+  const labels = ticks.map((step) => element("text", { x: x(step), y: HEIGHT - 4, "text-anchor": "middle" }, count(step)));
   const drawn = curves.map(([name, curve, kind]) => (kind === "line"
     ? element("polyline", { class: "curve", points: curve.map(([step, loss]) => `${x(step)},${y(loss)}`).join(" ") })
     : element("g", { class: "dots" }, ...curve.map(([step, loss]) =>
@@ -53,7 +51,9 @@ function lossChart(curves, width, page, state) {
     marks.forEach((mark, index) => mark.classList.toggle("chosen", index === state.checkpoint));
   });
   const [name, curve] = curves[0], [, start] = curve[0], [step, end] = curve.at(-1);
-  return element("svg", { class: "loss", viewBox: `0 0 ${width} ${HEIGHT}`, role: "img",
-    "aria-label": `The ${name} loss goes from ${start.toFixed(2)} to ${end.toFixed(2)} nats at step ${count(step)}` },
-  ...grid, ...labels, ...marks, ...drawn);
+  return element("figure", {},
+    element("svg", { class: "loss", viewBox: `0 0 ${width} ${HEIGHT}`, role: "img",
+      "aria-label": `The ${name} loss goes from ${start.toFixed(2)} to ${end.toFixed(2)} nats at step ${count(step)}` },
+    ...grid, ...labels, ...marks, ...drawn),
+    element("figcaption", {}, "Loss in nats by step, on a logarithmic axis. Line: training batches. Dots: held-out text. Dashes: checkpoints."));
 }
