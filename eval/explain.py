@@ -33,7 +33,7 @@ MAX_CHECKPOINTS = 8
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
-        "Write one HTML page that shows how a model reads a prompt, layer by layer, and how it learnt to.",
+        "Write one HTML page that shows how a model reads a prompt, layer by layer, and how it learned to.",
         'python eval/explain.py --model runs/quickstart --prompt "ROMEO:" --output explain.html',
     )
     add_model_options(parser)
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         html = render_page(data)
     atomic_write_text(args.output, html)
     print(
-        f"{args.output}: {loaded.name}, {len(ids)} tokens, {len(data['checkpoints'])} checkpoints, "
+        f"{args.output}: {loaded.name}, {len(ids)} tokens, checkpoints: {len(data['checkpoints'])}, "
         f"{args.output.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s"
     )
 

@@ -51,7 +51,7 @@ def file(run: Path) -> Path:
         "python", "eval/explain.py", "--model", run, "--device=cpu", "--prompt", PROMPT, "--output", file
     )
     assert made.returncode == 0, made.stderr
-    assert re.fullmatch(rf"{file}: run at step 12, \d+ tokens, 3 checkpoints, \d\.\d MB, \d+ s\n", made.stdout)
+    assert re.fullmatch(rf"{file}: run at step 12, \d+ tokens, checkpoints: 3, \d\.\d MB, \d+ s\n", made.stdout)
     return file
 
 
@@ -254,7 +254,7 @@ def test_the_losses_of_the_passage_and_of_a_step_of_learning_are_pythons(page: P
 
 def test_a_checkpoint_is_chosen_by_its_sample_too(page: Page, file: Path) -> None:
     samples = [checkpoint["views"]["over_time"]["sample"] for checkpoint in read_data(file)["checkpoints"]]
-    assert page.locator("#over_time li p").all_text_contents() == [sample.strip() for sample in samples]
+    assert page.locator("#over_time li p").all_text_contents() == [sample.strip("\n") for sample in samples]
     page.get_by_role("button", name="step 4", exact=True).click()
     expect(page.locator("#bar output")).to_have_text("step 4, 2,048 tokens")
     assert page.locator("#bar .slider input").input_value() == "0"

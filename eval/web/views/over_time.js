@@ -14,7 +14,7 @@ export function render(section, page, state) {
   }, step === null ? "sample" : `step ${count(step)}`));
   section.append(chart, element("ol", { class: "samples" }, ...page.checkpoints.map(({ views }, index) =>
     element("li", {}, buttons[index],
-      element("p", { dir: "auto" }, views.over_time.sample.trim())))));
+      element("p", { dir: "auto" }, views.over_time.sample.replace(/^\n+|\n+$/g, ""))))));
   state.subscribe(["checkpoint"], () => {
     buttons.forEach((button, index) => button.setAttribute("aria-pressed", `${index === state.checkpoint}`));
   });
