@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.json_format import MessageToDict
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -30,7 +29,8 @@ def hyperparameters(run: Path) -> dict[str, float | str | bool]:
         for _, value in read_values(run)
         if value.metadata.plugin_data.plugin_name == "hparams"
     )
-    return MessageToDict(HParamsPluginData.FromString(content))["sessionStartInfo"]["hparams"]
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {key: getattr(value, value.WhichOneof("kind")) for key, value in settings.items()}
 
 
 def logged_points(run: Path) -> list[Point]:
