@@ -18,7 +18,7 @@ SETTINGS: list[tuple[str, float, dict]] = [
     ("temperature 2", 2.0, {}),
     ("top-k 5", 1.0, {"top_k": 5}),
     ("top-p 0.5", 1.0, {"top_p": 0.5}),
-    ("min-p 0.2", 1.0, {"min_p": 0.2}),
+    ("min-p 0.1", 1.0, {"min_p": 0.1}),
 ]
 
 
