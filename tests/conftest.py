@@ -22,7 +22,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # Test files that take long start first, one on each of three workers; Slurm's worker mostly waits.
-LONGEST = ("test_slurm.py", "test_torture.py", "test_train_gpt2.py", "test_finetune_instruct.py", "test_engine.py")
+LONGEST = (
+    "test_slurm.py",
+    "test_torture.py",
+    "test_train_gpt2.py",
+    "test_explain.py",
+    "test_finetune_instruct.py",
+    "test_guide.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

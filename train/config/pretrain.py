@@ -178,14 +178,14 @@ class CheckpointConfig:
         every: interval in steps; 0 saves at the end only
         keep: the number of latest checkpoints to keep, in addition to the one with the best validation loss
         keep_every: never delete checkpoints at multiples of this, in steps, itself a multiple of `every`; 0: none
-        keep_log_spaced: nor those at 1, 2, 4, 8 ... times `every`, which show how a model begins to learn
+        keep_steps: save after these steps too, and never delete those checkpoints
         margin_seconds: stop and save this long before Slurm's time limit, or twice the slowest save so far
     """
 
     every: int = 500
     keep: int = 2
     keep_every: int = 0
-    keep_log_spaced: bool = False
+    keep_steps: list[int] = field(default_factory=list)
     margin_seconds: int = 120
 
 

@@ -87,13 +87,12 @@ def _atomic_checkpoint(run_dir: Path, step: int) -> Iterator[Path]:
 
 
 def prune(run_dir: Path, config: CheckpointConfig, val_losses: Mapping[int, float]) -> None:
-    """Remove all checkpoints but the latest `keep`, those of `keep_every` and `keep_log_spaced`, and the one with the
-    lowest known validation loss (by step)."""
+    """Remove all checkpoints but the latest `keep`, those of `keep_every` and `keep_steps`, and the one with the lowest
+    known validation loss (by step)."""
     checkpoints = {step_of(path): path for path in all_checkpoints(run_dir)}
     kept: set[int | None] = set(list(checkpoints)[-config.keep :])
     kept |= {step for step in checkpoints if config.keep_every and step % config.keep_every == 0}
-    if config.keep_log_spaced and config.every:
-        kept |= {step for step in checkpoints if step % config.every == 0 and (step // config.every).bit_count() == 1}
+    kept |= set(config.keep_steps)
     kept.add(_best(checkpoints, val_losses))
     for step in checkpoints.keys() - kept:
         _remove(checkpoints[step])

@@ -16,7 +16,7 @@ from statistics import fmean
 import torch
 
 from prepare.common.cli import UserError
-from train.config.pretrain import Config
+from train.config.pretrain import CheckpointConfig, Config
 from train.parallel.device import gpu_watts, peak_memory, total_memory
 from train.parallel.world import World
 from train.run.checkpoint import all_checkpoints, latest_checkpoint
@@ -121,7 +121,7 @@ class DryRun:
             ("start", 1, self.build_seconds + max(0.0, warm_up)),
             ("step", self.last - self.first, self.step_seconds),
             *((kind, count, seconds) for kind, (count, seconds) in self.evaluations.items()),
-            ("save", count_saves(self.first, self.last, self.config.checkpoint.every), save["pause_seconds"]),
+            ("save", count_saves(self.first, self.last, self.config.checkpoint), save["pause_seconds"]),
             ("last write", 1, save["write_seconds"]),  # the others are written while steps continue
         ]
 
@@ -156,9 +156,10 @@ class DryRun:
         return rows
 
 
-def count_saves(first: int, last: int, every: int) -> int:
-    """The checkpoints that a run saves after step `first`: at the interval, and at the end."""
-    return last // every - first // every + (last % every > 0) if every else 1
+def count_saves(first: int, last: int, config: CheckpointConfig) -> int:
+    """The checkpoints that a run saves after step `first`: at the interval, at keep_steps, and at the end."""
+    steps = {*range(config.every, last, config.every or last), *config.keep_steps, last}
+    return sum(first < step <= last for step in steps)
 
 
 def as_size(n: float) -> str:

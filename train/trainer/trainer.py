@@ -105,8 +105,9 @@ class Trainer:
         batches = prefetch(self.loader.micro_batches, self.step, last)
         while True:
             # save
-            at_interval = config.checkpoint.every and self.step % config.checkpoint.every == 0
-            if self.step > saved and (at_interval or self.stop.agreed or self.step == last):
+            every, keep_steps = config.checkpoint.every, config.checkpoint.keep_steps
+            is_due = (every and self.step % every == 0) or self.step in keep_steps or self.step == last
+            if self.step > saved and (is_due or self.stop.agreed):
                 self.save()
                 saved = self.step
             elif self.step > saved and self.step % DRIFT_EVERY == 0:

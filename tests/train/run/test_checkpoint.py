@@ -71,10 +71,9 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
         save(tmp_path, step)
     checkpoint.prune(tmp_path, CheckpointConfig(keep=1, keep_every=20), val_losses={})
     assert names(tmp_path) == ["step_00000020", "step_00000040", "step_00000060"]
-    for step in (70, 80):
-        save(tmp_path, step)
-    checkpoint.prune(tmp_path, CheckpointConfig(every=20, keep=1, keep_log_spaced=True), val_losses={})
-    assert names(tmp_path) == ["step_00000020", "step_00000040", "step_00000080"]
+    save(tmp_path, 70)
+    checkpoint.prune(tmp_path, CheckpointConfig(keep=1, keep_steps=[20, 30, 60]), val_losses={})
+    assert names(tmp_path) == ["step_00000020", "step_00000060", "step_00000070"]
     save(tmp_path, 123_456_789)
     checkpoint.prune(tmp_path, CheckpointConfig(keep=1), val_losses={})
     assert names(tmp_path) == ["step_123456789"]

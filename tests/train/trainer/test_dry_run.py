@@ -9,6 +9,7 @@ import pytest
 from prepare.common.cli import UserError
 from tests.helpers.commands import ROOT, run_command
 from tests.helpers.tiny import settings, two_sources, write_shards
+from train.config.pretrain import CheckpointConfig
 from train.run.metrics_log import duration
 from train.sweeping.power_law import fit_power_law
 from train.train_gpt2 import main
@@ -98,5 +99,5 @@ def test_on_two_processes_with_named_sources_and_samples(tmp_path: Path) -> None
 
 
 def test_saves_are_at_the_interval_and_at_the_end() -> None:
-    assert [count_saves(0, 20, every) for every in (4, 6, 0, 50)] == [5, 4, 1, 1]
-    assert [count_saves(first, 20, 6) for first in (6, 18)] == [3, 1]
+    assert [count_saves(0, 20, CheckpointConfig(every)) for every in (4, 6, 0, 50)] == [5, 4, 1, 1]
+    assert [count_saves(first, 20, CheckpointConfig(6, keep_steps=[1, 12, 19])) for first in (0, 6, 18)] == [6, 4, 2]

@@ -63,7 +63,7 @@ def test_a_trunk_is_lengthened_and_cooled_down_early_as_if_planned_so(tmp_path: 
             branch and str(tmp_path / branch),
             train=TrainConfig(max_steps=steps, compile=False),
             optim=OptimConfig("muon", 0.01, warmup_steps=2, schedule="wsd", cooldown=cooldown / steps),
-            checkpoint=CheckpointConfig(every=2, keep=1, keep_every=4),
+            checkpoint=CheckpointConfig(every=2, keep=1, keep_every=4, keep_steps=[1]),
         )
 
         def stop(step: int) -> bool:
@@ -85,9 +85,9 @@ def test_a_trunk_is_lengthened_and_cooled_down_early_as_if_planned_so(tmp_path: 
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
     trunk = run("trunk", 12, cooldown=3, stop_at=9)
-    kept = ["step_00000004", "step_00000008", "step_00000009"]
+    kept = ["step_00000001", "step_00000004", "step_00000008", "step_00000009"]
     assert sorted(path.name for path in (trunk / "checkpoints").iterdir()) == kept
-    for name, steps, cooldown, branch in (("short", 7, 3, kept[0]), ("middle", 10, 2, kept[1])):
+    for name, steps, cooldown, branch in (("short", 7, 3, kept[1]), ("middle", 10, 2, kept[2])):
         early = run(name, steps, cooldown, branch=f"trunk/checkpoints/{branch}")
         assert_same(early, run(f"{name} planned", steps, cooldown))
         assert f"branched from {trunk}/checkpoints/{branch}" in [row["event"] for row in rows(early, "event")]
