@@ -6,11 +6,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from eval.serving.batching import Opened, Piece, Request
+from eval.serving.batching import Piece, Request
 from eval.serving.fields import ChatFields, GenerationFields
 from eval.serving.models import ModelFiles, Refused
 from eval.serving.security import describe_error
-from prepare.tokens.tokenizer import Tokenizer
 
 
 class Answer:
@@ -28,8 +27,6 @@ class Answer:
             "model": files.name,
             "system_fingerprint": files.fingerprint,
         }
-        self.tokenizer: Tokenizer
-        self.prompts: list[list[int]] = []
         self.generated = 0
 
     async def pieces(self) -> AsyncIterator[Piece]:
@@ -39,10 +36,7 @@ class Answer:
             event = await self.queue.get()
             if isinstance(event, Refused):
                 raise event
-            if isinstance(event, Opened):
-                self.tokenizer = event.tokenizer
-                self.prompts.append(event.prompt)
-            elif isinstance(event, Piece):
+            if isinstance(event, Piece):
                 self.generated += event.token is not None
                 yield event
             else:
@@ -79,7 +73,7 @@ class Answer:
         return f"data: {json.dumps(content)}\n\n"
 
     def usage(self) -> dict[str, int]:
-        prompts = sum(map(len, self.prompts))
+        prompts = sum(len(request.prompt) for request in self.requests)
         return {
             "prompt_tokens": prompts,
             "completion_tokens": self.generated,
@@ -114,12 +108,12 @@ class Answer:
         if self.fields.return_token_ids:
             choice["token_ids"] = [piece.token for piece in shown]
             if first:
-                choice["prompt_token_ids"] = self.prompts[row // (self.fields.n or 1)]
+                choice["prompt_token_ids"] = self.requests[row // (self.fields.n or 1)].prompt
         return choice
 
     def token(self, token: int, logprob: float) -> dict[str, Any]:
         """A token as a chat's log-probabilities have it. One that is a part of a character has its bytes as text."""
-        content = self.tokenizer.decode_bytes([token])
+        content = self.requests[0].tokenizer.decode_bytes([token])
         try:
             text = content.decode()
         except UnicodeDecodeError:

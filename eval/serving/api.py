@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -77,7 +77,7 @@ class API:
 
     def picture(self, request: HTTPRequest) -> Response:
         """The loss curves of a model's run."""
-        return FileResponse(self.catalog.picture(request.path_params["name"]))
+        return Response(self.catalog.picture(request.path_params["name"]), media_type="image/png")
 
     async def completions(self, request: HTTPRequest) -> Response:
         """Continue one or several prompts."""

@@ -7,15 +7,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from eval.generation.sampling import Generation, TextStream, next_logits
-from eval.serving.models import ModelFiles, Refused
+from eval.serving.models import ModelFiles, Refused, fingerprint
 from prepare.common.cli import UserError, first_line
-from prepare.tokens.tokenizer import Tokenizer
 from train.parallel.device import is_out_of_memory
 from train.weights.load_model import LoadedModel, load_model
 
@@ -24,14 +24,6 @@ MAX_ROWS = 32  # generated together
 CACHE_BYTES = 2**31  # at most, of these rows' keys and values: 28 rows of GPT-2 124M, 3 of GPT-2 1558M
 # what is counted, for /metrics; a step is a forward pass, which generates a token of every running row
 TOTALS = ("prompt_tokens", "generated_tokens", "steps", "model_loads", "first_tokens", "first_token_seconds")
-
-
-@dataclass
-class Opened:
-    """The first event of a request: its model's tokenizer, and the tokens of its prompt."""
-
-    tokenizer: Tokenizer
-    prompt: list[int]
 
 
 @dataclass
@@ -47,7 +39,7 @@ class Piece:
     finish: str | None = None  # why the row ends: stop or length
 
 
-Event = Opened | Piece | Refused | None  # None: the request is finished
+Event = Piece | Refused | None  # None: the request is finished
 
 
 @dataclass(eq=False)
@@ -76,15 +68,16 @@ class Request:
     first_row: int = 0
     cancelled: bool = False
     has_token: bool = False  # a token has been generated
+    prompt: list[int] = field(default_factory=list)  # its tokens, once the request has started
     arrived: float = field(default_factory=time.monotonic)
 
-    def start(self, loaded: LoadedModel) -> list[Event]:
+    def start(self, loaded: LoadedModel) -> None:
         """Encode the prompt and make the generation. UserError if the prompt cannot be encoded."""
-        tokenizer = loaded.tokenizer
-        prompt = self.encode(loaded)
+        self.tokenizer = tokenizer = loaded.tokenizer
+        self.prompt = self.encode(loaded)
         self.generation = Generation(
             loaded.model,
-            [prompt] * self.rows,
+            [self.prompt] * self.rows,
             self.max_new_tokens,
             generator=torch.Generator().manual_seed(self.seed),
             vocab_size=tokenizer.vocab_size,
@@ -93,9 +86,8 @@ class Request:
         )
         self.streams = [TextStream(tokenizer, self.stops) for _ in range(self.rows)]
         self.lengths = [0] * self.rows  # characters so far
-        return [Opened(tokenizer, prompt)]
 
-    def append(self, logits: Tensor, tokenizer: Tokenizer) -> list[Event]:
+    def append(self, logits: Tensor) -> list[Event]:
         """Choose each row's next token from its logits (rows, V). UserError if the model has diverged."""
         new = self.generation.append_choice(logits).tolist()
         active = [row for row, stream in enumerate(self.streams) if not stream.ended]
@@ -106,7 +98,7 @@ class Request:
             if finish is None and self.generation.left == 0:
                 text, finish = text + stream.end(), "length"
             self.lengths[row] += len(text)
-            token = None if new[row] == tokenizer.eot else new[row]
+            token = None if new[row] == self.tokenizer.eot else new[row]
             pieces[row] = Piece(self.first_row + row, token, text, offset, finish=finish)
         if self.alternatives is not None and active:
             logprobs = logits[active].log_softmax(-1)  # (active rows, V)
@@ -160,16 +152,19 @@ class Batcher(threading.Thread):
 
     def run(self) -> None:
         """Advance what is running, and admit what waits, until the server is closed."""
-        while not self.closed:
-            with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.running, timeout=0.2)
-            try:
-                self._admit()
-                if self.running:
-                    self._step()
-            except Exception as failure:  # of the model, so it concerns every request
-                self._end(self.running, failure)
-        self._end([*self.running, *self.waiting], Refused(503, "the server is shutting down"))
+        try:
+            while not self.closed:
+                with self.changed:
+                    self.changed.wait_for(lambda: self.waiting or self.running, timeout=0.2)
+                try:
+                    self._admit()
+                    if self.running:
+                        self._step()
+                except Exception as failure:  # of the model, so it concerns every request
+                    self._end(self.running, failure)
+        finally:  # also if an error could not be printed: no client waits for a thread that has ended
+            self.closed = True
+            self._end([*self.running, *self.waiting], Refused(503, "the server is shutting down"))
 
     def _admit(self) -> None:
         """Drop what is cancelled, and start the waiting requests that may join the batch."""
@@ -195,14 +190,21 @@ class Batcher(threading.Thread):
                 request = self.waiting.pop(0)
                 self.running.append(request)
             try:
-                self._deliver([(request, request.start(self.loaded))])  # ty: ignore[invalid-argument-type]
+                request.start(self.loaded)  # ty: ignore[invalid-argument-type]
+                self.totals["prompt_tokens"] += len(request.prompt)
             except Exception as failure:
                 self._end([request], failure)
 
     def open(self, files: ModelFiles) -> None:
         """Put a model into memory in the place of the one that is there. UserError if it cannot be opened."""
         self.files = self.loaded = None
-        self.loaded = load_model(files.spec, self.device, classifier=None)
+        try:
+            self.loaded = load_model(files.spec, self.device, classifier=None)
+        except UserError as failure:
+            if fingerprint(Path(files.spec)) == files.fingerprint:
+                raise
+            message = f"the files of {files.name} were deleted or replaced before they were read: ask again"
+            raise Refused(409, message) from failure
         self.files = files
         config = self.loaded.model.config
         self.max_rows = min(MAX_ROWS, CACHE_BYTES // (8 * config.n_layer * config.n_embd * config.block_size))
@@ -215,7 +217,7 @@ class Batcher(threading.Thread):
         events: list[tuple[Request, list[Event]]] = []
         for request, logits in zip(batch, all_logits, strict=True):
             try:
-                events.append((request, request.append(logits, self.loaded.tokenizer)))
+                events.append((request, request.append(logits)))
             except Exception as failure:
                 self._end([request], failure)
         self.totals["steps"] += 1
@@ -231,7 +233,6 @@ class Batcher(threading.Thread):
 
         for request, some in events:
             pieces = [event for event in some if isinstance(event, Piece)]
-            self.totals["prompt_tokens"] += sum(len(event.prompt) for event in some if isinstance(event, Opened))
             self.totals["generated_tokens"] += sum(piece.token is not None for piece in pieces)
             if pieces and not request.has_token:
                 request.has_token = True

@@ -18,7 +18,6 @@ class Fields(BaseModel):
 
 class StreamOptions(Fields):
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
 
 
 class GenerationFields(Fields):
@@ -39,16 +38,12 @@ class GenerationFields(Fields):
     user: str | None = None
     frequency_penalty: NoPenalty = None  # from here on: only values without an effect, which clients send
     presence_penalty: NoPenalty = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
 
 class CompletionFields(GenerationFields):
     prompt: str | Tokens | Annotated[list[str] | list[Tokens], Field(min_length=1)] = ""
     max_tokens: int | None = Field(16, ge=1, le=MAX_TOKENS)
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
-    best_of: int | None = Field(None, ge=1, le=1)
-    echo: Literal[False] | None = None
-    suffix: Literal[""] | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -41,7 +41,7 @@ class Catalog:
 
     def __init__(self, runs: Path, named: str | None = None) -> None:
         """`named`: the value of --model, which is the default model; without it, the newest run is."""
-        self.runs, self.named = runs, named
+        self.runs, self.named = runs.absolute(), named  # a path that cannot be taken for a name on the hub
 
     def find(self, name: str | None) -> ModelFiles:
         """The model of this name; None: the default. Refused if there is none."""
@@ -59,12 +59,12 @@ class Catalog:
                 "may have been deleted or renamed",
             ) from None
 
-    def picture(self, name: str) -> Path:
-        """The loss curves of a model's run. Refused if there are none."""
-        found = next((run / PICTURE for key, _, run in self._models() if key == name and run), None)
-        if not found or not found.is_file():
-            raise Refused(404, f"the model {name!a} has no {PICTURE}: it is drawn when a run ends")
-        return found
+    def picture(self, name: str) -> bytes:
+        """The loss curves of a model's run, a PNG. Refused if there are none."""
+        try:
+            return next((run / PICTURE).read_bytes() for key, _, run in self._models() if key == name and run)
+        except (StopIteration, OSError):
+            raise Refused(404, f"the model {name!a} has no {PICTURE}: it is drawn when a run ends") from None
 
     def describe(self) -> list[dict[str, Any]]:
         """Every model as OpenAI has it, with what its files say of it: that of --model, then the latest first."""

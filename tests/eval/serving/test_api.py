@@ -12,6 +12,7 @@ from eval.serving import api, batching, security
 from prepare.common.files import FileLock
 from tests.helpers.serving import TOKENIZER, app_client, make_runs
 from tests.helpers.tiny import random_model, save_checkpoint
+from train.weights.load_model import load_model
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -281,6 +282,54 @@ def test_a_run_that_is_trained_replaced_deleted_or_corrupt(tmp_path):
             assert batcher.totals["model_loads"] == 3
 
     asyncio.run(look())
+
+
+def test_a_checkpoint_that_is_pruned_before_it_is_read_and_a_model_that_has_diverged(tmp_path, monkeypatch):
+    """Both are answered by a 409, and the server goes on."""
+    shape = {"vocab_size": TOKENIZER.vocab_size, "block_size": 16}
+    known = {"tokenizer": TOKENIZER.describe()}
+    save_checkpoint(tmp_path / "run", 1, random_model(**shape), **known)
+    save_checkpoint(tmp_path / "run", 2, random_model(**shape), **known)
+    diverged = random_model(**shape)
+    diverged.wte.weight.data.fill_(float("nan"))
+    save_checkpoint(tmp_path / "diverged", 1, diverged, **known)
+
+    def load(spec, *args, **named):
+        if spec.endswith("1") and "diverged" not in spec:
+            shutil.rmtree(spec)
+        return load_model(spec, *args, **named)
+
+    monkeypatch.setattr(batching, "load_model", load)
+    for model, words in {"run@1": "deleted or replaced", "diverged": "not finite"}.items():
+        [bad, good], _ = ask(tmp_path, {"model": model}, {"model": "run", "max_tokens": 2})
+        assert (bad.status_code, good.status_code) == (409, 200)
+        assert words in bad.json()["error"]["message"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_failure_in_the_thread_that_computes(runs, monkeypatch):
+    """It is answered by a 500, and the next request by a 200; when it cannot be printed, nobody waits in vain."""
+    compute, failures = batching.next_logits, [RuntimeError("boom"), OSError("boom")]
+
+    def fail(*args):
+        if failures:
+            raise failures.pop(0)
+        return compute(*args)
+
+    async def look():
+        async with app_client(runs) as (client, _):
+
+            async def post():
+                return (await client.post(COMPLETIONS, json={"model": "gpt2", "max_tokens": 2})).status_code
+
+            assert [await post(), await post(), await post()] == [500, 500, 200]
+            failures.append(RuntimeError("boom"))
+            monkeypatch.setattr(batching.traceback, "print_exception", open)  # raises
+            assert [await post(), await post()] == [503, 503]
+            assert (await client.get("/health")).status_code == 503
+
+    monkeypatch.setattr(batching, "next_logits", fail)
+    asyncio.run(asyncio.wait_for(look(), 60))
 
 
 def test_no_name_leads_out_of_the_folder(runs):
