@@ -76,9 +76,13 @@ def open_checkpoints(
     if latest.run is None or (spec is not None and not (Path(spec) / "checkpoints").is_dir()):
         yield latest, Path(spec) if spec is not None and latest.run else None
         return
-    checkpoints = all_checkpoints(latest.run)
-    for checkpoint in spread(checkpoints[: 1 + [step_of(path) for path in checkpoints].index(latest.step)]):
-        yield load_model(str(checkpoint), device), checkpoint
+    newest = latest.run / "checkpoints" / f"step_{latest.step:08d}"
+    older = [path for path in all_checkpoints(latest.run) if step_of(path) < latest.step]
+    for checkpoint in spread([*older, newest]):
+        if checkpoint == newest:
+            yield latest, newest
+        elif checkpoint.is_dir():  # a run that is still training prunes meanwhile
+            yield load_model(str(checkpoint), device), checkpoint
 
 
 def spread(checkpoints: Sequence[Path]) -> list[Path]:

@@ -14,7 +14,7 @@ from eval.views.subject import Subject, pack
 from train.model.transformer import Transformer
 
 TOP = 5  # tokens of each cell of the logit lens
-CHOSEN = 6  # tokens of each position whose logits are divided into contributions
+CHOSEN = 13  # tokens of each position whose logits are divided: those that web/views/next_token.js shows
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Part:
 
 
 def layers(subject: Subject) -> dict[str, Any]:
-    """The logit lens, (L + 1, T, 5), and the contributions of P parts to the logits of six tokens, (P, T, 6).
+    """The logit lens, (L + 1, T, 5), and the contributions of P parts to the logits of K tokens, (P, T, K).
 
-    The six tokens of each position are the likeliest ones, and in the last place the actual next token of the prompt
-    if it is not among them.
+    The K tokens of each position are the likeliest ones, at most CHOSEN, and in the last place the actual next token of
+    the prompt if it is not among them.
     """
     model, vocab_size = subject.loaded.model, subject.tokenizer.vocab_size
     recording, logits = subject.recording, subject.logits
     lens = logit_lens(model, recording.stream, subject.ids, vocab_size)
-    tokens = logits.topk(min(CHOSEN, vocab_size)).indices  # (T, 6)
+    tokens = logits.topk(min(CHOSEN, vocab_size)).indices  # (T, K)
     actual = subject.ids[1:]
     absent = (tokens[:-1] != actual[:, None]).all(1)  # (T - 1,)
     tokens[:-1][absent, -1] = actual[absent]

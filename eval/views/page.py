@@ -43,9 +43,7 @@ from prepare.common.cli import ROOT
 from prepare.tokens.tokenizer import Tokenizer
 
 WEB = ROOT / "eval" / "web"
-IMPORT = re.compile(
-    r"""(\bfrom |\bimport |\bimport\()(["'`])(\.{1,2}/)"""
-)  # of a module of the page, by its relative path
+IMPORT = re.compile(r"""(\bfrom |\bimport |\bimport\()(["'`])(\.{1,2}/)""")  # of a module, by its relative path
 
 
 @dataclass(frozen=True)
@@ -144,6 +142,7 @@ def describe_page(prompt: str, subjects: Iterable[Subject]) -> dict[str, Any]:
     config, vocabulary = loaded.model.config, token_texts(tokenizer)
     shape = {name: getattr(config, name) for name in ("architecture", "n_layer", "n_head", "n_embd", "block_size")}
     facts = {"vocab_size": tokenizer.vocab_size, "softcap": loaded.model.softcap}
+    facts |= {part: config.architecture == "modern" and part not in config.without for part in ("rotary", "qk_norm")}
     return {
         "title": f"{loaded.name}, explained",
         "prompt": prompt,

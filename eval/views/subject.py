@@ -42,7 +42,11 @@ class Subject:
     @property
     def trained_tokens(self) -> int | None:
         """The number of tokens that the checkpoint was trained on, with repetitions; None if it is not known."""
-        batches = read_meta(self.checkpoint, []).get("batches", {}) if self.checkpoint else {}
+        try:
+            meta = read_meta(self.checkpoint, []) if self.checkpoint else {}
+        except UserError:  # pruned since it was loaded: the run is still training
+            return None
+        batches = meta.get("batches", {})
         return self.loaded.step * batches["tokens"] if "tokens" in batches else None
 
     @property

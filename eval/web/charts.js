@@ -30,6 +30,16 @@ export function slider(label, { min, max, step = 1, value, show = String }, onIn
   return Object.assign(element("label", { class: "slider" }, element("span", {}, label), input, output), { select });
 }
 
+// A list of names and values.
+export function facts(pairs) {
+  return pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, `${value}`)));
+}
+
+// A bar that fills a share of its place, with other marks over it.
+export function bar(share, ...marks) {
+  return element("div", { class: "bar" }, element("div", { class: "fill", style: `width: ${100 * share}%` }), ...marks);
+}
+
 let groups = 0;
 
 // One of several labels (strings or nodes), which arrow keys move along. Returns the group, with `select(index)`.
@@ -69,6 +79,12 @@ export function percent(p) {
   return `${Number((100 * p).toPrecision(1))}%`;
 }
 
+// A number with a real minus sign, and a plus sign on request.
+export function decimal(value, digits, plus = false) {
+  const text = Math.abs(value).toFixed(digits), zero = Number(text) === 0;
+  return (zero ? "" : value < 0 ? "−" : plus ? "+" : "") + text;
+}
+
 export function count(n) {
   return n.toLocaleString("en-US");
 }
@@ -96,9 +112,9 @@ export function signed(t) {
 
 // The scale of signed colours from `low` (0 or below) to `high`, strongest at the ends. `bend` is applied to shares.
 export function scale(label, low, high, bend = (t) => t) {
-  const largest = Math.max(-low, high), show = (value) => `${value < 0 ? "−" : low < 0 && value > 0 ? "+" : ""}${Math.abs(value).toFixed(2)}`;
+  const largest = Math.max(-low, high);
   const stops = Array.from({ length: 11 }, (_, index) => low + ((high - low) * index) / 10)
     .map((value) => signed(0.7 * Math.sign(value) * bend(Math.abs(value) / largest)));
   return element("div", { class: "scale" }, label, element("div", { style: `background: linear-gradient(to right, ${stops})` }),
-    element("div", {}, ...[low, ...(low < 0 ? [0] : []), high].map((value) => element("span", {}, show(value)))));
+    element("div", {}, ...[low, ...(low < 0 ? [0] : []), high].map((value) => element("span", {}, decimal(value, 2, low < 0)))));
 }

@@ -1,7 +1,7 @@
 // The page: its header, the bar with the prompt and the checkpoints, and a section for each view.
 
 import { row } from "./arrays.js";
-import { choices, count, element, slider, tokenLabel } from "./charts.js";
+import { choices, count, element, facts, slider, tokenLabel } from "./charts.js";
 import { argmax } from "./sampling.js";
 import { createState } from "./state.js";
 
@@ -48,13 +48,13 @@ document.documentElement.dataset.ready = "true"; // all views are drawn
 function header() {
   const { name, architecture, n_layer, n_head, n_embd, block_size, vocab_size, parameters } = page.model;
   const kind = architecture === "gpt2" ? "GPT-2" : "GPT-2 made modern";
-  const facts = [["parameters", count(parameters)], ["architecture", kind], ["layers", n_layer], ["heads in each", n_head],
+  const shape = [["parameters", count(parameters)], ["architecture", kind], ["layers", n_layer], ["heads in each", n_head],
     ["width", n_embd], ["context", `${count(block_size)} tokens`], ["vocabulary", `${count(vocab_size)} tokens`]];
   const links = page.views.map((view) => element("li", {}, element("a", { href: `#${view.key}` }, view.title)));
   return element("div", {},
     element("p", { class: "eyebrow" }, "A language model at work"),
     element("h1", {}, name),
-    element("dl", {}, ...facts.map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, `${value}`)))),
+    element("dl", {}, ...facts(shape)),
     element("nav", { "aria-label": "Views" }, element("ol", {}, ...links)));
 }
 

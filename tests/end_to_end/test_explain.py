@@ -97,6 +97,7 @@ def test_every_view_opens_at_a_phones_width_and_a_desktops(
 ) -> None:
     with open_page(browser, file, viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.add_style_tag(content="#bar { position: static }")  # which would lie over the pictures
         for view in VIEWS:
             section = page.locator(f"#{view.compute.__name__}")
             expect(section.get_by_role("heading", level=2)).to_contain_text(view.title)

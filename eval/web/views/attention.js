@@ -100,13 +100,14 @@ function explain(page, data, layer, head, i, j) {
   const added = v.map((value) => weights[j] * value);
   const output = v.map((_, index) =>
     numbers(i + 1).reduce((total, key) => total + weights[key] * row(data.v, layer, head, key)[index], 0));
-  const modern = page.model.architecture === "modern" ? " Both have been rotated by their positions and normalized." : "";
+  const changes = [page.model.rotary && "rotated by their positions", page.model.qk_norm && "normalized"].filter(Boolean);
+  const changed = changes.length ? ` Both have been ${changes.join(" and ")}.` : "";
   const [from, to] = [i, j].map((position) => [tokenLabel(page.tokens[position].text), ` (position ${position + 1})`]);
   const step = (name, ...content) => element("li", {}, element("h4", {}, name), ...content);
   const steps = [
     step("Score", element("p", {},
       `What position ${i + 1} asks for, its query, times what position ${j + 1} offers, its key, number by number. ` +
-      `The sum is divided by √${width}, the root of their length.${modern}`),
+      `The sum is divided by √${width}, the root of their length.${changed}`),
       strips([["query", q], ["key", k]]), strips([["q × k", products]]),
       everyProduct(q, k, products),
       formula("q · k", `= ${longSum(products)} = ${show(scores[j] * Math.sqrt(width))}`),

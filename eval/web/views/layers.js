@@ -1,7 +1,7 @@
 // Layer by layer: what the model would say after each layer, and what each part adds to the examined token's logit.
 
 import { row, unpack } from "../arrays.js";
-import { choices, element, percent, tokenLabel } from "../charts.js";
+import { bar, choices, decimal, element, percent, tokenLabel } from "../charts.js";
 import { colour, heatmap, ink, legend } from "../heatmap.js";
 
 const FEW_HEADS = 12; // are all shown at first
@@ -49,7 +49,7 @@ export function render(section, page, state) {
           (depth ? `layer ${depth} of ${n_layer}` : "before the first layer") + (depth === n_layer ? ", the output:" : ":")),
         element("table", {}, element("tbody", {}, ...rows.map(([token, p, note]) => element("tr", {},
           element("th", { scope: "row" }, tokenLabel(vocabulary[token]), note && element("small", {}, note)),
-          element("td", {}, element("div", { class: "bar" }, element("div", { class: "fill", style: `width: ${100 * p}%` }))),
+          element("td", {}, bar(p)),
           element("td", {}, percent(p)))))));
     };
     lens.select(state.position, state.depth);
@@ -123,6 +123,4 @@ function waterfall(rows, toggle) {
     element("td", {}, show(to))));
 }
 
-function show(value, sign = false) {
-  return (sign && value > 0 ? "+" : "") + value.toFixed(3).replace("-", "−");
-}
+const show = (value, plus = false) => decimal(value, 3, plus);

@@ -1,6 +1,6 @@
 // One step of learning: for each layer and kind of matrix the gradient's norm, and how far the optimizer moves it.
 
-import { count, element } from "../charts.js";
+import { bar, count, element, facts } from "../charts.js";
 
 const KINDS = [["attn.c_attn", "queries, keys, values"], ["attn.c_proj", "attention's output"], ["mlp.c_fc", "into the MLP"],
   ["mlp.c_proj", "out of the MLP"], ["biases and norms", "biases and norms"]];
@@ -8,9 +8,9 @@ const OUTSIDE = { wte: "token embedding", wpe: "position embedding", lm_head: "o
 const TITLES = { gradient: "The gradient's norm", change: "The change: its norm, relative to that of the weights" };
 
 export function render(section, page) {
-  const facts = element("dl"), note = element("p", { class: "summary" });
+  const numbers = element("dl"), note = element("p", { class: "summary" });
   const tables = ["gradient", "change"].map((quantity) => ({ quantity, table: element("table", { class: "matrices" }) }));
-  section.append(facts, note, ...tables.map(({ quantity, table }) =>
+  section.append(numbers, note, ...tables.map(({ quantity, table }) =>
     element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": TITLES[quantity] }, table)));
 
   page.watch("learning_step", [], (data) => {
@@ -19,7 +19,7 @@ export function render(section, page) {
     const rows = [["this batch's loss before", `${data.before.toFixed(4)} nats`], ["after", `${data.after.toFixed(4)} nats`],
       ["gradient's norm", data.grad_norm.toPrecision(3)], ["learning rate", data.lr.toPrecision(3)],
       ["optimizer", { muon: "Muon", adamw: "AdamW" }[data.optimizer]]];
-    facts.replaceChildren(...rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+    numbers.replaceChildren(...facts(rows));
     note.textContent = (data.ends
       ? `The run ends after step ${count(step)}: this is one step more, with its last learning rate above 0. `
       : `Step ${count(step + 1)} of the run. `) +
@@ -34,8 +34,7 @@ export function render(section, page) {
       const header = (columns) => element("tr", {}, element("th"),
         ...columns.map(([name, text]) => element("th", { scope: "col" }, text, text !== name && element("code", {}, name))));
       const line = (label, cells) => element("tr", {}, element("th", { scope: "row" }, label), ...cells.map((each) =>
-        element("td", {}, show(quantity, each[quantity]), element("div", { class: "bar" },
-          element("div", { class: "fill", style: `width: ${(100 * (each[quantity] ?? 0)) / largest}%` })))));
+        element("td", {}, show(quantity, each[quantity]), bar((each[quantity] ?? 0) / largest))));
       table.replaceChildren(
         element("caption", {}, TITLES[quantity]),
         element("thead", {}, header(inLayers)),

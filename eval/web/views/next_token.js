@@ -1,7 +1,7 @@
 // The next token's distribution at the selected position, and what temperature, top-k, top-p and min-p make of it.
 
 import { row } from "../arrays.js";
-import { count, element, percent, slider, tokenLabel } from "../charts.js";
+import { bar, count, element, percent, slider, tokenLabel } from "../charts.js";
 import { byLikelihood, distribution, entropyInBits, softmax } from "../sampling.js";
 
 const ROWS = 12;
@@ -36,13 +36,11 @@ export function render(section, page, state) {
       const button = element("button", {
         type: "button", "aria-pressed": `${token === state.token}`, title: `token ${token}`, onclick: () => state.set({ token }),
       }, tokenLabel(page.vocabulary[token]));
-      const bar = element("div", { class: "bar" },
-        element("div", { class: "fill", style: `width: ${(100 * drawn[token]) / longest}%` }),
-        element("div", { class: "outline", style: `width: ${(100 * alone[token]) / longest}%` }));
+      const outline = element("div", { class: "outline", style: `width: ${(100 * alone[token]) / longest}%` });
       return element("tr", { "data-token": token, class: drawn[token] ? null : "cut" },
         element("td", {}, count(order.indexOf(token) + 1)),
         element("th", { scope: "row" }, button, token === next ? element("small", {}, "in the prompt") : ""),
-        element("td", {}, bar), element("td", { class: "probability" }, percent(drawn[token])),
+        element("td", {}, bar(drawn[token] / longest, outline)), element("td", { class: "probability" }, percent(drawn[token])),
         element("td", {}, (logits[token] + top).toFixed(2)));
     }));
     caption.replaceChildren("After ", tokenLabel(page.tokens[state.position].text), ` (position ${state.position + 1})`);

@@ -1,7 +1,7 @@
 // The model without one of its parts: what becomes of the prompt's loss and of the next token's distribution.
 
 import { row } from "../arrays.js";
-import { element, percent, scale, signed, tokenLabel } from "../charts.js";
+import { bar, decimal, element, percent, scale, signed, tokenLabel } from "../charts.js";
 import { colour, heatmap, ink, legend } from "../heatmap.js";
 
 export function render(section, page, state) {
@@ -70,7 +70,7 @@ export function render(section, page, state) {
       table.replaceChildren(element("caption", {}, caption), element("tbody", {}, ...ids.map((id, rank) => element("tr", {},
         element("th", { scope: "row" }, tokenLabel(vocabulary[id]),
           id === next ? element("small", {}, "in the prompt") : both[1 - index].ids.includes(id) ? "" : element("small", {}, index ? "new" : "gone")),
-        element("td", {}, element("div", { class: "bar" }, element("div", { class: "fill", style: `width: ${(100 * probabilities[rank]) / longest}%` }))),
+        element("td", {}, bar(probabilities[rank] / longest)),
         element("td", {}, percent(probabilities[rank]))))));
     });
 
@@ -88,7 +88,4 @@ const wide = (columns) => `flex-basis: ${4 * columns.length + 5}rem`;
 
 const mean = (values) => values.reduce((total, value) => total + value, 0) / Math.max(values.length, 1);
 
-function plus(value) {
-  const text = Math.abs(value).toFixed(2);
-  return (text === "0.00" ? "" : value < 0 ? "−" : "+") + text;
-}
+const plus = (value) => decimal(value, 2, true);

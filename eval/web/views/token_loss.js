@@ -1,7 +1,7 @@
 // A held-out passage coloured by the loss of each token, and the loss by position in the window.
 
 import { row } from "../arrays.js";
-import { choices, count, element, percent, scale, signed, tokenLabel } from "../charts.js";
+import { bar, choices, count, element, facts, percent, scale, signed, tokenLabel } from "../charts.js";
 
 const GAIN = 6; // nats of difference to the unigram that have the full colour
 
@@ -54,9 +54,9 @@ export function render(section, page, state) {
       state.lossToken = 1 + gains.indexOf(Math.max(...gains));
     }
     const better = losses.filter((loss, index) => loss < unigram[index]).length;
-    const facts = [["mean loss", `${data.loss.toFixed(3)} nats`], ["perplexity", count(Math.round(Math.exp(data.loss)))],
+    const means = [["mean loss", `${data.loss.toFixed(3)} nats`], ["perplexity", count(Math.round(Math.exp(data.loss)))],
       ["the unigram's loss", `${data.unigram.toFixed(3)} nats`], ["context beats the unigram", `at ${better} of these ${losses.length} tokens`]];
-    numbers.replaceChildren(...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+    numbers.replaceChildren(...facts(means));
   });
 
   page.watch("token_loss", ["compared", "lossToken"], (data) => {
@@ -82,8 +82,7 @@ export function render(section, page, state) {
       `± one standard error, the outline the unigram, whose frequencies were counted on ${count(data.counted)} held-out tokens.`;
     rows.replaceChildren(...data.positions.map(({ first, last, loss, error, unigram }) => element("tr", {},
       element("th", { scope: "row" }, first === last ? `${first}` : `${count(first)} to ${count(last)}`),
-      element("td", {}, element("div", { class: "bar" },
-        element("div", { class: "fill", style: `width: ${width(loss)}` }),
+      element("td", {}, bar(loss / longest,
         element("div", { class: "outline", style: `width: ${width(unigram)}` }),
         element("div", { class: "error", style: `inset-inline-start: ${width(loss - error)}; width: ${width(2 * error)}` }))),
       element("td", {}, loss.toFixed(2)), element("td", {}, unigram.toFixed(2)))));

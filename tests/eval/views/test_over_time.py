@@ -1,17 +1,18 @@
 """Samples repeat with their seed, and long curves are thinned without losing their ends."""
 
 import base64
+import shutil
 
 import numpy as np
 import torch
 
-from eval.explain import spread
+from eval.explain import open_checkpoints, spread
 from eval.generation.sampling import generate
 from eval.views.over_time import CURVE_POINTS, SAMPLE_TOKENS, SEED, TEMPERATURE, loss_curve, over_time
 from eval.views.subject import Subject
 from prepare.tokens.tokenizer import CharTokenizer
-from tests.helpers.tiny import random_model
-from train.weights.load_model import LoadedModel
+from tests.helpers.tiny import random_model, save_checkpoint
+from train.weights.load_model import LoadedModel, load_model
 
 
 def test_a_sample_is_what_generate_draws_with_the_same_seed() -> None:
@@ -42,3 +43,16 @@ def test_of_many_checkpoints_log_spaced_ones_are_shown(tmp_path) -> None:
     assert shown([10, 20, 30]) == [10, 20, 30]
     assert shown([10 * n for n in range(1, 129)]) == [10, 20, 40, 80, 160, 320, 640, 1280]
     assert len(set(shown(list(range(1000, 1020))))) == 8
+
+
+def test_the_page_of_a_run_that_still_trains_shows_the_checkpoints_that_it_has_not_pruned(tmp_path) -> None:
+    for step in (2, 4, 6):
+        save_checkpoint(tmp_path, step, random_model(), tokenizer=None)
+    latest = load_model(str(tmp_path))
+    opened = open_checkpoints(str(tmp_path), latest, torch.device("cpu"))
+    steps = [next(opened)[0].step]
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / f"checkpoints/step_{step:08d}")
+    rest = list(opened)
+    assert [*steps, *(model.step for model, _ in rest)] == [2, 6]
+    assert Subject(latest, torch.tensor([0]), rest[0][1]).trained_tokens is None
