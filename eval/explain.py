@@ -77,7 +77,7 @@ def open_checkpoints(
         yield latest, Path(spec) if spec is not None and latest.run else None
         return
     newest = latest.run / "checkpoints" / f"step_{latest.step:08d}"
-    older = [path for path in all_checkpoints(latest.run) if step_of(path) < latest.step]
+    older = [path for path in all_checkpoints(latest.run) if step_of(path) < step_of(newest)]
     for checkpoint in spread([*older, newest]):
         if checkpoint == newest:
             yield latest, newest

@@ -93,7 +93,8 @@ def contributions(model: Transformer, recording: Recording, tokens: Tensor) -> t
     Returns:
         P parts, and their contributions, (P, T, K) float64, which sum to the logits.
     """
-    head, norm, last = model.head[tokens].double(), model.ln_f, recording.stream[-1].double()  # head: (T, K, C)
+    head, last = model.head[tokens].double(), recording.stream[-1].double()  # (T, K, C), (T, C)
+    norm: Any = model.ln_f  # LayerNorm, or RMSNorm without weight and bias
     # the derivative of the logits by the stream, with the norm's scale held fixed: (T, K, C)
     direction = head if norm.weight is None else head * norm.weight.double()
     if isinstance(norm, nn.LayerNorm):  # centring the stream is centring the direction
@@ -104,7 +105,7 @@ def contributions(model: Transformer, recording: Recording, tokens: Tensor) -> t
     parts = [Part("embedding", name) for name in recording.embeddings]
     values = [torch.einsum("tc,tkc->tk", x.double(), direction) for x in recording.embeddings.values()]
     for layer, block in enumerate(model.h):
-        projection = block.attn.c_proj
+        projection: Any = block.attn.c_proj
         to_heads = (direction @ projection.weight.double()).unflatten(-1, (model.config.n_head, -1))  # (T, K, H, D)
         values += torch.einsum("htd,tkhd->htk", recording.heads[layer].double(), to_heads)
         parts += [Part("head", f"head {head + 1}", layer) for head in range(model.config.n_head)]

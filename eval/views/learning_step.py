@@ -42,7 +42,7 @@ def learning_step(subject: Subject) -> dict[str, Any]:
         before, after: the loss of the batch, in nats, without dropout.
         ends: whether the run ends here.
     """
-    if subject.checkpoint is None:
+    if subject.checkpoint is None or subject.loaded.run is None:
         raise Unavailable("Only a checkpoint of a run holds the optimizer's state, from which the next step is taken.")
     config, checkpoint, model = pretraining_config(subject.loaded.run), subject.checkpoint, subject.loaded.model
     try:

@@ -25,9 +25,10 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from eval.views.attention import attention
@@ -52,7 +53,7 @@ class View:
 
     title: str
     paragraph: str
-    compute: Callable[[Subject], dict[str, Any]]
+    compute: FunctionType  # of a Subject, returns a dict
 
     def describe(self) -> dict[str, str]:
         """What the page says about the view, with the file and the function that compute it."""

@@ -52,9 +52,9 @@ class _RecordAttention(TorchFunctionMode):
 
 
 @contextmanager
-def _record_modules(model: Transformer) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+def _record_modules(model: Transformer) -> Iterator[dict[Any, tuple[Tensor, Tensor]]]:
     """Record every module's first input and its output while the block runs."""
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    seen: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
         seen[module] = (args[0], output)

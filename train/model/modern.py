@@ -28,7 +28,7 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),), eps=EPS)
 
 
-def norm(config: ModelConfig) -> nn.Module:
+def norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:
     """A layer's normalization."""
     if "rms_norm" in config.without:
         return nn.LayerNorm(config.n_embd, bias=False)

@@ -42,6 +42,7 @@ class Transformer(nn.Module):
 
     wte: nn.Embedding  # of the tokens
     h: nn.ModuleList
+    ln_f: nn.LayerNorm | nn.RMSNorm  # the final norm
     softcap: float | None = None  # logits are capped smoothly at plus and minus this
 
     def __init__(self, config: ModelConfig, recompute: bool = False) -> None:
