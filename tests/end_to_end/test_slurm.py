@@ -370,7 +370,7 @@ def mistaken(slurm: SlurmCluster, work: Path) -> dict[str, tuple[set[str], str]]
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        *((path, "error: no script eval/none.py: name one of classify generate") for path in ("dot", "inside", "up")),
+        *((path, "error: no script eval/none.py: name one of classify explain") for path in ("dot", "inside", "up")),
         ("lone", "error: no slurm/site.sh in {work}: submit the job from the repository's folder"),
         ("python", "error: no PyTorch or no tqdm for /no/such/python: make an environment"),
         ("list", "error: this --array is a list with gaps, which would leave out input: sbatch --array=1-3"),
