@@ -1,6 +1,6 @@
 """Write a page that shows what a model computes: one HTML file, which any browser opens without a network or a server.
 
-Its views are listed in eval/views/page.py. Of a run it shows the checkpoints that were kept (checkpoint.keep_every).
+Its views are listed in eval/views/page.py. Of a run it shows the checkpoints that were kept (checkpoint.keep_steps).
 """
 
 import sys
@@ -47,9 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         prompt = replace_surrogates(args.prompt)
         ids = torch.tensor(encode_prompt(prompt, loaded), device=world.device)
         models = open_checkpoints(args.model, loaded, world.device)
-        data = describe_page(
-            prompt, (Subject(model, ids, checkpoint, tuple(args.data)) for model, checkpoint in models)
-        )
+        data = describe_page(prompt, (Subject(model, ids, tuple(args.data)) for model in models))
         html = render_page(data)
     atomic_write_text(args.output, html)
     print(
@@ -66,23 +64,21 @@ def encode_prompt(prompt: str, loaded: LoadedModel) -> list[int]:
     return ids
 
 
-def open_checkpoints(
-    spec: str | None, latest: LoadedModel, device: torch.device
-) -> Iterator[tuple[LoadedModel, Path | None]]:
-    """Yield the model at a run's checkpoints, oldest first, or the one model that is not a run, with its checkpoint.
+def open_checkpoints(spec: str | None, latest: LoadedModel, device: torch.device) -> Iterator[LoadedModel]:
+    """Yield the model at a run's checkpoints, oldest first, or the one model that is not a run.
 
     Of more than MAX_CHECKPOINTS, take those whose steps are spread evenly over the logarithm, the latest among them.
     """
-    if latest.run is None or (spec is not None and not (Path(spec) / "checkpoints").is_dir()):
-        yield latest, Path(spec) if spec is not None and latest.run else None
+    newest = latest.checkpoint
+    if newest is None or (spec is not None and not (Path(spec) / "checkpoints").is_dir()):
+        yield latest
         return
-    newest = latest.run / "checkpoints" / f"step_{latest.step:08d}"
-    older = [path for path in all_checkpoints(latest.run) if step_of(path) < step_of(newest)]
+    older = [path for path in all_checkpoints(newest.parents[1]) if step_of(path) < step_of(newest)]
     for checkpoint in spread([*older, newest]):
         if checkpoint == newest:
-            yield latest, newest
+            yield latest
         elif checkpoint.is_dir():  # a run that is still training prunes meanwhile
-            yield load_model(str(checkpoint), device), checkpoint
+            yield load_model(str(checkpoint), device)
 
 
 def spread(checkpoints: Sequence[Path]) -> list[Path]:

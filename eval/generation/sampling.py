@@ -54,7 +54,7 @@ class Generation:
 
     @property
     def finished(self) -> bool:
-        """Whether there is no token left to generate."""
+        """Whether all tokens are generated."""
         return self.left == 0 or bool(self.ended.all())
 
     def inputs(self) -> Tensor:

@@ -42,9 +42,10 @@ def learning_step(subject: Subject) -> dict[str, Any]:
         before, after: the loss of the batch, in nats, without dropout.
         ends: whether the run ends here.
     """
-    if subject.checkpoint is None or subject.loaded.run is None:
+    model, checkpoint = subject.loaded.model, subject.loaded.checkpoint
+    if checkpoint is None:
         raise Unavailable("Only a checkpoint of a run holds the optimizer's state, from which the next step is taken.")
-    config, checkpoint, model = pretraining_config(subject.loaded.run), subject.checkpoint, subject.loaded.model
+    config = pretraining_config(checkpoint.parents[1])
     try:
         meta = read_meta(checkpoint)
         sources = {name: find_shards(source.files) for name, source in config.data.sources.items()}

@@ -61,7 +61,7 @@ def _record_modules(model: Transformer) -> Iterator[dict[Any, tuple[Tensor, Tens
 
     with ExitStack() as handles:
         for module in model.modules():
-            handles.callback(module.register_forward_hook(hook).remove)
+            handles.enter_context(module.register_forward_hook(hook))
         yield seen
 
 

@@ -28,22 +28,20 @@ class Subject:
     """A model, or one checkpoint of a run, and the prompt that the page is about.
 
     Args:
-        loaded: the model in float32 and evaluation mode; `loaded.run` is the run of a checkpoint, else None.
+        loaded: the model in float32 and evaluation mode.
         ids: the prompt's token ids, (T,) int64 on the model's device, with 1 <= T <= block_size.
-        checkpoint: the checkpoint's folder; None for a model that is not one of this project's.
         shards: the globs of --data, the held-out tokens of a model that is not a run's; empty: not given.
     """
 
     loaded: LoadedModel
     ids: Tensor
-    checkpoint: Path | None = None
     shards: tuple[str, ...] = ()
 
     @property
     def trained_tokens(self) -> int | None:
         """The number of tokens that the checkpoint was trained on, with repetitions; None if it is not known."""
         try:
-            meta = read_meta(self.checkpoint, []) if self.checkpoint else {}
+            meta = read_meta(self.loaded.checkpoint, []) if self.loaded.checkpoint else {}
         except UserError:  # pruned since it was loaded: the run is still training
             return None
         batches = meta.get("batches", {})

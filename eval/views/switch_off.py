@@ -6,7 +6,7 @@ Shapes: T positions, L layers, C = n_embd, H = n_head, D = C / H, V = vocab_size
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,16 +60,14 @@ def each_part_off(block: nn.Module, n_head: int) -> Iterator[None]:
     rows = torch.eye(n_head + 3, device=next(block.parameters()).device)
     heads = (1 - rows[:, :n_head])[:, None, :, None]  # (H + 3, 1, H, 1): 0 where a head is off
     attention, mlp = ((1 - rows[:, part] - rows[:, n_head + 2])[:, None, None] for part in (n_head, n_head + 1))
-    with ExitStack() as hooks:
-        for handle in (
-            block.register_forward_pre_hook(lambda _, args: (args[0].expand(n_head + 3, -1, -1), *args[1:])),
-            block.attn.c_proj.register_forward_pre_hook(
-                lambda _, args: (args[0].unflatten(-1, (n_head, -1)) * heads).flatten(-2)
-            ),
-            block.attn.register_forward_hook(lambda _module, _args, output: output * attention),
-            block.mlp.register_forward_hook(lambda _module, _args, output: output * mlp),
-        ):
-            hooks.callback(handle.remove)
+    with (  # hooks, which are removed at the end of the block
+        block.register_forward_pre_hook(lambda _, args: (args[0].expand(n_head + 3, -1, -1), *args[1:])),
+        block.attn.c_proj.register_forward_pre_hook(
+            lambda _, args: (args[0].unflatten(-1, (n_head, -1)) * heads).flatten(-2)
+        ),
+        block.attn.register_forward_hook(lambda _module, _args, output: output * attention),
+        block.mlp.register_forward_hook(lambda _module, _args, output: output * mlp),
+    ):
         yield
 
 

@@ -4,6 +4,7 @@ The unigram predicts every token with its frequency in the held-out shards: the 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def token_loss(subject: Subject) -> dict[str, Any]:
     batches = list(validation_batches(windows, WINDOW_TOKENS, batch_size=max(1, 1024 // config.block_size)))
     inputs, targets = (torch.cat(tensors) for tensors in zip(*batches, strict=True))  # (n, T) each
     losses = measure_losses(loaded.model, batches)  # (n, T)
-    unigram, counted = unigram_losses(paths, config.vocab_size)
+    unigram, counted = unigram_losses(tuple(paths), config.vocab_size)
     expected = unigram[targets.numpy()]  # (n, T)
 
     shown = min(PASSAGE_TOKENS, config.block_size)
@@ -97,7 +98,8 @@ def measure_losses(model: Transformer, batches: Sequence[tuple[Tensor, Tensor]])
     return torch.cat(losses).numpy()
 
 
-def unigram_losses(paths: Sequence[Path], vocab_size: int) -> tuple[np.ndarray, int]:
+@lru_cache(1)  # all checkpoints of a page have the same shards
+def unigram_losses(paths: tuple[Path, ...], vocab_size: int) -> tuple[np.ndarray, int]:
     """The loss of each token id under its frequency in the first tokens of the shards, float32 (V,), infinite for an id
     that is not among them; and the number of these tokens."""
     counts, left = np.zeros(vocab_size, np.int64), COUNTED_TOKENS

@@ -280,7 +280,7 @@ def test_a_hugging_face_model(browser: Browser, tmp_path: Path) -> None:
     explain.main([f"--model={tmp_path}/gpt2", "--prompt=The answer is", f"--output={file}", "--device=cpu"])
     with open_page(browser, file) as page:
         expect(page.locator("#bar .token")).to_have_text(["The", "␣answer", "␣is"])
-        for view in ("token_loss", "learning_step"):  # it is no run: it has no held-out text and no optimizer state
+        for view in ("token_loss", "learning_step"):  # not a run: no held-out text, no optimizer state
             expect(page.locator(f"#{view} .unavailable")).not_to_be_empty()
             expect(page.locator(f"#{view} .body")).to_be_hidden()
         for view, reason in {"token_loss": "--data", "learning_step": "a checkpoint of a run"}.items():

@@ -77,4 +77,4 @@ def test_tensorboard_shows_a_finished_run_and_one_that_trains_is_killed_and_resu
                 expected.setdefault(tag, []).append((step, value))
         assert {"train/loss", "val/loss", "vs_tokens/val/loss"} <= expected.keys()
         for tag, points in expected.items():
-            wait_for(lambda: shown(server, run.name, tag) == points)  # noqa: B023
+            wait_for(lambda run=run, tag=tag, points=points: shown(server, run.name, tag) == points)

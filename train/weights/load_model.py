@@ -33,7 +33,12 @@ class LoadedModel:
     labels: tuple[str, ...] = ()  # of a classifier
     template: Template | None = None  # of an instruction follower
     multi_turn: bool = False  # fine-tuned on conversations of several turns
-    run: Path | None = None  # the run of the checkpoint
+    checkpoint: Path | None = None  # the folder, absolute; None for other projects' models
+
+    @property
+    def run(self) -> Path | None:
+        """The run directory of the checkpoint."""
+        return self.checkpoint.parents[1] if self.checkpoint else None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -108,16 +113,16 @@ def load_checkpoint(checkpoint: Path, meta: Mapping[str, Any]) -> LoadedModel:
     config, labels = ModelConfig(**meta["model"]), tuple(meta.get("labels", ()))
     model = build_classifier(config, len(labels)) if labels else build_model(config)
     model.load_state_dict(merge_lora(read_weights(checkpoint / WEIGHTS)))
-    run = checkpoint.resolve().parent.parent
+    checkpoint = checkpoint.resolve()
     return LoadedModel(
         model,
         model_tokenizer(meta["tokenizer"], config.vocab_size),
-        name=f"{run.name} at step {meta['step']}",
+        name=f"{checkpoint.parents[1].name} at step {meta['step']}",
         step=meta["step"],
         labels=labels,
         template=Template(**meta["template"]) if "template" in meta else None,
         multi_turn=meta.get("converses", False),  # its name in meta.json
-        run=run,
+        checkpoint=checkpoint,
     )
 
 

@@ -285,7 +285,7 @@ def test_a_run_that_is_trained_replaced_deleted_or_corrupt(tmp_path):
 
 
 def test_a_checkpoint_that_is_pruned_before_it_is_read_and_a_model_that_has_diverged(tmp_path, monkeypatch):
-    """Both are answered by a 409, and the server goes on."""
+    """Both are answered by a 409, and the server continues to answer."""
     shape = {"vocab_size": TOKENIZER.vocab_size, "block_size": 16}
     known = {"tokenizer": TOKENIZER.describe()}
     save_checkpoint(tmp_path / "run", 1, random_model(**shape), **known)

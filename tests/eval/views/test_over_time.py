@@ -50,9 +50,9 @@ def test_the_page_of_a_run_that_still_trains_shows_the_checkpoints_that_it_has_n
         save_checkpoint(tmp_path, step, random_model(), tokenizer=None)
     latest = load_model(str(tmp_path))
     opened = open_checkpoints(str(tmp_path), latest, torch.device("cpu"))
-    steps = [next(opened)[0].step]
+    steps = [next(opened).step]
     for step in (4, 6):
         shutil.rmtree(tmp_path / f"checkpoints/step_{step:08d}")
     rest = list(opened)
-    assert [*steps, *(model.step for model, _ in rest)] == [2, 6]
-    assert Subject(latest, torch.tensor([0]), rest[0][1]).trained_tokens is None
+    assert [*steps, *(model.step for model in rest)] == [2, 6]
+    assert Subject(rest[0], torch.tensor([0])).trained_tokens is None
