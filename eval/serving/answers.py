@@ -105,6 +105,11 @@ class Answer:
                     ],
                     "text_offset": [piece.offset for piece in shown],
                 }
+                if self.fields.return_token_ids:
+                    choice["logprobs"]["top_token_ids"] = [
+                        list(dict.fromkeys([*(other for other, _ in piece.alternatives), piece.token]))
+                        for piece in shown
+                    ]
         if self.fields.return_token_ids:
             choice["token_ids"] = [piece.token for piece in shown]
             if first:
@@ -118,4 +123,5 @@ class Answer:
             text = content.decode()
         except UnicodeDecodeError:
             text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
-        return {"token": text, "logprob": logprob, "bytes": list(content)}
+        entry = {"token": text, "logprob": logprob, "bytes": list(content)}
+        return entry | ({"token_id": token} if self.fields.return_token_ids else {})

@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from eval.generation.sampling import encode_prompt
@@ -23,9 +24,10 @@ from eval.serving.batching import Batcher, Request
 from eval.serving.fields import MAX_ROWS_A_REQUEST, ChatFields, CompletionFields, GenerationFields
 from eval.serving.models import Catalog, Refused
 from eval.serving.security import Guard, Json, error_response
-from prepare.common.cli import UserError
+from prepare.common.cli import ROOT, UserError
 from train.weights.load_model import LoadedModel
 
+WEB = ROOT / "eval" / "web"
 BODY_BYTES = 2**20
 PROMPT_TOKENS = 2**15
 GENERATED_TOKENS = 2**13  # of all choices together: what waits for a slow reader is bounded
@@ -38,10 +40,13 @@ class API:
 
     def __init__(self, catalog: Catalog, batcher: Batcher) -> None:
         self.catalog, self.batcher = catalog, batcher
+        self.web = StaticFiles(directory=WEB)
 
     def app(self, host: str, token: str | None) -> Guard:
         """The ASGI application; see Guard."""
         routes = [
+            Route("/", self.page),
+            Mount("/web", self.web),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
@@ -53,9 +58,13 @@ class API:
         self.guard = Guard(Starlette(routes=routes, exception_handlers=handlers), host, token)
         return self.guard
 
+    async def page(self, request: HTTPRequest) -> Response:
+        """The page on which one talks to the models."""
+        return await self.web.get_response("talk.html", request.scope)
+
     def health(self, _request: HTTPRequest) -> Response:
         """200 while requests are answered, 503 once the thread that computes has ended."""
-        alive = self.batcher.is_alive()
+        alive = not self.batcher.closed
         return Json({"status": "ok" if alive else "the thread that computes has ended"}, 200 if alive else 503)
 
     def metrics(self, _request: HTTPRequest) -> Response:

@@ -16,6 +16,8 @@ from tests.helpers.commands import mistake, one_line_error, run_command, start_c
 from tests.helpers.serving import TOKENIZER, make_runs
 from train.weights.load_model import load_model
 
+IDS = {"return_token_ids": True}
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -94,7 +96,7 @@ def test_a_stream_is_the_complete_text_in_pieces_and_stop_ends_it(client):
 def test_log_probabilities_are_the_models_own(client, runs):
     """Of each token and its alternatives, whatever the temperature, computed here by one pass over the text."""
     settings = {"model": "gpt2", "prompt": "Hi there", "temperature": 3.0, "max_tokens": 20, "seed": 4}
-    choice = client.completions.create(**settings, logprobs=3, extra_body={"return_token_ids": True}).choices[0]
+    choice = client.completions.create(**settings, logprobs=3, extra_body=IDS).choices[0]
     model = load_model(str(runs / "gpt2")).model
     tokens = choice.prompt_token_ids + choice.token_ids
     with torch.no_grad():
@@ -102,6 +104,9 @@ def test_log_probabilities_are_the_models_own(client, runs):
     found = torch.tensor(choice.logprobs.token_logprobs)
     torch.testing.assert_close(found, expected.gather(1, torch.tensor(choice.token_ids)[:, None])[:, 0])
     for place, (top, token) in enumerate(zip(choice.logprobs.top_logprobs, choice.logprobs.tokens, strict=True)):
+        ids = choice.logprobs.top_token_ids[place]
+        assert ids[:3] == expected[place].topk(3).indices.tolist()
+        assert (len(ids), choice.token_ids[place] in ids) == (len(top), True)
         best = sorted(top.values(), reverse=True)[:3]
         torch.testing.assert_close(torch.tensor(best), expected[place].topk(3).values)
         assert token in top
@@ -117,9 +122,11 @@ def test_a_conversation(client, runs, capsys):
     generate.main([f"--model={runs / 'single'}", *options])
     expected = capsys.readouterr().out.removesuffix("\n")
     ask = {"messages": [{"role": "user", "content": "Name a colour."}], "seed": 5, "max_completion_tokens": 12}
-    answer = client.chat.completions.create(model="single", **ask, logprobs=True, top_logprobs=2).choices[0]
+    logprobs = {"logprobs": True, "top_logprobs": 2, "extra_body": IDS}
+    answer = client.chat.completions.create(model="single", **ask, **logprobs).choices[0]
     assert answer.message.content == expected
     assert [len(token.top_logprobs) for token in answer.logprobs.content] == [2] * 12
+    assert [token.token_id for token in answer.logprobs.content] == answer.token_ids
     stream = list(client.chat.completions.create(model="single", **ask, stream=True))
     assert "".join(chunk.choices[0].delta.content for chunk in stream) == expected
     assert stream[0].choices[0].delta.role == "assistant"

@@ -154,14 +154,16 @@ def test_hosts_origins_and_tokens(runs):
     assert ask(runs, body, origin="http://localhost")[0][0].status_code == 200
 
 
-def test_health_needs_no_token_and_every_response_has_a_content_security_policy(runs):
+def test_health_and_the_pages_files_need_no_token_and_every_response_has_a_content_security_policy(runs):
+    paths = {"/health": 200, "/metrics": 401, "/nothing": 401, "/web/style.css": 200, "/web/..%2fserve.py": 404}
+
     async def get():
         async with app_client(runs, "sesame") as (client, _):
-            return [await client.get(path) for path in ("/health", "/metrics", "/nothing")]
+            return [await client.get(path) for path in paths]
 
-    health, metrics, nothing = asyncio.run(get())
-    assert [health.status_code, metrics.status_code, nothing.status_code] == [200, 401, 401]
-    for response in (health, metrics, nothing):
+    responses = asyncio.run(get())
+    assert [response.status_code for response in responses] == list(paths.values())
+    for response in responses:
         assert "script-src 'self'" in response.headers["content-security-policy"]
         assert response.headers["x-content-type-options"] == "nosniff"
 
