@@ -1,4 +1,4 @@
-"""Five kills, each in another set-up (make torture does 200), torchrun's restarts, workers that outlive it."""
+"""Six kills, each in another set-up (make torture does 200), torchrun's restarts, workers that outlive it."""
 
 import shutil
 import signal
@@ -34,8 +34,8 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Each of five set-ups trains its reference and is killed once. A minute on two cores, most of it compilation."""
-    monkeypatch.setattr("sys.argv", ["torture", "5", "--seed", "9"])
+    """Each of the six set-ups trains its reference and is killed once. A minute on two cores, most of it compilation."""
+    monkeypatch.setattr("sys.argv", ["torture", "6", "--seed", "9"])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = signal.getsignal(signal.SIGTERM)
@@ -45,7 +45,7 @@ def test_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     print(output)
     assert status == 0
     last = output.splitlines()[-1]
-    assert last.startswith("5 kills, ")
+    assert last.startswith("6 kills, ")
     assert last.endswith("all runs identical to their references")
     assert not list(tmp_path.glob("torture_*"))  # killed compilers and torchruns leave files of their own there
 

@@ -79,6 +79,7 @@ class SetUp:
             "model__dropout": self.dropout,
             "data__micro_batch_size": self.micro_batch_size,
             "optim__optimizer": self.optimizer,
+            "optim__schedule": "wsd" if self.optimizer == "muon" else "cosine",  # as in configs/
             "train__compile": str(self.compiled).lower(),
             "train__max_steps": STEPS,
             "eval__every": EVAL_EVERY,
@@ -95,13 +96,16 @@ class SetUp:
 
 
 CHARACTERS = "".join(chr(ord("0") + i) for i in range(VOCAB))
+# GPT-2 with AdamW, GPT-2 with Muon, and modern with Muon (docs/recipes.md), each on one and on two processes
 SETUPS = (
-    SetUp("2 processes, compiled, dropout, accumulation", 2, True, 0.1, 4),
+    SetUp(
+        "2 processes, modern, Muon, compiled, accumulation", 2, True, 0.0, 4, optimizer="muon", architecture="modern"
+    ),
     SetUp("2 processes, dropout, accumulation", 2, False, 0.1, 4),
     SetUp("1 process, modern, Muon", 1, False, 0.0, 16, optimizer="muon", architecture="modern"),
     SetUp("2 processes, Muon, dropout, two sources", 2, False, 0.1, 8, two_sources=True, optimizer="muon"),
     SetUp("1 process, accumulation", 1, False, 0.0, 4),
-    SetUp("1 process, modern, compiled", 1, True, 0.0, 16, architecture="modern"),
+    SetUp("1 process, Muon, compiled, dropout", 1, True, 0.1, 16, optimizer="muon"),
 )
 
 
