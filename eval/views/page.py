@@ -177,7 +177,8 @@ def token_texts(tokenizer: Tokenizer) -> list[str]:
 def render_page(data: dict[str, Any]) -> str:
     """The HTML file: the template with its style, the modules as an import map of data: URLs, and the data. A content
     security policy forbids every request, and every script but these."""
-    modules = {path.relative_to(WEB).as_posix(): path.read_text("utf-8") for path in sorted(WEB.rglob("*.js"))}
+    files = sorted([*WEB.glob("*.js"), *WEB.glob("views/*.js")])
+    modules = {path.relative_to(WEB).as_posix(): path.read_text("utf-8") for path in files}
     urls = {name: data_url(bare_imports(name, source)) for name, source in modules.items()}
     scripts = {"importmap": json.dumps({"imports": urls}), "module": 'import "main.js";'}
     hashes = " ".join(f"'sha256-{base64_sha256(script)}'" for script in scripts.values())

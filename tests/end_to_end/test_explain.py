@@ -63,7 +63,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, file: Path) -> Iterator[Page]:
-    with open_page(browser, file) as page:
+    with open_page(browser, file.as_uri()) as page:
         yield page
 
 
@@ -95,7 +95,7 @@ def test_every_view_names_code_that_exists() -> None:
 def test_every_view_opens_at_a_phones_width_and_a_desktops(
     browser: Browser, file: Path, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    with open_page(browser, file, viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
+    with open_page(browser, file.as_uri(), viewport={"width": width, "height": 800}, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.add_style_tag(content="#bar { position: static }")  # which would lie over the pictures
         for view in VIEWS:
@@ -267,7 +267,7 @@ def test_a_hostile_prompt_is_shown_and_never_executed(browser: Browser, tmp_path
     file = tmp_path / "page.html"
     explain.main([f"--model={run}", f"--prompt={HOSTILE}", f"--output={file}", "--device=cpu"])
     assert "window.hacked" not in file.read_text().replace("\\u003cscript>window.hacked", "")
-    with open_page(browser, file) as page:
+    with open_page(browser, file.as_uri()) as page:
         assert page.evaluate("typeof window.hacked") == "undefined"
         shown = "".join(page.locator("#text_to_tokens .choices .token").all_text_contents())
         assert shown == HOSTILE.replace("\0", "␀").replace("\n", "↵")
@@ -278,7 +278,7 @@ def test_a_hugging_face_model(browser: Browser, tmp_path: Path) -> None:
     save_random_gpt2(tmp_path / "gpt2", n_positions=32)
     file = tmp_path / "page.html"
     explain.main([f"--model={tmp_path}/gpt2", "--prompt=The answer is", f"--output={file}", "--device=cpu"])
-    with open_page(browser, file) as page:
+    with open_page(browser, file.as_uri()) as page:
         expect(page.locator("#bar .token")).to_have_text(["The", "␣answer", "␣is"])
         for view in ("token_loss", "learning_step"):  # not a run: no held-out text, no optimizer state
             expect(page.locator(f"#{view} .unavailable")).not_to_be_empty()

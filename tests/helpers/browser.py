@@ -1,10 +1,11 @@
 """A headless browser: Debian's chromium, driven by Playwright, which reports whatever a page should not do."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
@@ -19,26 +20,33 @@ def open_browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def open_page(browser: Browser, file: Path, **context: Any) -> Iterator[Page]:
-    """Open a file in a fresh context (viewport, color_scheme ...), once its views are drawn. AssertionError at the end
-    if it wrote to the console, raised an error, or requested anything but itself and data: URLs."""
+def open_page(browser: Browser, address: str, expected: str = "", **context: Any) -> Iterator[Page]:
+    """Open a page in a fresh context (viewport, color_scheme ...), once it is drawn or asks for a token. AssertionError
+    at the end if it, or a tab that it opened, wrote to the console (other than what the pattern `expected` matches),
+    raised an error, or requested anything but the server or file that it came from, data: and blob: URLs."""
     problems: list[str] = []
+    url = urlsplit(address)
+    origin = f"http://{url.netloc}/" if url.netloc else address
 
     def note_message(message: ConsoleMessage) -> None:
-        problems.append(f"console {message.type}: {message.text}")
+        if not (expected and re.search(expected, message.text)):
+            problems.append(f"console {message.type}: {message.text}")
 
     def note_request(url: str) -> None:
-        if not url.startswith(("data:", file.as_uri())):
+        if not url.startswith(("data:", "about:blank", "blob:", origin)):
             problems.append(f"request: {url}")
+
+    def watch(page: Page) -> None:
+        page.on("console", note_message)
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("request", lambda request: note_request(request.url))
 
     opened = browser.new_context(**context)
     opened.set_default_timeout(10_000)
+    opened.on("page", watch)
     page = opened.new_page()
-    page.on("console", note_message)
-    page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-    page.on("request", lambda request: note_request(request.url))
-    page.goto(file.as_uri())
-    page.locator("html[data-ready]").wait_for(timeout=30_000)
+    page.goto(address)
+    page.locator("html[data-ready], dialog[open]").first.wait_for(timeout=30_000)
     yield page
     opened.close()
     assert not problems
