@@ -20,14 +20,13 @@ import torch
 
 from eval.common.open_model import open_model
 from eval.common.options import add_model_options, output_file
-from eval.views.page import describe_page, render_page
+from eval.views.page import describe_page, encode_prompt, render_page
 from eval.views.subject import Subject
-from prepare.common.cli import ArgumentError, Parser, nonempty, replace_surrogates
+from prepare.common.cli import Parser, nonempty
 from prepare.common.files import atomic_write_text
 from train.run.checkpoint import all_checkpoints, step_of
 from train.weights.load_model import LoadedModel, load_model
 
-MAX_TOKENS = 64  # of the prompt: GPT-2's logits alone are 134 kB a token
 MAX_CHECKPOINTS = 8
 
 
@@ -44,24 +43,15 @@ def main(argv: list[str] | None = None) -> None:
     args, start = parser.parse_args(argv), time.perf_counter()
 
     with open_model(args.model, args.device) as (loaded, world):
-        prompt = replace_surrogates(args.prompt)
-        ids = torch.tensor(encode_prompt(prompt, loaded), device=world.device)
+        ids = encode_prompt(args.prompt, loaded)
         models = open_checkpoints(args.model, loaded, world.device)
-        data = describe_page(prompt, (Subject(model, ids, tuple(args.data)) for model in models))
+        data = describe_page(args.prompt, (Subject(model, ids, tuple(args.data)) for model in models))
         html = render_page(data)
     atomic_write_text(args.output, html)
     print(
         f"{args.output}: {loaded.name}, {len(ids)} tokens, checkpoints: {len(data['checkpoints'])}, "
         f"{args.output.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s"
     )
-
-
-def encode_prompt(prompt: str, loaded: LoadedModel) -> list[int]:
-    """The prompt's ids. ArgumentError if it is longer than the model or the page can take."""
-    ids = loaded.tokenizer.encode(prompt)
-    if len(ids) > (longest := min(MAX_TOKENS, loaded.model.config.block_size)):
-        raise ArgumentError(f"--prompt has {len(ids)} tokens: give at most {longest}")
-    return ids
 
 
 def open_checkpoints(spec: str | None, latest: LoadedModel, device: torch.device) -> Iterator[LoadedModel]:

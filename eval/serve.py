@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
             app, lifespan="off", ws="none", log_level="warning", timeout_graceful_shutdown=STREAM_SECONDS
         )
         host, port = listener.getsockname()[:2]
-        models = len(catalog.describe())
+        models = len(catalog.models())
         print(
             f"http://{f'[{host}]' if ':' in host else host}:{port} serves {models} models; Ctrl-C ends it", flush=True
         )

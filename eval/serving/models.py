@@ -1,8 +1,7 @@
 """The models that can be served: the runs and their checkpoints, Hugging Face directories, and what --model names."""
 
 import hashlib
-import json
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any
 
 from prepare.common.cli import UserError
 from prepare.common.files import is_locked
-from train.run.checkpoint import META, all_checkpoints, latest_checkpoint, step_of
+from train.run.checkpoint import all_checkpoints, latest_checkpoint, read_meta, step_of
 from train.run.metrics_log import METRICS, read_rows
 from train.run.run_dir import DONE
 
 PICTURE = "loss.png"
 
 
-class Refused(Exception):
+class Refused(UserError):
     """A request that is answered by an HTTP status and a message."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -27,12 +26,14 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model, and the files that it is loaded from. Files that were replaced make it another one; another name for the
-    same files does not."""
+    """A model, and the files that it is loaded from. Replaced files make it another model; another name for the same
+    files does not."""
 
     name: str = field(compare=False)
-    spec: str  # what load_model opens
+    path: Path = field(compare=False)  # what load_model opens; may be a name on the hub
+    run: Path | None = field(compare=False)  # of a checkpoint
     fingerprint: str
+    modified: float = field(compare=False)  # when it was written, in seconds since 1970; 0 for a name on the hub
 
 
 class Catalog:
@@ -43,71 +44,44 @@ class Catalog:
         """`named`: the value of --model, which is the default model; without it, the newest run is."""
         self.runs, self.named = runs.absolute(), named  # a path that cannot be taken for a name on the hub
 
+    def models(self) -> list[ModelFiles]:
+        """Every model: that of --model first, then the runs, the newest first, then the others."""
+        folders = {self.named: Path(self.named)} if self.named else {}
+        found = [*self.runs.glob("*/"), *self.runs.glob("*/*/")]  # a sweep's runs are in a folder of their own
+        folders |= {folder.relative_to(self.runs).as_posix(): folder for folder in sorted(found)}
+        models = []
+        for name, folder in folders.items():
+            checkpoints = all_checkpoints(folder)
+            paths = {name: checkpoints[-1]} if checkpoints else {}
+            paths |= {f"{name}@{step_of(checkpoint)}": checkpoint for checkpoint in checkpoints}
+            if not paths and (name == self.named or (folder / "config.json").is_file()):
+                paths = {name: folder}
+            for key, path in paths.items():
+                with suppress(OSError):  # deleted meanwhile
+                    modified = path.stat().st_mtime if path.exists() else 0
+                    models.append(ModelFiles(key, path, folder if checkpoints else None, fingerprint(path), modified))
+        return sorted(models, key=lambda model: (model.name != self.named, model.run is None, -model.modified))
+
     def find(self, name: str | None) -> ModelFiles:
-        """The model of this name; None: the default. Refused if there is none."""
-        models = list(self._models())
-        try:
-            if name is None:
-                newest = max(models, key=lambda model: (model[2] is not None, modified(Path(model[1]))))
-                name = self.named or newest[0]
-            spec = next(spec for key, spec, _ in models if key == name)
-            return ModelFiles(name, spec, fingerprint(Path(spec)))
-        except (StopIteration, ValueError, OSError):
+        """The model of this name; None: the first. Refused if there is none."""
+        models = self.models()
+        found = next((model for model in models if name in (None, model.name)), None)
+        if found is None:
             raise Refused(
                 404,
                 f"there is no model {name!a} among the {len(models)} that GET /v1/models lists: a run or a checkpoint "
                 "may have been deleted or renamed",
-            ) from None
-
-    def picture(self, name: str) -> bytes:
-        """The loss curves of a model's run, a PNG. Refused if there are none."""
-        try:
-            return next((run / PICTURE).read_bytes() for key, _, run in self._models() if key == name and run)
-        except (StopIteration, OSError):
-            raise Refused(404, f"the model {name!a} has no {PICTURE}: it is drawn when a run ends") from None
+            )
+        return found
 
     def describe(self) -> list[dict[str, Any]]:
-        """Every model as OpenAI has it, with what its files say of it: that of --model, then the latest first."""
-        models = []
-        for name, spec, run in self._models():
-            try:
-                about = {"id": name, "object": "model", "created": int(modified(Path(spec))), "owned_by": "you"}
-                about["fingerprint"] = fingerprint(Path(spec))
-                models.append(about | (describe_checkpoint(Path(spec), run) if run else {}))
-            except OSError:  # deleted meanwhile
-                continue
-        return sorted(models, key=lambda model: (model["id"] != self.named, -model["created"]))
-
-    def _models(self) -> Iterator[tuple[str, str, Path | None]]:
-        """The name, what load_model opens, and the run of each model."""
-        folders = {self.named: Path(self.named)} if self.named else {}
-        found = [*self.runs.glob("*/"), *self.runs.glob("*/*/")]  # a sweep's runs are in a folder of their own
-        folders |= {folder.relative_to(self.runs).as_posix(): folder for folder in sorted(found)}
-        for name, folder in folders.items():
-            checkpoints = all_checkpoints(folder)
-            if checkpoints:
-                yield name, str(checkpoints[-1]), folder
-            elif name == self.named or (folder / "config.json").is_file():
-                yield name, str(folder), None
-            for checkpoint in checkpoints:
-                yield f"{name}@{step_of(checkpoint)}", str(checkpoint), folder
-
-
-def describe_checkpoint(checkpoint: Path, run: Path) -> dict[str, Any]:
-    """The state of the run, and the checkpoint's step, kind and last losses. OSError if it is deleted meanwhile."""
-    about = read_about(checkpoint / META, modified(checkpoint / META))
-    losses = read_losses(run / METRICS, modified(run / METRICS))
-    for kind in ("train", "val"):
-        steps = [step for step, other in losses if other == kind and step <= about["step"]]
-        about = {**about, f"{kind}_loss": losses[max(steps), kind] if steps else None}
-    state = "training" if is_locked(run / ".lock") else "finished" if (run / DONE).exists() else "stopped"
-    latest = checkpoint == latest_checkpoint(run)
-    return {**about, "run": run.name, "state": state, "latest": latest, "picture": (run / PICTURE).is_file()}
-
-
-def modified(path: Path) -> float:
-    """When a file or directory was written, in seconds since 1970; 0 for what is not there (a name on the hub)."""
-    return path.stat().st_mtime if path.exists() else 0
+        """Every model as OpenAI's list has it, with what its files tell about it."""
+        return [
+            {"id": model.name, "object": "model", "created": int(model.modified), "owned_by": "you"}
+            | {"fingerprint": model.fingerprint}
+            | (describe_checkpoint(model, model.run) if model.run else {})
+            for model in self.models()
+        ]
 
 
 def fingerprint(path: Path) -> str:
@@ -117,27 +91,42 @@ def fingerprint(path: Path) -> str:
     return "fp_" + hashlib.sha256(repr((path, stats)).encode()).hexdigest()[:16]
 
 
+def describe_checkpoint(model: ModelFiles, run: Path) -> dict[str, Any]:
+    """The state of the run, and the checkpoint's step, kind and last losses."""
+    state = "training" if is_locked(run / ".lock") else "finished" if (run / DONE).exists() else "stopped"
+    metrics, step = run / METRICS, step_of(model.path)
+    return {
+        "step": step,
+        **read_about(model.path, model.fingerprint),
+        **read_losses(metrics, metrics.stat().st_mtime if metrics.exists() else 0, step),
+        "run": run.name,
+        "state": state,
+        "latest": model.path == latest_checkpoint(run),
+        "picture": (run / PICTURE).is_file(),
+    }
+
+
 @lru_cache(1000)
-def read_about(meta: Path, _modified: float) -> dict[str, Any]:
-    """What a meta.json says of a model; {"step": 0} if it is corrupt. OSError if it is not there."""
+def read_about(checkpoint: Path, _fingerprint: str) -> dict[str, Any]:
+    """What a checkpoint's meta.json tells about the model; {} if it is corrupt or deleted."""
     try:
-        about = json.loads(meta.read_bytes())
-        return {
-            "step": about["step"],
-            "kind": "classifier" if "labels" in about else "instructions" if "template" in about else "text",
-            "labels": about.get("labels", []),
-            "multi_turn": about.get("converses", False),
-            "block_size": about["model"]["block_size"],
-        }
-    except (ValueError, LookupError, AttributeError, TypeError):
-        return {"step": 0}
-
-
-@lru_cache(64)  # a run that is being trained adds an entry for each change
-def read_losses(metrics: Path, _modified: float) -> dict[tuple[int, str], float | None]:
-    """The training and validation losses in a run's metrics, by step and kind; {} if they are missing or corrupt."""
-    try:
-        rows = read_rows(metrics)
-    except (OSError, UserError):
+        meta = read_meta(checkpoint, [])
+    except UserError:
         return {}
-    return {(row["step"], row["kind"]): row.get("loss") for row in rows if row["kind"] in ("train", "val")}
+    return {
+        "kind": "classifier" if "labels" in meta else "instructions" if "template" in meta else "text",
+        "labels": meta.get("labels", []),
+        "multi_turn": meta.get("converses", False),
+        "block_size": meta["model"]["block_size"],
+    }
+
+
+@lru_cache(1000)  # a run that is being trained adds entries whenever the list is asked for
+def read_losses(metrics: Path, _modified: float, step: int) -> dict[str, float | None]:
+    """The last training and validation loss of a run up to this step; None where there is none."""
+    losses: dict[str, float | None] = {"train_loss": None, "val_loss": None}
+    with suppress(OSError, UserError):  # missing or corrupt
+        for row in read_rows(metrics):
+            if row["step"] <= step and f"{row['kind']}_loss" in losses:
+                losses[f"{row['kind']}_loss"] = row.get("loss")
+    return losses

@@ -7,7 +7,7 @@ import json
 import socket
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN = ("/", "/health", "/web/")  # paths without a token: the page's own files, which hold nothing secret
+EXPLAIN = "/explain/"  # before the name of a page, which is a secret itself
+OPEN, OPEN_FOLDERS = ("/", "/health"), ("/web/", EXPLAIN)  # need no token: a new tab can send none
 READ_SECONDS = 60.0  # a client that takes nothing of its response for so long is disconnected
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -68,12 +69,15 @@ class Guard:
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.responses[message["status"]] += 1
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                if scope["path"].startswith(EXPLAIN):
+                    del headers["content-security-policy"]  # the page has its own
             async with asyncio.timeout(READ_SECONDS):
                 await send(message)
 
         refusal = self._refusal(scope["path"], Headers(scope=scope))
-        with suppress(TimeoutError):  # uvicorn closes the connection
+        with ExitStack() as scope["exit_stack"], suppress(TimeoutError):  # uvicorn closes the connection
             await (refusal or self.app)(scope, receive, send_on)
 
     def _refusal(self, path: str, headers: Headers) -> Json | None:
@@ -83,7 +87,7 @@ class Guard:
             return error_response(403, f"Host {host!a} is not this server: open it as localhost or by its address")
         if origin is not None and origin.partition("://")[2] != host:
             return error_response(403, f"Origin {origin!a} is another site: only the server's own page may ask it")
-        if self.token and not path.startswith(OPEN[2]) and path not in OPEN[:2]:
+        if self.token and path not in OPEN and not path.startswith(OPEN_FOLDERS):
             given, wanted = headers.get("authorization", ""), f"Bearer {self.token}"
             if not hmac.compare_digest(given.encode("latin-1"), wanted.encode()):
                 message = "send the server's --token as the API key (Authorization: Bearer TOKEN)"

@@ -31,6 +31,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from eval.views.attention import attention
 from eval.views.layers import layers
 from eval.views.learning_step import learning_step
@@ -40,9 +43,11 @@ from eval.views.subject import Subject, Unavailable
 from eval.views.switch_off import switch_off
 from eval.views.text_to_tokens import text_to_tokens
 from eval.views.token_loss import token_loss
-from prepare.common.cli import ROOT
+from prepare.common.cli import ROOT, ArgumentError, replace_surrogates
 from prepare.tokens.tokenizer import Tokenizer
+from train.weights.load_model import LoadedModel
 
+MAX_TOKENS = 64  # of the prompt: GPT-2's logits alone are 134 kB a token
 WEB = ROOT / "eval" / "web"
 IMPORT = re.compile(r"""(\bfrom |\bimport |\bimport\()(["'`])(\.{1,2}/)""")  # of a module, by its relative path
 
@@ -134,6 +139,15 @@ VIEWS = (
 )
 
 
+def encode_prompt(prompt: str, loaded: LoadedModel) -> Tensor:
+    """The ids of a page's prompt, (T,) int64 on the model's device. ArgumentError if it is longer than the model or the
+    page can take."""
+    ids = loaded.tokenizer.encode(prompt)
+    if len(ids) > (longest := min(MAX_TOKENS, loaded.model.config.block_size)):
+        raise ArgumentError(f"the prompt has {len(ids)} tokens: give at most {longest}")
+    return torch.tensor(ids, device=loaded.model.wte.weight.device)
+
+
 def describe_page(prompt: str, subjects: Iterable[Subject]) -> dict[str, Any]:
     """All data of the page (see above), for the checkpoints of a model, the latest last; each is dropped after use."""
     checkpoints = []
@@ -146,7 +160,7 @@ def describe_page(prompt: str, subjects: Iterable[Subject]) -> dict[str, Any]:
     facts |= {part: config.architecture == "modern" and part not in config.without for part in ("rotary", "qk_norm")}
     return {
         "title": f"{loaded.name}, explained",
-        "prompt": prompt,
+        "prompt": replace_surrogates(prompt),
         "tokens": [{"id": token, "text": vocabulary[token]} for token in subject.ids.tolist()],
         "vocabulary": vocabulary,
         "model": {"name": loaded.name, **shape, **facts, "parameters": loaded.model.num_parameters()},

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from eval import classify, explain
 from eval.serving import api, batching, security
 from prepare.common.files import FileLock
 from tests.helpers.serving import TOKENIZER, app_client, make_runs
@@ -168,13 +169,17 @@ def test_health_and_the_pages_files_need_no_token_and_every_response_has_a_conte
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_bodies_and_concurrent_requests_have_limits(runs, monkeypatch):
+def test_bodies_and_concurrent_requests_and_the_memory_of_a_model_have_limits(runs, monkeypatch):
     [response], _ = ask(runs, {"model": "gpt2", "prompt": "a" * api.BODY_BYTES})
     assert response.status_code == 413
-    monkeypatch.setattr(batching, "MAX_REQUESTS", 3)
+    monkeypatch.setattr(batching, "MAX_JOBS", 3)
     responses, _ = ask(runs, *[{"model": "gpt2", "max_tokens": 40}] * 5)
     assert Counter(response.status_code for response in responses) == {200: 3, 429: 2}
     assert {response.headers.get("retry-after") for response in responses} == {None, "1"}
+    monkeypatch.setattr(batching, "CACHE_BYTES", 2 * 8 * 2 * 32 * 32)  # two rows
+    [fits, refused], _ = ask(runs, {"model": "gpt2", "n": 2}, {"model": "gpt2", "n": 3})
+    assert (fits.status_code, refused.status_code) == (200, 400)
+    assert "at most 2" in refused.json()["error"]["message"]
 
 
 def test_a_client_that_never_reads_is_disconnected(runs, monkeypatch):
@@ -208,8 +213,10 @@ def test_a_thousand_malformed_requests_are_never_answered_by_500(runs):
     bodies = {
         COMPLETIONS: {"model": "gpt2", "prompt": "Hi", "max_tokens": 2, "logprobs": 1, "stream": False, "stop": ["a"]},
         CHAT: {"model": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "top_p": 0.5},
+        "/v1/classify": {"model": "labels", "input": ["x"]},
+        "/v1/explain": {"model": "labels", "prompt": "x"},
     }
-    names = sorted({*api.CompletionFields.model_fields, *api.ChatFields.model_fields, "tools"})
+    names = sorted({*api.CompletionFields.model_fields, *api.ChatFields.model_fields, "tools", "input"})
 
     def request():
         path, body = rng.choice(list(bodies.items()))
@@ -240,6 +247,57 @@ def test_a_thousand_malformed_requests_are_never_answered_by_500(runs):
     assert sum(found.values()) == 1000
     assert set(found) <= {200, 400, 404, 405}
     assert found[400] > 500
+
+
+# --- classifiers and the explain page -------------------------------------------------------------------------------
+
+
+def test_probabilities_are_those_of_the_classify_command(runs, capsys):
+    texts = ["You have won a prize", "word " * 50]
+    [several, one, generator], _ = ask(
+        runs,
+        {"model": "labels", "input": texts},
+        {"model": "labels", "input": texts[0]},
+        {"model": "gpt2", "input": texts},
+        path="/v1/classify",
+    )
+    assert (generator.status_code, "not a classifier" in generator.text) == (400, True)
+    answer = several.json()
+    assert answer["labels"] == ["ham", "spam"]
+    assert answer["usage"]["prompt_tokens"] == len(TOKENIZER.encode(texts[0])) + 32  # the block size
+    for text, entry in zip(texts, answer["data"], strict=True):
+        classify.main([f"--model={runs / 'labels'}", "--device=cpu", "--text", text])
+        assert capsys.readouterr().out.split("\t")[:2] == [entry["label"], f"{max(entry['probs']):.4f}"]
+        assert sum(entry["probs"]) == pytest.approx(1)
+    assert one.json()["data"][0]["probs"] == pytest.approx(answer["data"][0]["probs"])
+
+
+def test_the_explain_page_is_that_of_the_command_for_one_checkpoint(runs, tmp_path):
+    """Made while a text is generated; it is read without a token, and has the content security policy of its own."""
+    key = {"authorization": "Bearer sesame"}
+    asked = {"model": "gpt2@2", "prompt": "</script>Hi"}
+
+    async def look():
+        async with app_client(runs, "sesame") as (client, _):
+            text, *made = await asyncio.gather(
+                client.post(COMPLETIONS, json={"model": "gpt2@2", "max_tokens": 30}, headers=key),
+                *(client.post("/v1/explain", json=asked, headers=key) for _ in range(5)),
+                client.post("/v1/explain", json={"model": "gpt2", "prompt": "word " * 80}, headers=key),
+                client.post("/v1/explain", json={"model": "labels", "prompt": "Hi"}, headers=key),
+            )
+            assert [response.status_code for response in (text, *made)] == [200, *[201] * 5, 400, 400]
+            assert "give at most 32" in made[5].text
+            pages = [await client.get(response.json()["url"]) for response in made[:5]]
+            kept = [page for page in pages if page.status_code == 200]
+            assert Counter(page.status_code for page in pages) == {200: 4, 404: 1}
+            assert "content-security-policy" not in kept[0].headers
+            return kept[0].text
+
+    html = asyncio.run(look())
+    [checkpoint] = (runs / "gpt2" / "checkpoints").glob("*2")
+    file = tmp_path / "page.html"
+    explain.main([f"--model={checkpoint}", "--device=cpu", f"--prompt={asked['prompt']}", f"--output={file}"])
+    assert html == file.read_text()
 
 
 # --- files that change ------------------------------------------------------------------------------------------------
@@ -287,7 +345,7 @@ def test_a_run_that_is_trained_replaced_deleted_or_corrupt(tmp_path):
 
 
 def test_a_checkpoint_that_is_pruned_before_it_is_read_and_a_model_that_has_diverged(tmp_path, monkeypatch):
-    """Both are answered by a 409, and the server continues to answer."""
+    """Both are answered, and the server continues to answer."""
     shape = {"vocab_size": TOKENIZER.vocab_size, "block_size": 16}
     known = {"tokenizer": TOKENIZER.describe()}
     save_checkpoint(tmp_path / "run", 1, random_model(**shape), **known)
@@ -302,9 +360,9 @@ def test_a_checkpoint_that_is_pruned_before_it_is_read_and_a_model_that_has_dive
         return load_model(spec, *args, **named)
 
     monkeypatch.setattr(batching, "load_model", load)
-    for model, words in {"run@1": "deleted or replaced", "diverged": "not finite"}.items():
+    for model, code, words in (("run@1", 409, "deleted or replaced"), ("diverged", 400, "not finite")):
         [bad, good], _ = ask(tmp_path, {"model": model}, {"model": "run", "max_tokens": 2})
-        assert (bad.status_code, good.status_code) == (409, 200)
+        assert (bad.status_code, good.status_code) == (code, 200)
         assert words in bad.json()["error"]["message"]
 
 
