@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 import uvicorn
@@ -117,6 +119,11 @@ def ask(page: Page, model: str, prompt: str, length: int = 30) -> Locator:
     return page.get_by_role("listbox").last
 
 
+def look(page: Page) -> None:
+    """Let the page ask for the list of models, as it does every few seconds."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
 def test_the_text_of_a_seed_is_that_of_generate(page: Page, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     page.get_by_label("Temperature").fill("0.8")
     page.get_by_label("Seed", exact=True).fill("7")
@@ -137,11 +144,16 @@ def test_the_text_of_a_seed_is_that_of_generate(page: Page, server: Server, caps
     assert "Hello" + page.get_by_role("listbox").text_content() + "\n" == capsys.readouterr().out
 
 
-def test_a_models_state_and_losses(page: Page) -> None:
+def test_a_models_state_losses_and_curves(page: Page, server: Server) -> None:
+    plt.imsave(server.runs / "gpt2" / "loss.png", np.zeros((20, 30)))
+    (server.runs / "gpt2" / "metrics.jsonl").write_text('{"step": 2, "kind": "train", "loss": 4.25}\n')
+    look(page)
     page.get_by_role("combobox", name="Model").select_option("gpt2")
     page.get_by_role("combobox", name="Checkpoint").select_option("step 2")
-    expect(page.locator(".chooser dl")).to_have_text(re.compile("run.*stopped.*step.*2.*context.*32 tokens", re.DOTALL))
-    expect(page.get_by_text("Loss curves")).to_be_hidden()
+    facts = "run.*stopped.*step.*2.*training loss.*4.2500.*context.*32 tokens"
+    expect(page.locator(".chooser dl")).to_have_text(re.compile(facts, re.DOTALL))
+    page.get_by_text("Loss curves").click()
+    expect(page.get_by_role("img")).to_have_js_property("naturalWidth", 30)
 
 
 def test_alternatives_by_mouse_and_keyboard_and_a_text_that_continues_from_one(page: Page, server: Server) -> None:
@@ -231,6 +243,40 @@ def test_a_conversation(page: Page, server: Server) -> None:
     expect(page.locator(".question")).to_have_text(["And then?"])
 
 
+def test_a_classifier_answers_with_probabilities(page: Page, server: Server) -> None:
+    page.get_by_role("combobox", name="Model").select_option("labels")
+    expect(page.get_by_label("Temperature")).to_be_hidden()
+    page.get_by_label("Text", exact=True).fill("You have won")
+    page.get_by_role("button", name="Classify").click()
+    [expected] = server.post("/v1/classify", model="labels", input="You have won")["data"]
+    answer = page.get_by_role("article")
+    expect(answer.get_by_role("heading", level=3)).to_have_text(expected["label"])
+    rows = dict(row.inner_text().split() for row in answer.get_by_role("row").all())
+    shown = [float(rows[label].rstrip("%")) / 100 for label in ("ham", "spam")]
+    assert shown == pytest.approx(expected["probs"], abs=6e-5)
+
+
+def test_explain_opens_the_page_of_the_checkpoint_and_the_prompt(browser: Browser, server: Server) -> None:
+    with open_page(browser, f"{server.address}/", expected="400") as page:
+        page.get_by_role("combobox", name="Model").select_option("gpt2")
+        page.get_by_role("combobox", name="Checkpoint").select_option("step 2")
+        page.locator("#prompt").fill("The brown")
+        with page.expect_popup() as opened:
+            page.get_by_role("button", name="Explain").click()
+        explained = opened.value
+        expect(explained).to_have_url(re.compile(r"/explain/\w{32}$"), timeout=30_000)
+        explained.locator("html[data-ready]").wait_for(timeout=30_000)
+        assert "".join(explained.locator("#bar .token").all_text_contents()) == "The␣brown"
+        expect(explained.locator("#next_token .body")).not_to_be_empty()
+        assert explained.evaluate("window.opener") is None
+
+        page.locator("#prompt").fill("")
+        with page.expect_popup() as opened:
+            page.get_by_role("button", name="Explain").click()
+        expect(page.get_by_role("alert")).to_contain_text("prompt")
+        assert opened.value.is_closed()
+
+
 def test_a_hostile_sample_and_name_are_shown_and_never_executed(page: Page) -> None:
     page.get_by_label("Temperature").fill("0")
     text = ask(page, RUN, HOSTILE, 2 * len(HOSTILE))
@@ -241,11 +287,6 @@ def test_a_hostile_sample_and_name_are_shown_and_never_executed(page: Page) -> N
     expect(page.get_by_role("group", name="Alternatives")).to_contain_text("<")
     assert page.evaluate("typeof window.hacked") == "undefined"
     assert page.locator("img").count() == 0
-
-
-def look(page: Page) -> None:
-    """Let the page ask for the list of models, as it does every few seconds."""
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
 def test_a_run_that_is_replaced_and_deleted_while_it_is_looked_at(browser: Browser, server: Server) -> None:

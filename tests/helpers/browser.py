@@ -49,4 +49,4 @@ def open_page(browser: Browser, address: str, expected: str = "", **context: Any
     page.locator("html[data-ready], dialog[open]").first.wait_for(timeout=30_000)
     yield page
     opened.close()
-    assert not problems
+    assert not problems, problems

@@ -47,7 +47,7 @@ describePrompt();
 document.documentElement.dataset.ready = "true";
 
 function addPane(id) {
-  const explain = element("button", { type: "button", onclick: () => pane.explain(prompt.value || asked) }, "Explain ↗");
+  const explain = element("button", { type: "button", class: "explain", onclick: () => pane.explain(prompt.value || asked) }, "Explain ↗");
   const close = element("button", { type: "button", "aria-label": "Remove this model", onclick: () => removePane(pane) }, "Remove");
   const pane = createPane({ state, settings, selected: id, refresh, onChoose: describePrompt, buttons: panes.length ? [explain, close] : [explain] });
   panes.push(pane);
@@ -72,7 +72,7 @@ function stopAll() {
   panes.forEach((pane) => pane.stop());
 }
 
-// What the prompt is to the chosen models.
+// What the prompt is to the chosen models, and what a classifier does not need.
 function describePrompt() {
   const kinds = new Set(panes.map(({ chooser }) => chooser.model.kind));
   const [label, placeholder] = kinds.size > 1 ? ["Prompt", ""]
@@ -81,6 +81,8 @@ function describePrompt() {
         : ["Prompt", "The beginning of a text, such as “ROMEO:”. With none, the model begins one."];
   form.querySelector("label").textContent = label;
   prompt.placeholder = placeholder;
+  document.getElementById("sampling").hidden = label === "Text";
+  panes.forEach(({ chooser: { node, model } }) => { node.querySelector(".explain").hidden = model.kind === "classifier"; });
   document.getElementById("send").firstChild.textContent = label === "Text" ? "Classify " : label === "Message" ? "Send " : "Generate ";
   remember();
 }

@@ -4,7 +4,6 @@ import { count, element, facts } from "../charts.js";
 import { getBlob, getJson, Problem } from "./api.js";
 
 const SECONDS = 4; // between two looks at the list, while the page is visible
-const STATES = { training: "is training", finished: "finished", stopped: "stopped" };
 const KINDS = { instructions: "answers instructions", classifier: "classifies texts" };
 
 // Keep state.models up to date. Returns a function that asks for the list at once.
@@ -51,10 +50,10 @@ export function drawChooser(state, selected, onChange, ...buttons) {
 
   function draw() {
     const ids = new Set(state.models.map(({ id }) => id)), { model } = chooser;
-    const parent = parentOf(model, ids), deleted = !ids.has(model.id);
+    const parent = parentOf(model, ids), deleted = model.id && !ids.has(model.id);
     const all = [...new Set(state.models.map((each) => parentOf(each, ids)))];
     const steps = state.models.filter((each) => each.id !== parent && parentOf(each, ids) === parent);
-    names.fill([...(ids.has(parent) ? [] : [[model.id, `${model.id} (deleted)`]]), ...all.map((name) => [name, name])], parent);
+    names.fill([...(ids.has(parent) || !model.id ? [] : [[model.id, `${model.id} (deleted)`]]), ...all.map((name) => [name, name])], parent);
     checkpoints.fill([
       ...(deleted ? [[model.id, "deleted"]] : []),
       ...(ids.has(parent) ? [[parent, "the latest"]] : []),
@@ -63,11 +62,10 @@ export function drawChooser(state, selected, onChange, ...buttons) {
     checkpoints.label.hidden = !steps.length && !deleted;
     const loss = (value) => value && value.toFixed(4);
     about.replaceChildren(...facts([
-      ["kind", KINDS[model.kind]], ["run", STATES[model.state]], ["step", model.step && count(model.step)],
-      ["training loss", loss(model.train_loss)], ["validation loss", loss(model.val_loss)],
+      ["kind", model.multi_turn ? "holds conversations" : KINDS[model.kind]], ["run", model.state], ["step", model.step && count(model.step)],
+      ["last training loss", loss(model.train_loss)], ["last validation loss", loss(model.val_loss)],
       ["context", model.block_size && `${count(model.block_size)} tokens`],
     ].filter(([, value]) => value)));
-    about.dataset.state = model.state ?? "";
     picture.hidden = !model.picture;
     showPicture();
   }
@@ -85,7 +83,7 @@ export function drawChooser(state, selected, onChange, ...buttons) {
   }
 
   function update() {
-    const { model } = chooser, now = state.models.find(({ id }) => id === model.id);
+    const { model } = chooser, wanted = model.id || state.models[0]?.id, now = state.models.find(({ id }) => id === wanted);
     chooser.model = now ?? { id: model.id };
     draw();
     if (!now && model.fingerprint) {

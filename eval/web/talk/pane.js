@@ -15,7 +15,8 @@ export function createPane({ state, settings, selected, refresh, onChoose, butto
     tell(news);
     onChoose();
   }, ...buttons);
-  const node = element("article", { class: "answer", hidden: true }, title, content, status);
+  const restart = element("button", { type: "button", onclick: () => { controller.abort(); clear(); node.hidden = true; } }, "New conversation");
+  const node = element("article", { class: "answer", hidden: true }, title, content, status, restart);
   chooser.node.append(notice);
   let turns = [], writer = "", controller = new AbortController();
 
@@ -47,13 +48,16 @@ export function createPane({ state, settings, selected, refresh, onChoose, butto
     }
   }
 
+  function clear() {
+    turns = [];
+    content.replaceChildren();
+  }
+
   function send(prompt) {
     const { id, kind, multi_turn, step } = chooser.model, chat = kind === "instructions";
-    if (!multi_turn || writer !== id) {
-      turns = [];
-      content.replaceChildren();
-    }
+    if (!multi_turn || writer !== id) clear();
     writer = id;
+    restart.hidden = !multi_turn;
     title.textContent = step ? `${id.replace(/@\d+$/, "")} at step ${count(step)}` : id;
     if (kind === "classifier") return classify(id, prompt);
     const turn = { model: id, chat, question: prompt, prompt: null, text: generatedText((...choice) => branch(turn, ...choice)) };
