@@ -19,10 +19,7 @@ from eval.common.options import add_model_options
 from eval.serving.api import API
 from eval.serving.batching import Batcher
 from eval.serving.models import Catalog
-from eval.serving.security import is_loopback
 from prepare.common.cli import RUNS, ArgumentError, Parser, UserError, nonempty, nonempty_path
-
-STREAM_SECONDS = 3  # that a stream has to close after SIGTERM
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,36 +42,28 @@ def main(argv: list[str] | None = None) -> None:
             batcher.open(catalog.find(args.model))
         batcher.start()
         app = API(catalog, batcher).app(args.host, args.token)
-        config = uvicorn.Config(
-            app, lifespan="off", ws="none", log_level="warning", timeout_graceful_shutdown=STREAM_SECONDS
-        )
-        host, port = listener.getsockname()[:2]
-        models = len(catalog.models())
-        print(
-            f"http://{f'[{host}]' if ':' in host else host}:{port} serves {models} models; Ctrl-C ends it", flush=True
-        )
-        Server(config, batcher).run([listener])
+        config = uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", timeout_graceful_shutdown=3)
+        server = Server(config)  # which waits 3 s for open streams to close
+        address = f"http://{args.host}:{listener.getsockname()[1]}"
+        print(f"{address} serves {len(catalog.models())} models; Ctrl-C ends it", flush=True)
+        server.batcher = batcher
+        server.run([listener])
 
 
 def listen(host: str, port: int, token: str | None) -> socket.socket:
-    """A socket that listens. UserError if the address is taken or is none, ArgumentError if it needs a token."""
-    if not 0 <= port < 2**16:
-        raise ArgumentError(f"--port {port}: out of range: give 0 to {2**16 - 1}")
+    """A socket that listens. UserError if the address is taken or is not one, ArgumentError if it needs a token."""
+    if not token and host not in ("127.0.0.1", "localhost"):
+        raise ArgumentError(f"--host {host} can be reached from other machines: give a --token that clients send")
     try:
-        if not (token or is_loopback(host)):
-            raise ArgumentError(f"--host {host} can be reached from other machines: give a --token that clients send")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as failure:
-        raise UserError(f"--host {host} --port {port}: {failure.strerror}: choose others") from None
+        return socket.create_server((host, port), backlog=1024)
+    except (OSError, OverflowError) as failure:
+        raise UserError(f"--host {host} --port {port}: {failure}: choose others") from None
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which at SIGTERM or Ctrl-C ends all generation first, so that the streams close."""
 
-    def __init__(self, config: uvicorn.Config, batcher: Batcher) -> None:
-        super().__init__(config)
-        self.batcher = batcher
+    batcher: Batcher
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.batcher.close()

@@ -12,33 +12,25 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from eval.scoring.classification import classify
-from eval.serving.answers import Answer, Generating
+from eval.serving.answers import Answer, count_tokens
 from eval.serving.batching import Batcher, Job
-from eval.serving.fields import (
-    ChatFields,
-    ClassifyFields,
-    CompletionFields,
-    ExplainFields,
-    GenerationFields,
-    ModelFields,
-    check_language_model,
-)
+from eval.serving.fields import ChatFields, ClassifyFields, CompletionFields, ExplainFields, check_language_model
 from eval.serving.models import PICTURE, Catalog, ModelFiles, Refused
-from eval.serving.security import EXPLAIN, Guard, Json, error_response
+from eval.serving.security import EXPLAIN, Guard, error_response
 from eval.views.page import WEB, describe_page, encode_prompt, render_page
 from eval.views.subject import Subject
+from prepare.common.cli import UserError
 from train.weights.load_model import LoadedModel
 
 BODY_BYTES = 2**20
 EXPLAIN_PAGES = 4  # kept in memory, of 1 to 20 MB each
-Checked = TypeVar("Checked", bound=ModelFields)
+Checked = TypeVar("Checked", CompletionFields, ChatFields, ClassifyFields, ExplainFields)
 
 
 class API:
@@ -46,14 +38,13 @@ class API:
 
     def __init__(self, catalog: Catalog, batcher: Batcher) -> None:
         self.catalog, self.batcher = catalog, batcher
-        self.web = StaticFiles(directory=WEB)
         self.pages: deque[tuple[str, str]] = deque(maxlen=EXPLAIN_PAGES)  # path and HTML
 
     def app(self, host: str, token: str | None) -> Guard:
         """The ASGI application; see Guard."""
         routes = [
-            Route("/", self.page),
-            Mount("/web", self.web),
+            Route("/", lambda _request: FileResponse(WEB / "talk.html")),
+            Mount("/web", StaticFiles(directory=WEB)),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
@@ -64,34 +55,29 @@ class API:
             Route("/v1/explain", self.explain, methods=["POST"]),
             Route(EXPLAIN + "{id}", self.explained),
         ]
-        handlers = dict.fromkeys((Refused, HTTPException, ClientDisconnect, Exception), refuse)
+        handlers = dict.fromkeys((Refused, HTTPException, Exception), refuse)
         self.guard = Guard(Starlette(routes=routes, exception_handlers=handlers), host, token)
         return self.guard
-
-    async def page(self, request: HTTPRequest) -> Response:
-        """The page on which one talks to the models."""
-        return await self.web.get_response("talk.html", request.scope)
 
     def health(self, _request: HTTPRequest) -> Response:
         """200 while requests are answered, 503 once the thread that computes has ended."""
         alive = not self.batcher.closed
-        return Json({"status": "ok" if alive else "the thread that computes has ended"}, 200 if alive else 503)
+        return JSONResponse({"status": "ok" if alive else "the thread that computes has ended"}, 200 if alive else 503)
 
     def metrics(self, _request: HTTPRequest) -> Response:
         """Counters and gauges in Prometheus's text format."""
-        batcher, memory = self.batcher, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        gauges = {"requests_running": len(batcher.running), "peak_memory_bytes": memory}
-        gauges["requests_waiting"] = batcher.incoming.qsize() + len(batcher.waiting)
-        values = [("counter", f"{name}_total", value) for name, value in batcher.totals.items()]
-        values += [("gauge", name, value) for name, value in gauges.items()]
-        lines = [f"# TYPE gpt2_{name} {kind}\ngpt2_{name} {value}\n" for kind, name, value in values]
-        lines += ["# TYPE gpt2_responses_total counter\n"]
-        lines += [f'gpt2_responses_total{{status="{key}"}} {n}\n' for key, n in sorted(self.guard.responses.items())]
-        return PlainTextResponse("".join(lines), media_type="text/plain; version=0.0.4")
+        batcher = self.batcher
+        values = {f"{name}_total": value for name, value in batcher.totals.items()}
+        values |= {f'responses_total{{status="{key}"}}': n for key, n in sorted(self.guard.responses.items())}
+        values["requests_running"] = len(batcher.running)
+        values["requests_waiting"] = batcher.incoming.qsize() + len(batcher.waiting)
+        values["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        text = "".join(f"gpt2_{name} {value}\n" for name, value in values.items())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     def models(self, _request: HTTPRequest) -> Response:
         """Every model, the default one first."""
-        return Json({"object": "list", "data": self.catalog.describe()})
+        return JSONResponse({"object": "list", "data": self.catalog.describe()})
 
     def picture(self, request: HTTPRequest) -> Response:
         """The loss curves of a model's run."""
@@ -100,23 +86,22 @@ class API:
             raise Refused(404, f"the model {files.name!a} has no {PICTURE}: it is drawn when a run ends")
         return FileResponse(files.run / PICTURE)
 
-    async def generate(self, kind: type[GenerationFields], http: HTTPRequest) -> Response:
-        """Continue prompts, or answer a conversation: complete, or as a stream."""
-        fields, files = await self._read(http, kind)
-        job = Generating(files, fields)
-        answer = Answer(job, await self._start(http, job))
-        self.batcher.totals["prompt_tokens"] += answer.usage()["prompt_tokens"]
-        if fields.stream:
+    async def generate(self, kind: type[CompletionFields] | type[ChatFields], http: HTTPRequest) -> Response:
+        """Continue a prompt, or answer a conversation: complete, or as a stream."""
+        answer = Answer(*await self._read(http, kind))
+        await self._start(http, answer)
+        self.batcher.totals["prompt_tokens"] += len(answer.prompt)
+        if answer.fields.stream:
             return StreamingResponse(answer.stream(), media_type="text/event-stream")
-        return Json(await while_connected(http, answer.complete()))
+        return JSONResponse(await while_connected(http, answer.complete()))
 
     async def classify(self, http: HTTPRequest) -> Response:
         """The probabilities of a classifier's labels for each text, in vLLM's format."""
-        fields, files = await self._read(http, ClassifyFields)
+        files, fields = await self._read(http, ClassifyFields)
 
         def compute(loaded: LoadedModel) -> tuple[tuple[str, ...], list[list[float]], int]:
             if not loaded.labels:
-                raise Refused(400, f"{loaded.name} is not a classifier: POST /v1/completions continues a text with it")
+                raise UserError(f"{loaded.name} is not a classifier: POST /v1/completions continues a text with it")
             probabilities, _ = classify(loaded.model, loaded.tokenizer, fields.input, self.batcher.device)  # ty: ignore[invalid-argument-type]
             size = loaded.model.config.block_size
             tokens = sum(min(size, len(loaded.tokenizer.encode(text))) for text in fields.input)
@@ -127,12 +112,12 @@ class API:
             {"index": index, "label": labels[row.index(max(row))], "probs": row, "num_classes": len(row)}
             for index, row in enumerate(rows)
         ]
-        usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
-        return Json({"object": "list", "model": files.name, "labels": labels, "data": data, "usage": usage})
+        about = {"object": "list", "model": files.name, "labels": labels}
+        return JSONResponse(about | {"data": data, "usage": count_tokens(tokens, 0)})
 
     async def explain(self, http: HTTPRequest) -> Response:
         """Make eval/explain.py's page for this checkpoint and the prompt, and say where it is."""
-        fields, files = await self._read(http, ExplainFields)
+        files, fields = await self._read(http, ExplainFields)
 
         def compute(loaded: LoadedModel) -> str:
             check_language_model(loaded)
@@ -141,7 +126,7 @@ class API:
         html = await self._start(http, Job(files, compute))
         url = EXPLAIN + secrets.token_hex(16)
         self.pages.append((url, html))
-        return Json({"url": url}, 201)
+        return JSONResponse({"url": url}, 201)
 
     def explained(self, request: HTTPRequest) -> Response:
         """A page that was made."""
@@ -150,8 +135,8 @@ class API:
             raise Refused(404, f"the last {EXPLAIN_PAGES} pages are kept, and this is none of them: explain it again")
         return HTMLResponse(html)
 
-    async def _read(self, http: HTTPRequest, kind: type[Checked]) -> tuple[Checked, ModelFiles]:
-        """The checked fields of a request's body, and the model that they name."""
+    async def _read(self, http: HTTPRequest, kind: type[Checked]) -> tuple[ModelFiles, Checked]:
+        """The model that a request names, and the checked fields of its body."""
         body = b""
         async for chunk in http.stream():
             body += chunk
@@ -160,11 +145,11 @@ class API:
         try:
             fields = kind.model_validate_json(body)
         except ValidationError as failure:
-            error = failure.errors(include_url=False)[0]
+            error = failure.errors(include_url=False)[-1]
             name = ".".join(map(str, error["loc"])) or "the body"
             problem = "is not supported" if error["type"] == "extra_forbidden" else error["msg"]
             raise Refused(400, f"{name}: {problem} (given: {ascii(error['input'])[:60]})") from None
-        return fields, await run_in_threadpool(self.catalog.find, fields.model)
+        return await run_in_threadpool(self.catalog.find, fields.model), fields
 
     async def _start(self, http: HTTPRequest, job: Job) -> Any:
         """Queue a job, which lasts until its HTTP response is complete, and return its first event."""
@@ -173,12 +158,12 @@ class API:
 
 
 async def while_connected(http: HTTPRequest, work: Awaitable[Any]) -> Any:
-    """Wait for `work`; ClientDisconnect if the client goes away before it is done."""
+    """Wait for `work`; Refused if the client goes away before it is done."""
     task = asyncio.ensure_future(work)
     while not (await asyncio.wait([task], timeout=0.5))[0]:
         if await http.is_disconnected():
             task.cancel()
-            raise ClientDisconnect
+            raise Refused(499, "the client has gone away")  # nginx's status, for the metrics
     return task.result()
 
 
@@ -188,6 +173,4 @@ def refuse(_request: HTTPRequest, failure: Exception) -> Response:
         return error_response(failure.status_code, f"{failure.detail}: see docs/serve.md", failure.headers)
     if isinstance(failure, Refused):
         return error_response(failure.status, str(failure), {"retry-after": "1"} if failure.status == 429 else None)
-    if isinstance(failure, ClientDisconnect):
-        return error_response(499, "the client has gone away")  # nginx's status, for the metrics
     return error_response(500, "the server has a bug: its terminal shows where")

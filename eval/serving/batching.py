@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from eval.generation.sampling import next_logits
-from eval.serving.continuation import Continuation
+from eval.generation.sampling import Generation, next_logits
 from eval.serving.models import ModelFiles, Refused, fingerprint
 from prepare.common.cli import UserError, first_line
 from train.weights.load_model import LoadedModel, load_model
@@ -19,24 +19,24 @@ from train.weights.load_model import LoadedModel, load_model
 MAX_JOBS = 64  # running, waiting, and being read by their clients
 MAX_ROWS = 32  # generated together
 CACHE_BYTES = 2**31  # at most, of these rows' keys and values: 28 rows of GPT-2 124M, 3 of GPT-2 1558M
-# what is counted, for /metrics; a step is a forward pass, which generates a token of every running row
-TOTALS = ("prompt_tokens", "generated_tokens", "steps", "model_loads")
+SHUTTING_DOWN = Refused(503, "the server is shutting down")
 
 
 class Job:
-    """A function of the loaded model that a client waits for. If it starts continuations, they join the batch.
+    """A function of the loaded model that a client waits for. It may start a generation, which joins the batch."""
 
-    Args:
-        files: the model.
-        function: takes the LoadedModel and returns the first event. UserError if the request cannot be answered.
-        rows: of the batch that its continuations take.
-    """
+    rows = 0  # of the batch that its generation takes
+    generation: Generation | None = None
 
-    def __init__(self, files: ModelFiles, function: Callable[[LoadedModel], Any], rows: int = 0) -> None:
-        self.files, self.function, self.rows = files, function, rows
-        self.continuations: list[Continuation] = []  # those that are not finished
-        self.events: asyncio.Queue[Any] = asyncio.Queue()  # what the function returned, the Pieces, and None at the end
-        self.ended = False  # it failed, or its client has gone away
+    def __init__(self, files: ModelFiles, function: Callable[[LoadedModel], Any]) -> None:
+        """`function`: returns the first event. UserError if the request cannot be answered."""
+        self.files, self.function = files, function
+        self.events: asyncio.Queue[Any] = asyncio.Queue()  # where the client reads, at its own pace
+        self.ended = False  # finished, failed, or the client has gone away
+
+    def append(self, logits: Tensor) -> list[Any]:
+        """Choose the next tokens from the generation's logits (rows, V), and return the events that they make."""
+        raise NotImplementedError
 
     async def next_event(self) -> Any:
         """Wait for the next event. Refused if there are no more because of an error."""
@@ -61,7 +61,8 @@ class Batcher(threading.Thread):
         self.running: list[Job] = []
         self.closed = False
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
+        # for /metrics; a step is a forward pass, which generates a token of every running row
+        self.totals = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0, "model_loads": 0}
 
     # --- called by the event loop -------------------------------------------------------------------------------------
 
@@ -69,13 +70,13 @@ class Batcher(threading.Thread):
     def submitted(self, job: Job) -> Iterator[None]:
         """Queue a job, and stop it at the end of the block. Refused if there are too many, or the server ends."""
         self.loop = asyncio.get_running_loop()
-        if self.closed:
-            raise Refused(503, "the server is shutting down")
-        if len(self.jobs) >= MAX_JOBS:
-            raise Refused(429, f"{MAX_JOBS} requests are running or waiting: try again in a second")
         self.jobs.add(job)
-        self.incoming.put(job)
         try:
+            if self.closed:
+                raise SHUTTING_DOWN
+            if len(self.jobs) > MAX_JOBS:
+                raise Refused(429, f"{MAX_JOBS} requests are running or waiting: try again in a second")
+            self.incoming.put(job)
             yield
         finally:
             job.ended = True
@@ -83,18 +84,13 @@ class Batcher(threading.Thread):
 
     def close(self) -> None:
         """End every job with an error. Takes no lock, which the code that a signal interrupts may hold."""
-
-        def tell() -> None:
-            for job in self.jobs:
-                job.events.put_nowait(Refused(503, "the server is shutting down"))
-
         self.closed = True
-        self._call_in_loop(tell)
+        for job in list(self.jobs):
+            self._put(job, SHUTTING_DOWN)
 
-    def _call_in_loop(self, function: Callable[..., Any], *args: Any) -> None:
+    def _put(self, job: Job, event: Any) -> None:
         with suppress(RuntimeError):  # the event loop has ended
-            if self.loop:
-                self.loop.call_soon_threadsafe(function, *args)
+            self.loop.call_soon_threadsafe(job.events.put_nowait, event)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -119,7 +115,7 @@ class Batcher(threading.Thread):
         """Drop what has ended, and start the waiting jobs for which there is room."""
         while not self.closed:
             self.waiting = [job for job in self.waiting if not job.ended]
-            self.running = [job for job in self.running if not job.ended and job.continuations]
+            self.running = [job for job in self.running if job.generation and not job.ended]
             if not self.waiting:
                 return
             job = self.waiting[0]
@@ -157,33 +153,19 @@ class Batcher(threading.Thread):
 
     def _step(self) -> None:
         """Generate one token of every running row."""
-        batch = [(job, continuation) for job in self.running for continuation in job.continuations]
-        all_logits = next_logits(self.loaded.model, [continuation.generation for _, continuation in batch])
+        all_logits = next_logits(self.loaded.model, [job.generation for job in self.running])
         self.totals["steps"] += 1
-        for (job, continuation), logits in zip(batch, all_logits, strict=True):
-            try:
-                pieces = continuation.append(logits)
-            except Exception as failure:
-                self._fail([job], failure)
-                continue
-            self.totals["generated_tokens"] += len(pieces)
-            self._put(job, *pieces)
-            if continuation.finished:
-                job.continuations.remove(continuation)
-                if not job.continuations:
-                    self._put(job, None)
-
-    def _put(self, job: Job, *events: Any) -> None:
-        for event in events:
-            self._call_in_loop(job.events.put_nowait, event)
+        for job, logits in zip(self.running, all_logits, strict=True):
+            for event in job.append(logits):
+                self.totals["generated_tokens"] += event is not None
+                self._put(job, event)
 
     def _fail(self, jobs: Sequence[Job], failure: Exception) -> None:
         """Tell the clients of these jobs why they get no more, and end the jobs."""
+        if not isinstance(failure, UserError):
+            traceback.print_exception(failure)
         if not isinstance(failure, Refused):
-            status = 400 if isinstance(failure, UserError) else 500
-            if status == 500:
-                traceback.print_exception(failure)
-            failure = Refused(status, first_line(failure))
+            failure = Refused(400 if isinstance(failure, UserError) else 500, first_line(failure))
         for job in jobs:
             job.ended = True
             self._put(job, failure)

@@ -9,7 +9,7 @@ from typing import Any
 
 from prepare.common.cli import UserError
 from prepare.common.files import is_locked
-from train.run.checkpoint import all_checkpoints, latest_checkpoint, read_meta, step_of
+from train.run.checkpoint import all_checkpoints, read_meta, step_of
 from train.run.metrics_log import METRICS, read_rows
 from train.run.run_dir import DONE
 
@@ -26,8 +26,7 @@ class Refused(UserError):
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model, and the files that it is loaded from. Replaced files make it another model; another name for the same
-    files does not."""
+    """A model, and the files that it is loaded from. Two are equal if the files are, whatever the name."""
 
     name: str = field(compare=False)
     path: Path = field(compare=False)  # what load_model opens; may be a name on the hub
@@ -67,11 +66,8 @@ class Catalog:
         models = self.models()
         found = next((model for model in models if name in (None, model.name)), None)
         if found is None:
-            raise Refused(
-                404,
-                f"there is no model {name!a} among the {len(models)} that GET /v1/models lists: a run or a checkpoint "
-                "may have been deleted or renamed",
-            )
+            what = f"there is no model {name!a} among the {len(models)} that GET /v1/models lists"
+            raise Refused(404, f"{what}: a run or a checkpoint may have been deleted or renamed")
         return found
 
     def describe(self) -> list[dict[str, Any]]:
@@ -94,39 +90,26 @@ def fingerprint(path: Path) -> str:
 def describe_checkpoint(model: ModelFiles, run: Path) -> dict[str, Any]:
     """The state of the run, and the checkpoint's step, kind and last losses."""
     state = "training" if is_locked(run / ".lock") else "finished" if (run / DONE).exists() else "stopped"
-    metrics, step = run / METRICS, step_of(model.path)
+    metrics = run / METRICS
     return {
-        "step": step,
-        **read_about(model.path, model.fingerprint),
-        **read_losses(metrics, metrics.stat().st_mtime if metrics.exists() else 0, step),
+        **read_about(model, metrics, metrics.stat().st_mtime if metrics.exists() else 0),
         "run": run.name,
         "state": state,
-        "latest": model.path == latest_checkpoint(run),
         "picture": (run / PICTURE).is_file(),
     }
 
 
-@lru_cache(1000)
-def read_about(checkpoint: Path, _fingerprint: str) -> dict[str, Any]:
-    """What a checkpoint's meta.json tells about the model; {} if it is corrupt or deleted."""
-    try:
-        meta = read_meta(checkpoint, [])
-    except UserError:
-        return {}
-    return {
-        "kind": "classifier" if "labels" in meta else "instructions" if "template" in meta else "text",
-        "labels": meta.get("labels", []),
-        "multi_turn": meta.get("converses", False),
-        "block_size": meta["model"]["block_size"],
-    }
-
-
 @lru_cache(1000)  # a run that is being trained adds entries whenever the list is asked for
-def read_losses(metrics: Path, _modified: float, step: int) -> dict[str, float | None]:
-    """The last training and validation loss of a run up to this step; None where there is none."""
-    losses: dict[str, float | None] = {"train_loss": None, "val_loss": None}
-    with suppress(OSError, UserError):  # missing or corrupt
+def read_about(model: ModelFiles, metrics: Path, _modified: float) -> dict[str, Any]:
+    """A checkpoint's step, kind and last losses; without those whose files are corrupt or missing."""
+    step = step_of(model.path)
+    about: dict[str, Any] = {"step": step, "train_loss": None, "val_loss": None}
+    with suppress(OSError, UserError):
+        meta = read_meta(model.path, [])
+        about["kind"] = "classifier" if "labels" in meta else "instructions" if "template" in meta else "text"
+        about |= {"labels": meta.get("labels", []), "multi_turn": meta.get("converses", False)}
+        about["block_size"] = meta["model"]["block_size"]
         for row in read_rows(metrics):
-            if row["step"] <= step and f"{row['kind']}_loss" in losses:
-                losses[f"{row['kind']}_loss"] = row.get("loss")
-    return losses
+            if row["step"] <= step and (key := f"{row['kind']}_loss") in about:
+                about[key] = row.get("loss")
+    return about

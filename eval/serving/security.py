@@ -3,12 +3,10 @@
 import asyncio
 import hmac
 import ipaddress
-import json
 import socket
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -28,27 +26,11 @@ HEADERS = {
 }
 
 
-class Json(JSONResponse):
-    """JSON in ASCII, which can hold what a request's text holds: half a surrogate pair too."""
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content).encode()
-
-
-def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Json:
-    """The response to a request that fails."""
-    return Json({"error": describe_error(status, message)}, status, headers)
-
-
-def describe_error(status: int, message: str) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response to a request that fails, as OpenAI's clients read it."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"message": message, "type": kind, "param": None, "code": status}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on this address. OSError if it has none."""
-    return all(ipaddress.ip_address(info[4][0]).is_loopback for info in socket.getaddrinfo(host, None))
+    error = {"message": message, "type": kind, "param": None, "code": status}
+    return JSONResponse({"error": error}, status, headers)
 
 
 class Guard:
@@ -56,11 +38,7 @@ class Guard:
     rebinding, that page's Host. Host may be an IP address, localhost, or this machine's name or address."""
 
     def __init__(self, app: ASGIApp, host: str, token: str | None) -> None:
-        """
-        Args:
-            host: what the server listens on.
-            token: what requests must send as `Authorization: Bearer TOKEN`; None: nothing.
-        """
+        """`host`: what the server listens on. `token`: what clients send as `Authorization: Bearer TOKEN`, if any."""
         self.app, self.token = app, token
         self.names = {"localhost", host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
         self.responses: Counter[int] = Counter()  # by status
@@ -80,7 +58,7 @@ class Guard:
         with ExitStack() as scope["exit_stack"], suppress(TimeoutError):  # uvicorn closes the connection
             await (refusal or self.app)(scope, receive, send_on)
 
-    def _refusal(self, path: str, headers: Headers) -> Json | None:
+    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         """The response to a request that may not pass; None for one that may."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_ours(host):
