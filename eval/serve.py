@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.model:
             batcher.open(catalog.find(args.model))
         batcher.start()
-        app = API(catalog, batcher).app(args.host, args.token)
+        app = API(catalog, batcher, args.host, args.token).app
         config = uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", timeout_graceful_shutdown=3)
         server = Server(config)  # which waits 3 s for open streams to close
         address = f"http://{args.host}:{listener.getsockname()[1]}"

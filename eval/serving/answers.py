@@ -112,12 +112,10 @@ class Answer(Job):
         row, text = pieces[0].row, "".join(piece.text for piece in pieces)
         tokens = [piece for piece in pieces if piece.token is not None]
         self.generated += len(tokens)
-        choice: dict[str, Any] = {"index": row, "finish_reason": pieces[-1].finish, "logprobs": None}
+        choice: dict[str, Any] = {"index": row, "text": text, "finish_reason": pieces[-1].finish, "logprobs": None}
         if self.chat:
             role = {"role": "assistant"} if first else {}
-            choice["delta" if self.fields.stream else "message"] = role | {"content": text}
-        else:
-            choice["text"] = text
+            choice["delta" if self.fields.stream else "message"] = role | {"content": choice.pop("text")}
         if self.fields.alternatives is not None:
             choice["logprobs"] = self.logprobs([[self.token(*each) for each in piece.logprobs] for piece in tokens])
         if self.fields.return_token_ids:

@@ -21,7 +21,7 @@ from eval.scoring.classification import classify
 from eval.serving.answers import Answer, count_tokens
 from eval.serving.batching import Batcher, Job
 from eval.serving.fields import ChatFields, ClassifyFields, CompletionFields, ExplainFields, check_language_model
-from eval.serving.models import PICTURE, Catalog, ModelFiles, Refused
+from eval.serving.models import PICTURE, Catalog, ModelFiles, Refused, describe
 from eval.serving.security import EXPLAIN, Guard, error_response
 from eval.views.page import WEB, describe_page, encode_prompt, render_page
 from eval.views.subject import Subject
@@ -36,12 +36,10 @@ Checked = TypeVar("Checked", CompletionFields, ChatFields, ClassifyFields, Expla
 class API:
     """The endpoints, on one batcher."""
 
-    def __init__(self, catalog: Catalog, batcher: Batcher) -> None:
+    def __init__(self, catalog: Catalog, batcher: Batcher, host: str, token: str | None) -> None:
+        """`host`, `token`: of the Guard. The ASGI application is self.app."""
         self.catalog, self.batcher = catalog, batcher
         self.pages: deque[tuple[str, str]] = deque(maxlen=EXPLAIN_PAGES)  # path and HTML
-
-    def app(self, host: str, token: str | None) -> Guard:
-        """The ASGI application; see Guard."""
         routes = [
             Route("/", lambda _request: FileResponse(WEB / "talk.html")),
             Mount("/web", StaticFiles(directory=WEB)),
@@ -56,19 +54,18 @@ class API:
             Route(EXPLAIN + "{id}", self.explained),
         ]
         handlers = dict.fromkeys((Refused, HTTPException, Exception), refuse)
-        self.guard = Guard(Starlette(routes=routes, exception_handlers=handlers), host, token)
-        return self.guard
+        self.app = Guard(Starlette(routes=routes, exception_handlers=handlers), host, token)
 
     def health(self, _request: HTTPRequest) -> Response:
         """200 while requests are answered, 503 once the thread that computes has ended."""
-        alive = not self.batcher.closed
-        return JSONResponse({"status": "ok" if alive else "the thread that computes has ended"}, 200 if alive else 503)
+        closed = self.batcher.closed
+        return JSONResponse({"status": "closed" if closed else "ok"}, 503 if closed else 200)
 
     def metrics(self, _request: HTTPRequest) -> Response:
         """Counters and gauges in Prometheus's text format."""
         batcher = self.batcher
         values = {f"{name}_total": value for name, value in batcher.totals.items()}
-        values |= {f'responses_total{{status="{key}"}}': n for key, n in sorted(self.guard.responses.items())}
+        values |= {f'responses_total{{status="{key}"}}': n for key, n in sorted(self.app.responses.items())}
         values["requests_running"] = len(batcher.running)
         values["requests_waiting"] = batcher.incoming.qsize() + len(batcher.waiting)
         values["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -77,7 +74,7 @@ class API:
 
     def models(self, _request: HTTPRequest) -> Response:
         """Every model, the default one first."""
-        return JSONResponse({"object": "list", "data": self.catalog.describe()})
+        return JSONResponse({"object": "list", "data": [describe(model) for model in self.catalog.models()]})
 
     def picture(self, request: HTTPRequest) -> Response:
         """The loss curves of a model's run."""

@@ -27,16 +27,13 @@ class Job:
 
     rows = 0  # of the batch that its generation takes
     generation: Generation | None = None
+    append: Callable[[Tensor], list[Any]]  # from the generation's logits (rows, V), the events of its next tokens
 
     def __init__(self, files: ModelFiles, function: Callable[[LoadedModel], Any]) -> None:
         """`function`: returns the first event. UserError if the request cannot be answered."""
         self.files, self.function = files, function
         self.events: asyncio.Queue[Any] = asyncio.Queue()  # where the client reads, at its own pace
         self.ended = False  # finished, failed, or the client has gone away
-
-    def append(self, logits: Tensor) -> list[Any]:
-        """Choose the next tokens from the generation's logits (rows, V), and return the events that they make."""
-        raise NotImplementedError
 
     async def next_event(self) -> Any:
         """Wait for the next event. Refused if there are no more because of an error."""

@@ -70,15 +70,6 @@ class Catalog:
             raise Refused(404, f"{what}: a run or a checkpoint may have been deleted or renamed")
         return found
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Every model as OpenAI's list has it, with what its files tell about it."""
-        return [
-            {"id": model.name, "object": "model", "created": int(model.modified), "owned_by": "you"}
-            | {"fingerprint": model.fingerprint}
-            | (describe_checkpoint(model, model.run) if model.run else {})
-            for model in self.models()
-        ]
-
 
 def fingerprint(path: Path) -> str:
     """A digest of the names, sizes and times of a model's files, which changes when they are replaced."""
@@ -87,16 +78,16 @@ def fingerprint(path: Path) -> str:
     return "fp_" + hashlib.sha256(repr((path, stats)).encode()).hexdigest()[:16]
 
 
-def describe_checkpoint(model: ModelFiles, run: Path) -> dict[str, Any]:
-    """The state of the run, and the checkpoint's step, kind and last losses."""
-    state = "training" if is_locked(run / ".lock") else "finished" if (run / DONE).exists() else "stopped"
-    metrics = run / METRICS
-    return {
-        **read_about(model, metrics, metrics.stat().st_mtime if metrics.exists() else 0),
-        "run": run.name,
-        "state": state,
-        "picture": (run / PICTURE).is_file(),
-    }
+def describe(model: ModelFiles) -> dict[str, Any]:
+    """A model as OpenAI's list has it, with what its files tell about it, and the state of its run."""
+    about = {"id": model.name, "object": "model", "created": int(model.modified), "owned_by": "you"}
+    about["fingerprint"] = model.fingerprint
+    if run := model.run:
+        metrics = run / METRICS
+        about |= read_about(model, metrics, metrics.stat().st_mtime if metrics.exists() else 0)
+        about["state"] = "training" if is_locked(run / ".lock") else "finished" if (run / DONE).exists() else "stopped"
+        about |= {"run": run.name, "picture": (run / PICTURE).is_file()}
+    return about
 
 
 @lru_cache(1000)  # a run that is being trained adds entries whenever the list is asked for

@@ -42,7 +42,7 @@ async def app_client(runs: Path, token: str | None = None) -> AsyncIterator[tupl
     catalog = Catalog(runs)
     batcher = Batcher(torch.device("cpu"))
     batcher.start()
-    transport = httpx.ASGITransport(API(catalog, batcher).app("127.0.0.1", token), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(API(catalog, batcher, "127.0.0.1", token).app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=100) as client:
             yield client, batcher
