@@ -34,7 +34,7 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Each of the six set-ups trains its reference and is killed once. A minute on two cores, most of it compilation."""
+    """Each of the six set-ups trains its reference and is killed once. Minutes on two cores, most of it compilation."""
     monkeypatch.setattr("sys.argv", ["torture", "6", "--seed", "9"])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
