@@ -30,7 +30,7 @@ from tests.helpers.tiny import random_model, save_checkpoint
 from train.config.pretrain import ModelConfig
 from train.model.build import build_model
 
-HOSTILE = "<img src=x onerror=window.hacked=1>"
+HOSTILE = "<svg onload=hi()>"
 RUN = '"><script>window.hacked=1<|script>'  # a folder's name
 
 
@@ -66,15 +66,15 @@ def serve(runs: Path, batcher: Batcher, token: str | None = None) -> Iterator[Se
 
 
 def save_hostile_run(run: Path) -> None:
-    """A run of a character model that was trained to write an element with an onerror attribute."""
+    """A run of a character model that was trained to write an element that runs code."""
     tokenizer = CharTokenizer("".join(sorted(set(HOSTILE))))
-    ids = torch.tensor(tokenizer.encode(HOSTILE * 3))
+    ids = torch.tensor(tokenizer.encode(HOSTILE * 4))
     torch.manual_seed(0)
-    model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=64, vocab_size=tokenizer.vocab_size))
+    model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=40, vocab_size=tokenizer.vocab_size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    starts = torch.arange(len(HOSTILE))[:, None] + torch.arange(65)
-    batch = ids[starts % len(ids)]
-    for _ in range(120):
+    starts = torch.arange(len(HOSTILE))[:, None] + torch.arange(41)
+    batch = ids[starts]
+    for _ in range(60):
         optimizer.zero_grad()
         model(batch[:, :-1], batch[:, 1:]).backward()
         optimizer.step()
@@ -106,7 +106,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 
 def finished(answer: Locator) -> None:
-    expect(answer.get_by_role("status")).to_have_text(re.compile(r"tokens, seed"), timeout=20_000)
+    expect(answer.get_by_role("status")).to_have_text(re.compile(r"tokens, seed"))
 
 
 def ask(page: Page, model: str, prompt: str, length: int = 30) -> Locator:
@@ -264,8 +264,8 @@ def test_explain_opens_the_page_of_the_checkpoint_and_the_prompt(browser: Browse
         with page.expect_popup() as opened:
             page.get_by_role("button", name="Explain").click()
         explained = opened.value
-        expect(explained).to_have_url(re.compile(r"/explain/\w{32}$"), timeout=30_000)
-        explained.locator("html[data-ready]").wait_for(timeout=30_000)
+        expect(explained).to_have_url(re.compile(r"/explain/\w{32}$"))
+        explained.locator("html[data-ready]").wait_for()
         assert "".join(explained.locator("#bar .token").all_text_contents()) == "The␣brown"
         expect(explained.locator("#next_token .body")).not_to_be_empty()
         assert explained.evaluate("window.opener") is None
@@ -274,19 +274,20 @@ def test_explain_opens_the_page_of_the_checkpoint_and_the_prompt(browser: Browse
         with page.expect_popup() as opened:
             page.get_by_role("button", name="Explain").click()
         expect(page.get_by_role("alert")).to_contain_text("prompt")
-        assert opened.value.is_closed()
+        if not opened.value.is_closed():
+            opened.value.wait_for_event("close")
 
 
 def test_a_hostile_sample_and_name_are_shown_and_never_executed(page: Page) -> None:
     page.get_by_label("Temperature").fill("0")
-    text = ask(page, RUN, HOSTILE, 2 * len(HOSTILE))
-    assert text.text_content() == HOSTILE * 2
+    text = ask(page, RUN, HOSTILE, len(HOSTILE))
+    assert text.text_content() == HOSTILE
     expect(page.locator(".given")).to_have_text(HOSTILE)
     expect(page.get_by_role("article").get_by_role("heading")).to_have_text(f"{RUN} at step 9")
     text.get_by_role("option").first.hover()
     expect(page.get_by_role("group", name="Alternatives")).to_contain_text("<")
     assert page.evaluate("typeof window.hacked") == "undefined"
-    assert page.locator("img").count() == 0
+    assert page.locator("svg, main script").count() == 0
 
 
 def test_a_run_that_is_replaced_and_deleted_while_it_is_looked_at(browser: Browser, server: Server) -> None:

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+PATIENCE = 60_000  # milliseconds; a machine with other work takes tens of seconds to open a page
 
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """Start chromium; as root it has no sandbox."""
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         yield browser
@@ -42,11 +45,11 @@ def open_page(browser: Browser, address: str, expected: str = "", **context: Any
         page.on("request", lambda request: note_request(request.url))
 
     opened = browser.new_context(**context)
-    opened.set_default_timeout(10_000)
+    opened.set_default_timeout(PATIENCE)
     opened.on("page", watch)
     page = opened.new_page()
     page.goto(address)
-    page.locator("html[data-ready], dialog[open]").first.wait_for(timeout=30_000)
+    page.locator("html[data-ready], dialog[open]").first.wait_for()
     yield page
     opened.close()
     assert not problems, problems

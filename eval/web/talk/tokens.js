@@ -27,7 +27,7 @@ export function generatedText(onChoose) {
   let shown = -1, pinned = false; // the token whose alternatives are shown, whatever the mouse is over
   const list = element("span", { role: "listbox", "aria-label": "Generated text: arrow keys move along it, Enter opens alternatives" });
   const card = element("div", { class: "alternatives", role: "group", "aria-label": "Alternatives", tabindex: -1, hidden: true });
-  const node = element("span", {
+  const node = element("div", {
     class: "generated",
     onfocusin: ({ target }) => spans.includes(target) && show(spans.indexOf(target)),
     onfocusout: ({ relatedTarget }) => node.contains(relatedTarget) || hide(),
