@@ -49,7 +49,7 @@ class Server:
 
 @contextmanager
 def serve(runs: Path, batcher: Batcher, token: str | None = None) -> Iterator[Server]:
-    app = API(Catalog(runs), batcher).app("127.0.0.1", token)
+    app = API(Catalog(runs), batcher, "127.0.0.1", token).app
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
