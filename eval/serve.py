@@ -9,6 +9,7 @@ if __name__ == "__main__":  # run as a script, from any directory: the repositor
 
     run_command(__file__)  # imports this file as a module, runs its main, and exits
 
+import re
 import socket
 from types import FrameType
 
@@ -51,7 +52,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def listen(host: str, port: int, token: str | None) -> socket.socket:
-    """A socket that listens. UserError if the address is taken or is not one, ArgumentError if it needs a token."""
+    """A socket that listens. UserError if the address is taken or is not one, ArgumentError for the token."""
+    if not re.fullmatch("[!-~]*", token or ""):
+        raise ArgumentError("--token: give ASCII letters, digits and punctuation, which every client can send")
     if not token and host not in ("127.0.0.1", "localhost"):
         raise ArgumentError(f"--host {host} can be reached from other machines: give a --token that clients send")
     try:

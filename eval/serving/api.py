@@ -5,6 +5,7 @@ import resource
 import secrets
 from collections import deque
 from collections.abc import Awaitable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -53,7 +55,7 @@ class API:
             Route("/v1/explain", self.explain, methods=["POST"]),
             Route(EXPLAIN + "{id}", self.explained),
         ]
-        handlers = dict.fromkeys((Refused, HTTPException, Exception), refuse)
+        handlers = dict.fromkeys((Refused, ClientDisconnect, HTTPException, Exception), refuse)
         self.app = Guard(Starlette(routes=routes, exception_handlers=handlers), host, token)
 
     def health(self, _request: HTTPRequest) -> Response:
@@ -79,9 +81,9 @@ class API:
     def picture(self, request: HTTPRequest) -> Response:
         """The loss curves of a model's run."""
         files = self.catalog.find(request.path_params["name"])
-        if files.run is None or not (files.run / PICTURE).is_file():
-            raise Refused(404, f"the model {files.name!a} has no {PICTURE}: it is drawn when a run ends")
-        return FileResponse(files.run / PICTURE)
+        with suppress(OSError):
+            return Response(((files.run or files.path) / PICTURE).read_bytes(), media_type="image/png")
+        raise Refused(404, f"the model {files.name!a} has no {PICTURE}: it is drawn when a run ends")
 
     async def generate(self, kind: type[CompletionFields] | type[ChatFields], http: HTTPRequest) -> Response:
         """Continue a prompt, or answer a conversation: complete, or as a stream."""
@@ -155,17 +157,19 @@ class API:
 
 
 async def while_connected(http: HTTPRequest, work: Awaitable[Any]) -> Any:
-    """Wait for `work`; Refused if the client goes away before it is done."""
+    """Wait for `work`; ClientDisconnect if the client goes away before it is done."""
     task = asyncio.ensure_future(work)
     while not (await asyncio.wait([task], timeout=0.5))[0]:
         if await http.is_disconnected():
             task.cancel()
-            raise Refused(499, "the client has gone away")  # nginx's status, for the metrics
+            raise ClientDisconnect
     return task.result()
 
 
 def refuse(_request: HTTPRequest, failure: Exception) -> Response:
     """The response to a request that ends with an exception."""
+    if isinstance(failure, ClientDisconnect):
+        return error_response(499, "the client has gone away")  # nginx's status, for the metrics
     if isinstance(failure, HTTPException):
         return error_response(failure.status_code, f"{failure.detail}: see docs/serve.md", failure.headers)
     if isinstance(failure, Refused):

@@ -103,7 +103,7 @@ class Batcher(threading.Thread):
                 try:
                     if self.running:
                         self._step()
-                except Exception as failure:  # of the model, so it concerns every job
+                except Exception as failure:  # of the forward pass, so it concerns every job
                     self._fail(self.running, failure)
         finally:  # also if an error could not be printed: no client waits for a thread that has ended
             self.close()
@@ -138,14 +138,15 @@ class Batcher(threading.Thread):
         self.files = self.loaded = None
         try:
             self.loaded = load_model(str(files.path), self.device, classifier=None)
-        except UserError as failure:
+        except (UserError, OSError) as failure:
             message = first_line(failure)
-            if fingerprint(files.path) != files.fingerprint:
+            if fingerprint(files.path) != (files.fingerprint, files.modified):
                 message = f"the files of {files.name} were deleted or replaced before they were read: ask again"
             raise Refused(409, message) from failure
         self.files = files
         config = self.loaded.model.config
-        self.max_rows = min(MAX_ROWS, CACHE_BYTES // (8 * config.n_layer * config.n_embd * config.block_size))
+        row_bytes = 8 * config.n_layer * config.n_embd * config.block_size
+        self.max_rows = max(1, min(MAX_ROWS, CACHE_BYTES // row_bytes))
         self.totals["model_loads"] += 1
 
     def _step(self) -> None:
@@ -153,8 +154,13 @@ class Batcher(threading.Thread):
         all_logits = next_logits(self.loaded.model, [job.generation for job in self.running])
         self.totals["steps"] += 1
         for job, logits in zip(self.running, all_logits, strict=True):
-            for event in job.append(logits):
-                self.totals["generated_tokens"] += event is not None
+            try:
+                events = job.append(logits)
+            except Exception as failure:  # of this job: its prompt's logits, or its settings
+                self._fail([job], failure)
+                continue
+            self.totals["generated_tokens"] += sum(event is not None for event in events)
+            for event in events:
                 self._put(job, event)
 
     def _fail(self, jobs: Sequence[Job], failure: Exception) -> None:

@@ -1,13 +1,14 @@
 """The models that can be served: the runs and their checkpoints, Hugging Face directories, and what --model names."""
 
 import hashlib
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from prepare.common.cli import UserError
+from prepare.common.cli import UserError, replace_surrogates
 from prepare.common.files import is_locked
 from train.run.checkpoint import all_checkpoints, read_meta, step_of
 from train.run.metrics_log import METRICS, read_rows
@@ -47,7 +48,10 @@ class Catalog:
         """Every model: that of --model first, then the runs, the newest first, then the others."""
         folders = {self.named: Path(self.named)} if self.named else {}
         found = [*self.runs.glob("*/"), *self.runs.glob("*/*/")]  # a sweep's runs are in a folder of their own
-        folders |= {folder.relative_to(self.runs).as_posix(): folder for folder in sorted(found)}
+        readable = [
+            folder for folder in sorted(found) if os.access(folder, os.R_OK | os.X_OK)
+        ]  # a disk's lost+found is not
+        folders |= {replace_surrogates(folder.relative_to(self.runs).as_posix()): folder for folder in readable}
         models = []
         for name, folder in folders.items():
             checkpoints = all_checkpoints(folder)
@@ -55,10 +59,8 @@ class Catalog:
             paths |= {f"{name}@{step_of(checkpoint)}": checkpoint for checkpoint in checkpoints}
             if not paths and (name == self.named or (folder / "config.json").is_file()):
                 paths = {name: folder}
-            for key, path in paths.items():
-                with suppress(OSError):  # deleted meanwhile
-                    modified = path.stat().st_mtime if path.exists() else 0
-                    models.append(ModelFiles(key, path, folder if checkpoints else None, fingerprint(path), modified))
+            run = folder if checkpoints else None
+            models += [ModelFiles(key, path, run, *fingerprint(path)) for key, path in paths.items()]
         return sorted(models, key=lambda model: (model.name != self.named, model.run is None, -model.modified))
 
     def find(self, name: str | None) -> ModelFiles:
@@ -71,11 +73,16 @@ class Catalog:
         return found
 
 
-def fingerprint(path: Path) -> str:
-    """A digest of the names, sizes and times of a model's files, which changes when they are replaced."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-    stats = [(file.name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
-    return "fp_" + hashlib.sha256(repr((path, stats)).encode()).hexdigest()[:16]
+def fingerprint(path: Path) -> tuple[str, float]:
+    """A digest of the names, sizes and times of a model's files, which changes when they are replaced or deleted, and
+    when the newest was written."""
+    stats, modified = [], 0.0
+    with suppress(OSError):  # deleted meanwhile, or a name on the hub
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            stat = file.stat()
+            stats.append((file.name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            modified = max(modified, stat.st_mtime)
+    return "fp_" + hashlib.sha256(repr((path, stats)).encode()).hexdigest()[:16], modified
 
 
 def describe(model: ModelFiles) -> dict[str, Any]:
@@ -84,14 +91,14 @@ def describe(model: ModelFiles) -> dict[str, Any]:
     about["fingerprint"] = model.fingerprint
     if run := model.run:
         metrics = run / METRICS
-        about |= read_about(model, metrics, metrics.stat().st_mtime if metrics.exists() else 0)
+        about |= read_about(model, metrics, fingerprint(metrics))
         about["state"] = "training" if is_locked(run / ".lock") else "finished" if (run / DONE).exists() else "stopped"
-        about |= {"run": run.name, "picture": (run / PICTURE).is_file()}
+        about["picture"] = (run / PICTURE).is_file()
     return about
 
 
 @lru_cache(1000)  # a run that is being trained adds entries whenever the list is asked for
-def read_about(model: ModelFiles, metrics: Path, _modified: float) -> dict[str, Any]:
+def read_about(model: ModelFiles, metrics: Path, _files: tuple[str, float]) -> dict[str, Any]:
     """A checkpoint's step, kind and last losses; without those whose files are corrupt or missing."""
     step = step_of(model.path)
     about: dict[str, Any] = {"step": step, "train_loss": None, "val_loss": None}

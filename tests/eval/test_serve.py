@@ -192,6 +192,7 @@ def test_an_address_that_others_reach_needs_a_token(runs):
     status, message = mistake(serve.main, "--runs", runs, "--host=0.0.0.0", "--port=0")
     assert status == 2
     assert "--token" in message
+    assert "ASCII" in mistake(serve.main, "--runs", runs, "--port=0", "--token=sésame")[1]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = run_command("python", "eval/serve.py", "--port", taken.getsockname()[1])
     assert "choose" in one_line_error(result)

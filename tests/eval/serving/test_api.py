@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import shutil
 from collections import Counter
@@ -13,7 +14,8 @@ from eval.serving import api, batching, security
 from prepare.common.files import FileLock
 from tests.helpers.serving import TOKENIZER, app_client, make_runs
 from tests.helpers.tiny import random_model, save_checkpoint
-from train.weights.load_model import load_model
+from train.weights import load_model as loading
+from train.weights.load_model import read_weights
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -179,9 +181,10 @@ def test_bodies_and_concurrent_requests_and_the_memory_of_a_model_have_limits(ru
     assert "at most 2" in refused.json()["error"]["message"]
 
 
-def test_a_client_that_never_reads_is_disconnected(runs, monkeypatch):
+def test_a_client_that_goes_away_while_it_sends_or_never_reads_is_disconnected(runs, monkeypatch):
     monkeypatch.setattr(security, "READ_SECONDS", 0.1)
     body = json.dumps({"model": "gpt2", "max_tokens": 4096, "stream": True}).encode()
+    partial = iter([{"type": "http.request", "body": body[:9], "more_body": True}, {"type": "http.disconnect"}])
     scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "query_string": b""}
     scope["headers"] = [(b"host", b"localhost")]
 
@@ -196,7 +199,10 @@ def test_a_client_that_never_reads_is_disconnected(runs, monkeypatch):
                 await asyncio.sleep(100)
 
         async with app_client(runs) as (client, batcher):
-            await client._transport.app(scope, receive, send)
+            app = client._transport.app
+            await app({**scope}, lambda: asyncio.sleep(0, next(partial)), lambda _message: asyncio.sleep(0))
+            assert app.responses == {499: 1}
+            await app(scope, receive, send)
             while batcher.running:
                 await asyncio.sleep(0.01)
             assert batcher.totals["generated_tokens"] < 4096
@@ -352,16 +358,27 @@ def test_a_checkpoint_that_is_pruned_before_it_is_read_and_a_model_that_has_dive
     diverged.wte.weight.data.fill_(float("nan"))
     save_checkpoint(tmp_path / "diverged", 1, diverged, **known)
 
-    def load(spec, *args, **named):
-        if spec.endswith("1") and "diverged" not in spec:
-            shutil.rmtree(spec)
-        return load_model(spec, *args, **named)
+    def read_deleted(path):
+        if path.parent == tmp_path / "run" / "checkpoints" / "step_00000001":
+            shutil.rmtree(path.parent)
+        return read_weights(path)
 
-    monkeypatch.setattr(batching, "load_model", load)
+    monkeypatch.setattr(loading, "read_weights", read_deleted)
     for model, code, words in (("run@1", 409, "deleted or replaced"), ("diverged", 400, "not finite")):
         [bad, good], _ = ask(tmp_path, {"model": model}, {"model": "run", "max_tokens": 2})
         assert (bad.status_code, good.status_code) == (code, 200)
         assert words in bad.json()["error"]["message"]
+
+
+def test_logits_that_are_not_finite_end_only_their_own_request(runs, monkeypatch):
+    def spoil(model, generations):
+        all_logits = compute(model, generations)
+        return [logits * float("nan") if len(logits) == 2 else logits for logits in all_logits]
+
+    compute = batching.next_logits
+    monkeypatch.setattr(batching, "next_logits", spoil)
+    responses, _ = ask(runs, *({"model": "gpt2", "max_tokens": 9, "n": n} for n in (1, 2, 3)))
+    assert [response.status_code for response in responses] == [200, 400, 200]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -388,6 +405,19 @@ def test_a_failure_in_the_thread_that_computes(runs, monkeypatch):
 
     monkeypatch.setattr(batching, "next_logits", fail)
     asyncio.run(asyncio.wait_for(look(), 60))
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    folder = os.fsdecode(b"caf\xe9")
+    save_checkpoint(tmp_path / folder, 1, random_model(), tokenizer=TOKENIZER.describe())
+
+    async def look():
+        async with app_client(tmp_path) as (client, _):
+            assert (await client.get("/v1/models")).json()["data"][0]["id"] == "caf\ufffd"
+            refused = await client.post(COMPLETIONS, json={"model": "caf\ufffd"})
+            assert (refused.status_code, "UTF-8" in refused.text) == (409, True)  # safetensors'
+
+    asyncio.run(look())
 
 
 def test_no_name_leads_out_of_the_folder(runs):
