@@ -44,10 +44,15 @@ def main(argv: list[str] | None = None) -> None:
         batcher.start()
         app = API(catalog, batcher, args.host, args.token).app
         config = uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", timeout_graceful_shutdown=3)
-        server = Server(config)  # which waits 3 s for open streams to close
+        server = uvicorn.Server(config)  # which waits 3 s for open streams to close
+
+        def handle_exit(sig: int, frame: FrameType | None) -> None:
+            batcher.close()  # ends all generation, so that they close
+            uvicorn.Server.handle_exit(server, sig, frame)
+
+        server.handle_exit = handle_exit
         address = f"http://{args.host}:{listener.getsockname()[1]}"
         print(f"{address} serves {len(catalog.models())} models; Ctrl-C ends it", flush=True)
-        server.batcher = batcher
         server.run([listener])
 
 
@@ -61,13 +66,3 @@ def listen(host: str, port: int, token: str | None) -> socket.socket:
         return socket.create_server((host, port), backlog=1024)
     except (OSError, OverflowError) as failure:
         raise UserError(f"--host {host} --port {port}: {failure}: choose others") from None
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server, which at SIGTERM or Ctrl-C ends all generation first, so that the streams close."""
-
-    batcher: Batcher
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.batcher.close()
-        super().handle_exit(sig, frame)

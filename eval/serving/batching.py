@@ -100,11 +100,8 @@ class Batcher(threading.Thread):
                         idle = not (self.waiting or self.running)
                         self.waiting.append(self.incoming.get(idle, timeout=0.2))
                 self._admit()
-                try:
-                    if self.running:
-                        self._step()
-                except Exception as failure:  # of the forward pass, so it concerns every job
-                    self._fail(self.running, failure)
+                if self.running:
+                    self._step()
         finally:  # also if an error could not be printed: no client waits for a thread that has ended
             self.close()
 
@@ -151,7 +148,10 @@ class Batcher(threading.Thread):
 
     def _step(self) -> None:
         """Generate one token of every running row."""
-        all_logits = next_logits(self.loaded.model, [job.generation for job in self.running])
+        try:
+            all_logits = next_logits(self.loaded.model, [job.generation for job in self.running])
+        except Exception as failure:  # such as out of memory
+            return self._fail(self.running, failure)
         self.totals["steps"] += 1
         for job, logits in zip(self.running, all_logits, strict=True):
             try:

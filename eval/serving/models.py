@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from prepare.common.cli import UserError, replace_surrogates
+from prepare.common.cli import UserError
 from prepare.common.files import is_locked
 from train.run.checkpoint import all_checkpoints, read_meta, step_of
 from train.run.metrics_log import METRICS, read_rows
@@ -48,10 +48,10 @@ class Catalog:
         """Every model: that of --model first, then the runs, the newest first, then the others."""
         folders = {self.named: Path(self.named)} if self.named else {}
         found = [*self.runs.glob("*/"), *self.runs.glob("*/*/")]  # a sweep's runs are in a folder of their own
-        readable = [
-            folder for folder in sorted(found) if os.access(folder, os.R_OK | os.X_OK)
-        ]  # a disk's lost+found is not
-        folders |= {replace_surrogates(folder.relative_to(self.runs).as_posix()): folder for folder in readable}
+        found = [
+            path for path in sorted(found) if path.name.isprintable() and os.access(path, os.X_OK)
+        ]  # no lost+found
+        folders |= {folder.relative_to(self.runs).as_posix(): folder for folder in found}
         models = []
         for name, folder in folders.items():
             checkpoints = all_checkpoints(folder)
@@ -87,7 +87,7 @@ def fingerprint(path: Path) -> tuple[str, float]:
 
 def describe(model: ModelFiles) -> dict[str, Any]:
     """A model as OpenAI's list has it, with what its files tell about it, and the state of its run."""
-    about = {"id": model.name, "object": "model", "created": int(model.modified), "owned_by": "you"}
+    about: dict[str, Any] = {"id": model.name, "object": "model", "created": int(model.modified), "owned_by": "you"}
     about["fingerprint"] = model.fingerprint
     if run := model.run:
         metrics = run / METRICS

@@ -13,8 +13,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prepare.common.cli import replace_surrogates
-
 EXPLAIN = "/explain/"  # before the name of a page, which is a secret itself
 OPEN, OPEN_FOLDERS = ("/", "/health"), ("/web/", EXPLAIN)  # need no token: a new tab can send none
 READ_SECONDS = 60.0  # a client that takes nothing of its response for so long is disconnected
@@ -31,7 +29,7 @@ HEADERS = {
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The response to a request that fails, as OpenAI's clients read it."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {"message": replace_surrogates(message), "type": kind, "param": None, "code": status}
+    error = {"message": message, "type": kind, "param": None, "code": status}
     return JSONResponse({"error": error}, status, headers)
 
 
