@@ -35,7 +35,7 @@ class Answer(Job):
     def __init__(self, files: ModelFiles, fields: CompletionFields | ChatFields) -> None:
         if fields.n * fields.max_tokens > TOKENS:
             raise Refused(400, f"n {fields.n} with max_tokens {fields.max_tokens}: at most {TOKENS:,} tokens together")
-        super().__init__(files, self.start)
+        super().__init__(files)
         self.fields, self.rows = fields, fields.n  # drawn by one random generator, as eval/generate.py's --num-samples
         self.chat, self.generated = isinstance(fields, ChatFields), 0
         self.head = {

@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from eval.scoring.classification import classify
 from eval.serving.answers import Answer, count_tokens
-from eval.serving.batching import Batcher, Job
+from eval.serving.batching import Batcher, Call, Job
 from eval.serving.fields import ChatFields, ClassifyFields, CompletionFields, ExplainFields, check_language_model
 from eval.serving.models import PICTURE, Catalog, ModelFiles, Refused, describe
 from eval.serving.security import EXPLAIN, Guard, error_response
@@ -87,7 +87,7 @@ class API:
 
     async def generate(self, kind: type[CompletionFields] | type[ChatFields], http: HTTPRequest) -> Response:
         """Continue a prompt, or answer a conversation: complete, or as a stream."""
-        answer = Answer(*await self._read(http, kind))
+        answer = Answer(*await self._read(http, kind))  # ty: ignore[invalid-argument-type]
         await self._start(http, answer)
         self.batcher.totals["prompt_tokens"] += len(answer.prompt)
         if answer.fields.stream:
@@ -106,7 +106,7 @@ class API:
             tokens = sum(min(size, len(loaded.tokenizer.encode(text))) for text in fields.input)
             return loaded.labels, probabilities.tolist(), tokens
 
-        labels, rows, tokens = await self._start(http, Job(files, compute))
+        labels, rows, tokens = await self._start(http, Call(files, compute))
         data = [
             {"index": index, "label": labels[row.index(max(row))], "probs": row, "num_classes": len(row)}
             for index, row in enumerate(rows)
@@ -122,7 +122,7 @@ class API:
             check_language_model(loaded)
             return render_page(describe_page(fields.prompt, [Subject(loaded, encode_prompt(fields.prompt, loaded))]))
 
-        html = await self._start(http, Job(files, compute))
+        html = await self._start(http, Call(files, compute))
         url = EXPLAIN + secrets.token_hex(16)
         self.pages.append((url, html))
         return JSONResponse({"url": url}, 201)

@@ -23,17 +23,20 @@ SHUTTING_DOWN = Refused(503, "the server is shutting down")
 
 
 class Job:
-    """A function of the loaded model that a client waits for. It may start a generation, which joins the batch."""
+    """What a client waits for, computed with the loaded model. It may start a generation, which joins the batch."""
 
     rows = 0  # of the batch that its generation takes
     generation: Generation | None = None
     append: Callable[[Tensor], list[Any]]  # from the generation's logits (rows, V), the events of its next tokens
 
-    def __init__(self, files: ModelFiles, function: Callable[[LoadedModel], Any]) -> None:
-        """`function`: returns the first event. UserError if the request cannot be answered."""
-        self.files, self.function = files, function
+    def __init__(self, files: ModelFiles) -> None:
+        self.files = files
         self.events: asyncio.Queue[Any] = asyncio.Queue()  # where the client reads, at its own pace
         self.ended = False  # finished, failed, or the client has gone away
+
+    def start(self, loaded: LoadedModel) -> Any:
+        """Compute the first event. UserError if the request cannot be answered."""
+        raise NotImplementedError
 
     async def next_event(self) -> Any:
         """Wait for the next event. Refused if there are no more because of an error."""
@@ -41,6 +44,17 @@ class Job:
         if isinstance(event, Refused):
             raise event
         return event
+
+
+class Call(Job):
+    """The call of a function, whose result is the only event."""
+
+    def __init__(self, files: ModelFiles, function: Callable[[LoadedModel], Any]) -> None:
+        super().__init__(files)
+        self.function = function
+
+    def start(self, loaded: LoadedModel) -> Any:
+        return self.function(loaded)
 
 
 class Batcher(threading.Thread):
@@ -125,7 +139,7 @@ class Batcher(threading.Thread):
                     return
                 self.waiting.remove(job)
                 self.running.append(job)  # counted while it starts
-                self._put(job, job.function(self.loaded))
+                self._put(job, job.start(self.loaded))  # ty: ignore[invalid-argument-type]
             except Exception as failure:
                 same = [other for other in self.waiting if other.files == job.files]
                 self._fail([job] if self.loaded else same, failure)
@@ -149,7 +163,7 @@ class Batcher(threading.Thread):
     def _step(self) -> None:
         """Generate one token of every running row."""
         try:
-            all_logits = next_logits(self.loaded.model, [job.generation for job in self.running])
+            all_logits = next_logits(self.loaded.model, [job.generation for job in self.running if job.generation])
         except Exception as failure:  # such as out of memory
             return self._fail(self.running, failure)
         self.totals["steps"] += 1
