@@ -176,7 +176,7 @@ def test_sigterm_ends_it_within_seconds_and_open_streams_are_closed(runs):
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="guess").models.list()
     assert client.models.list().data[0].id == str(runs / "gpt2")  # what --model names
-    stream = client.completions.create(model="gpt2", prompt="Hi", max_tokens=4096, stream=True)
+    stream = client.completions.create(model="gpt2", prompt="Hi", max_tokens=4096, temperature=0, stream=True)
     next(stream)
     threading.Timer(0.2, process.send_signal, (signal.SIGTERM,)).start()
     start_time = time.monotonic()

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections import Counter
 
 import pytest
@@ -63,12 +64,19 @@ def test_requests_together_get_what_each_gets_alone(runs, model):
     asyncio.run(send())
 
 
-def test_models_take_turns_in_memory_and_one_is_loaded_for_all_that_wait_for_it(runs):
+def test_models_take_turns_in_memory_and_one_is_loaded_for_all_that_wait_for_it(runs, monkeypatch):
+    def wait_for_all(batcher, files):
+        while len(batcher.jobs) < len(names) and not batcher.totals["model_loads"]:
+            time.sleep(0.01)
+        load(batcher, files)
+
+    load = batching.Batcher.open
+    monkeypatch.setattr(batching.Batcher, "open", wait_for_all)
     names = ["gpt2", "modern", "gpt2", "gpt2@2", "modern", "gpt2@4"]  # gpt2@4 is gpt2
     responses, batcher = ask(runs, *({"model": name, "max_tokens": 4, "seed": 1} for name in names))
     assert [response.json()["model"] for response in responses] == names
     assert len({text(response)[0] for response in responses}) == 2  # the two checkpoints of gpt2 are equal
-    assert batcher.totals["model_loads"] <= 4  # gpt2 for the first request alone, and again for the later ones
+    assert batcher.totals["model_loads"] <= 4  # the first request's model alone, and again for the later ones
 
 
 def test_a_prompt_as_text_as_tokens_and_as_a_list_of_one(runs):
