@@ -99,7 +99,8 @@ def describe(model: ModelFiles) -> dict[str, Any]:
 
 @lru_cache(1000)  # a run that is being trained adds entries whenever the list is asked for
 def read_about(model: ModelFiles, metrics: Path, _files: tuple[str, float]) -> dict[str, Any]:
-    """A checkpoint's step, kind and last losses; without those whose files are corrupt or missing."""
+    """A checkpoint's step, kind and last losses (not that before training); without those whose files are corrupt or
+    missing."""
     step = step_of(model.path)
     about: dict[str, Any] = {"step": step, "train_loss": None, "val_loss": None}
     with suppress(OSError, UserError):
@@ -108,6 +109,6 @@ def read_about(model: ModelFiles, metrics: Path, _files: tuple[str, float]) -> d
         about |= {"labels": meta.get("labels", []), "multi_turn": meta.get("converses", False)}
         about["block_size"] = meta["model"]["block_size"]
         for row in read_rows(metrics):
-            if row["step"] <= step and (key := f"{row['kind']}_loss") in about:
+            if 0 < row["step"] <= step and (key := f"{row['kind']}_loss") in about:
                 about[key] = row.get("loss")
     return about
