@@ -62,7 +62,7 @@ def test_the_table_of_configurations(row: tuple[str, ...]) -> None:
     name, shape, parameters, steps, tokens = row
     config = load_config(["--config", str(CONFIGS / name)], "")
     with torch.device("meta"):
-        tokenizer = {"vocab_size": 4096} if name == "quickstart.yaml" else None  # that of `make quickstart`
+        tokenizer = {"vocab_size": 4096} if name in ("quickstart.yaml", "recipes.yaml") else None  # what the data has
         assert f"{build_model(with_vocab_size(config, tokenizer).model).num_parameters():,}" == parameters
     assert (f"{config.train.max_steps:,}", f"{config.data.batch_tokens:,}") == (steps, tokens)
     assert shape.startswith(f"{config.model.n_layer} layers, {config.model.n_embd} wide")
