@@ -27,16 +27,13 @@ class Job:
 
     rows = 0  # of the batch that its generation takes
     generation: Generation | None = None
+    start: Callable[[LoadedModel], Any]  # computes the first event. UserError if the request cannot be answered
     append: Callable[[Tensor], list[Any]]  # from the generation's logits (rows, V), the events of its next tokens
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
         self.events: asyncio.Queue[Any] = asyncio.Queue()  # where the client reads, at its own pace
         self.ended = False  # finished, failed, or the client has gone away
-
-    def start(self, loaded: LoadedModel) -> Any:
-        """Compute the first event. UserError if the request cannot be answered."""
-        raise NotImplementedError
 
     async def next_event(self) -> Any:
         """Wait for the next event. Refused if there are no more because of an error."""
@@ -51,10 +48,7 @@ class Call(Job):
 
     def __init__(self, files: ModelFiles, function: Callable[[LoadedModel], Any]) -> None:
         super().__init__(files)
-        self.function = function
-
-    def start(self, loaded: LoadedModel) -> Any:
-        return self.function(loaded)
+        self.start = function
 
 
 class Batcher(threading.Thread):

@@ -47,10 +47,8 @@ class Catalog:
     def models(self) -> list[ModelFiles]:
         """Every model: that of --model first, then the runs, the newest first, then the others."""
         folders = {self.named: Path(self.named)} if self.named else {}
-        found = [*self.runs.glob("*/"), *self.runs.glob("*/*/")]  # a sweep's runs are in a folder of their own
-        found = [
-            path for path in sorted(found) if path.name.isprintable() and os.access(path, os.X_OK)
-        ]  # no lost+found
+        found = sorted([*self.runs.glob("*/"), *self.runs.glob("*/*/")])  # a sweep's runs are in a folder of their own
+        found = [path for path in found if path.name.isprintable() and os.access(path, os.X_OK)]  # no lost+found
         folders |= {folder.relative_to(self.runs).as_posix(): folder for folder in found}
         models = []
         for name, folder in folders.items():
@@ -98,7 +96,7 @@ def describe(model: ModelFiles) -> dict[str, Any]:
 
 
 @lru_cache(1000)  # a run that is being trained adds entries whenever the list is asked for
-def read_about(model: ModelFiles, metrics: Path, _files: tuple[str, float]) -> dict[str, Any]:
+def read_about(model: ModelFiles, metrics: Path, files: tuple[str, float]) -> dict[str, Any]:
     """A checkpoint's step, kind and last losses (not that before training); without those whose files are corrupt or
     missing."""
     step = step_of(model.path)
@@ -108,7 +106,12 @@ def read_about(model: ModelFiles, metrics: Path, _files: tuple[str, float]) -> d
         about["kind"] = "classifier" if "labels" in meta else "instructions" if "template" in meta else "text"
         about |= {"labels": meta.get("labels", []), "multi_turn": meta.get("converses", False)}
         about["block_size"] = meta["model"]["block_size"]
-        for row in read_rows(metrics):
+        for row in read_metrics_once(metrics, files):
             if 0 < row["step"] <= step and (key := f"{row['kind']}_loss") in about:
                 about[key] = row.get("loss")
     return about
+
+
+@lru_cache(8)  # the checkpoints of a run share them
+def read_metrics_once(metrics: Path, _files: tuple[str, float]) -> list[dict[str, Any]]:
+    return read_rows(metrics)
