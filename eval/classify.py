@@ -43,11 +43,12 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(
                 f"{args.file} has the label {unknown[0]!r}; the labels of {loaded.name}: {', '.join(names)}"
             )
-        probabilities, truncated = classify(loaded.model, loaded.tokenizer, texts, world.device)  # ty: ignore[invalid-argument-type]
+        probabilities, lengths = classify(loaded.model, loaded.tokenizer, texts, world.device)  # ty: ignore[invalid-argument-type]
     for text, row in zip(texts, probabilities, strict=True):
         print(f"{names[row.argmax()]}\t{row.max():.4f}\t{' '.join(text.split())}")
-    if truncated:
-        print(f"{truncated} truncated to the block size {loaded.model.config.block_size}", file=sys.stderr)
+    block_size = loaded.model.config.block_size
+    if truncated := sum(length > block_size for length in lengths):
+        print(f"{truncated} truncated to the block size {block_size}", file=sys.stderr)
     if truth:
         tally = Tally(len(names))
         tally.add(probabilities, np.array([names.index(label) for label in truth]))

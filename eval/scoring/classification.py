@@ -78,15 +78,14 @@ def class_probabilities(
 
 def classify(
     model: Classifier, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device | str, batch_size: int = 32
-) -> tuple[np.ndarray, int]:
-    """Classify texts: label probabilities, float64 (len(texts), L), and how many texts were truncated. UserError if a
-    probability is not finite."""
+) -> tuple[np.ndarray, list[int]]:
+    """Classify texts, truncated to the block size: label probabilities, float64 (len(texts), L), and each text's length
+    in tokens before that. UserError if a probability is not finite."""
     rows = [tokenizer.encode(text) for text in texts]
-    size = model.config.block_size
-    examples = Examples.from_rows([label_targets(row, 0, size) for row in rows])
+    examples = Examples.from_rows([label_targets(row, 0, model.config.block_size) for row in rows])
     probabilities = np.empty((len(rows), model.score.out_features))
     for numbers in length_buckets(examples, batch_size):
         [(probabilities[numbers], _)] = class_probabilities(model, [examples.batch(numbers)], device)
     if not np.isfinite(probabilities).all():
         raise UserError(DIVERGED)
-    return probabilities, sum(len(row) > size for row in rows)
+    return probabilities, [len(row) for row in rows]

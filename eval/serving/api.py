@@ -101,9 +101,8 @@ class API:
         def compute(loaded: LoadedModel) -> tuple[tuple[str, ...], list[list[float]], int]:
             if not loaded.labels:
                 raise UserError(f"{loaded.name} is not a classifier: POST /v1/completions continues a text with it")
-            probabilities, _ = classify(loaded.model, loaded.tokenizer, fields.input, self.batcher.device)  # ty: ignore[invalid-argument-type]
-            size = loaded.model.config.block_size
-            tokens = sum(min(size, len(loaded.tokenizer.encode(text))) for text in fields.input)
+            probabilities, lengths = classify(loaded.model, loaded.tokenizer, fields.input, self.batcher.device)  # ty: ignore[invalid-argument-type]
+            tokens = sum(min(length, loaded.model.config.block_size) for length in lengths)
             return loaded.labels, probabilities.tolist(), tokens
 
         labels, rows, tokens = await self._start(http, Call(files, compute))

@@ -135,8 +135,8 @@ class Batcher(threading.Thread):
                 self.running.append(job)  # counted while it starts
                 self._put(job, job.start(self.loaded))  # ty: ignore[invalid-argument-type]
             except Exception as failure:
-                same = [other for other in self.waiting if other.files == job.files]
-                self._fail([job] if self.loaded else same, failure)
+                jobs = [job] if self.loaded else [other for other in self.waiting if other.files == job.files]
+                self._fail(jobs, refusal_if_changed(job.files) or failure)
 
     def open(self, files: ModelFiles) -> None:
         """Load a model in the place of the one in memory. Refused if it cannot be opened."""
@@ -144,10 +144,7 @@ class Batcher(threading.Thread):
         try:
             self.loaded = load_model(str(files.path), self.device, classifier=None)
         except (UserError, OSError) as failure:
-            message = first_line(failure)
-            if fingerprint(files.path) != (files.fingerprint, files.modified):
-                message = f"the files of {files.name} were deleted or replaced before they were read: ask again"
-            raise Refused(409, message) from failure
+            raise Refused(409, first_line(failure)) from failure
         self.files = files
         config = self.loaded.model.config
         row_bytes = 8 * config.n_layer * config.n_embd * config.block_size
@@ -180,3 +177,10 @@ class Batcher(threading.Thread):
         for job in jobs:
             job.ended = True
             self._put(job, failure)
+
+
+def refusal_if_changed(files: ModelFiles) -> Refused | None:
+    """The error for a model whose files are no longer those that were listed."""
+    if fingerprint(files.path) == (files.fingerprint, files.modified):
+        return None
+    return Refused(409, f"the files of {files.name} were deleted or replaced while they were read: ask again")

@@ -1,16 +1,16 @@
 """The models that can be served: the runs and their checkpoints, Hugging Face directories, and what --model names."""
 
 import hashlib
-import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from prepare.common.cli import UserError
 from prepare.common.files import is_locked
-from train.run.checkpoint import all_checkpoints, read_meta, step_of
+from train.run.checkpoint import META, all_checkpoints, read_meta, step_of
 from train.run.metrics_log import METRICS, read_rows
 from train.run.run_dir import DONE
 
@@ -46,29 +46,31 @@ class Catalog:
 
     def models(self) -> list[ModelFiles]:
         """Every model: that of --model first, then the runs, the newest first, then the others."""
+        names: list[str] = []
+        for pattern in ("*/", "*/*/"):  # a sweep's runs are in a folder of their own
+            names += glob(pattern, root_dir=self.runs)  # noqa: PTH207 - Path.glob raises if a folder is deleted meanwhile
         folders = {self.named: Path(self.named)} if self.named else {}
-        found = sorted([*self.runs.glob("*/"), *self.runs.glob("*/*/")])  # a sweep's runs are in a folder of their own
-        found = [path for path in found if path.name.isprintable() and os.access(path, os.X_OK)]  # no lost+found
-        folders |= {folder.relative_to(self.runs).as_posix(): folder for folder in found}
+        folders |= {name[:-1]: self.runs / name for name in sorted(names) if name.isprintable()}
         models = []
         for name, folder in folders.items():
-            checkpoints = all_checkpoints(folder)
-            paths = {name: checkpoints[-1]} if checkpoints else {}
-            paths |= {f"{name}@{step_of(checkpoint)}": checkpoint for checkpoint in checkpoints}
-            if not paths and (name == self.named or (folder / "config.json").is_file()):
-                paths = {name: folder}
-            run = folder if checkpoints else None
-            models += [ModelFiles(key, path, run, *fingerprint(path)) for key, path in paths.items()]
+            with suppress(OSError):  # deleted meanwhile, or not readable
+                checkpoints = all_checkpoints(folder)
+                paths = {name: checkpoints[-1]} if checkpoints else {}
+                paths |= {f"{name}@{step_of(checkpoint)}": checkpoint for checkpoint in checkpoints}
+                if not paths and (name == self.named or (folder / "config.json").is_file()):
+                    paths = {name: folder}
+                run = folder if checkpoints else folder.absolute().parent.parent if (folder / META).is_file() else None
+                models += [ModelFiles(key, path, run, *fingerprint(path)) for key, path in paths.items()]
         return sorted(models, key=lambda model: (model.name != self.named, model.run is None, -model.modified))
 
     def find(self, name: str | None) -> ModelFiles:
         """The model of this name; None: the first. Refused if there is none."""
-        models = self.models()
-        found = next((model for model in models if name in (None, model.name)), None)
-        if found is None:
-            what = f"there is no model {name!a} among the {len(models)} that GET /v1/models lists"
-            raise Refused(404, f"{what}: a run or a checkpoint may have been deleted or renamed")
-        return found
+        for model in self.models():
+            if name in (None, model.name):
+                return model
+        if name is None:
+            raise Refused(404, f"there is no model in {self.runs}: train one, or start the server with --model")
+        raise Refused(404, f"there is no model {name!a} in GET /v1/models: it may have been deleted or renamed")
 
 
 def fingerprint(path: Path) -> tuple[str, float]:
@@ -99,15 +101,14 @@ def describe(model: ModelFiles) -> dict[str, Any]:
 def read_about(model: ModelFiles, metrics: Path, files: tuple[str, float]) -> dict[str, Any]:
     """A checkpoint's step, kind and last losses (not that before training); without those whose files are corrupt or
     missing."""
-    step = step_of(model.path)
-    about: dict[str, Any] = {"step": step, "train_loss": None, "val_loss": None}
+    about: dict[str, Any] = {"train_loss": None, "val_loss": None}
     with suppress(OSError, UserError):
         meta = read_meta(model.path, [])
         about["kind"] = "classifier" if "labels" in meta else "instructions" if "template" in meta else "text"
         about |= {"labels": meta.get("labels", []), "multi_turn": meta.get("converses", False)}
-        about["block_size"] = meta["model"]["block_size"]
+        about |= {"step": meta["step"], "block_size": meta["model"]["block_size"]}
         for row in read_metrics_once(metrics, files):
-            if 0 < row["step"] <= step and (key := f"{row['kind']}_loss") in about:
+            if 0 < row["step"] <= meta["step"] and (key := f"{row['kind']}_loss") in about:
                 about[key] = row.get("loss")
     return about
 

@@ -57,7 +57,7 @@ export function drawChooser(state, selected, onChange, ...buttons) {
     checkpoints.fill([
       ...(deleted ? [[model.id, "deleted"]] : []),
       ...(ids.has(parent) ? [[parent, "the latest"]] : []),
-      ...steps.sort((a, b) => b.step - a.step).map(({ id, step }) => [id, `step ${count(step)}`]),
+      ...steps.sort((a, b) => b.step - a.step).map(({ id, step }) => [id, step ? `step ${count(step)}` : id]),
     ], model.id);
     checkpoints.label.hidden = !steps.length && !deleted;
     const loss = (value) => value && value.toFixed(4);

@@ -72,8 +72,8 @@ def test_texts_together_are_classified_as_each_alone() -> None:
     torch.nn.init.normal_(model.score.weight, std=2.0)
     tokenizer = GPT2Tokenizer()
     texts = ["one", "a much longer text of more than twelve tokens, which is truncated here", "two words", "3"]
-    found, truncated = classify(model, tokenizer, texts, "cpu", batch_size=2)
-    assert truncated == 1
+    found, lengths = classify(model, tokenizer, texts, "cpu", batch_size=2)
+    assert lengths == [len(tokenizer.encode(text)) for text in texts]
     for text, row in zip(texts, found, strict=True):
         tokens = torch.tensor([tokenizer.encode(text)[:12]])
         alone = torch.softmax(model(tokens)[0, -1].double(), -1)

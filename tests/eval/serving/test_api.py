@@ -11,10 +11,12 @@ from collections import Counter
 import pytest
 
 from eval import classify, explain
-from eval.serving import api, batching, security
+from eval.serving import api, batching, models, security
+from eval.views import over_time
 from prepare.common.files import FileLock
 from tests.helpers.serving import TOKENIZER, app_client, make_runs
 from tests.helpers.tiny import random_model, save_checkpoint
+from train.run.checkpoint import all_checkpoints
 from train.weights import load_model as loading
 from train.weights.load_model import read_weights
 
@@ -348,17 +350,18 @@ def test_a_run_that_is_trained_replaced_deleted_or_corrupt(tmp_path):
             assert "corrupt" in corrupt.json()["error"]["message"]
 
             shutil.rmtree(runs / "sweep")
-            deleted = await post()
-            assert deleted.status_code == 404
+            deleted, none = await post(), await post(model=None)
+            assert (deleted.status_code, none.status_code) == (404, 404)
             assert "deleted" in deleted.json()["error"]["message"]
+            assert "--model" in none.json()["error"]["message"]
             assert (await client.get("/v1/models")).json()["data"] == []
             assert batcher.totals["model_loads"] == 3
 
     asyncio.run(look())
 
 
-def test_a_checkpoint_that_is_pruned_before_it_is_read_and_a_model_that_has_diverged(tmp_path, monkeypatch):
-    """Both are answered, and the server continues to answer."""
+def test_what_is_deleted_while_it_is_read_and_a_model_that_has_diverged(tmp_path, monkeypatch):
+    """A checkpoint that is being loaded, a run that is being explained or listed; the server continues to answer."""
     shape = {"vocab_size": TOKENIZER.vocab_size, "block_size": 16}
     known = {"tokenizer": TOKENIZER.describe()}
     save_checkpoint(tmp_path / "run", 1, random_model(**shape), **known)
@@ -373,10 +376,31 @@ def test_a_checkpoint_that_is_pruned_before_it_is_read_and_a_model_that_has_dive
         return read_weights(path)
 
     monkeypatch.setattr(loading, "read_weights", read_deleted)
-    for model, code, words in (("run@1", 409, "deleted or replaced"), ("diverged", 400, "not finite")):
-        [bad, good], _ = ask(tmp_path, {"model": model}, {"model": "run", "max_tokens": 2})
+    for name, code, words in (("run@1", 409, "deleted or replaced"), ("diverged", 400, "not finite")):
+        [bad, good], _ = ask(tmp_path, {"model": name}, {"model": "run", "max_tokens": 2})
         assert (bad.status_code, good.status_code) == (code, 200)
         assert words in bad.json()["error"]["message"]
+
+    def list_deleted(folder):
+        if folder.name == "run":
+            shutil.rmtree(folder)
+            raise FileNotFoundError(folder)
+        return all_checkpoints(folder)
+
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.touch()
+    monkeypatch.setattr(over_time, "read_rows", lambda path: (shutil.rmtree(path.parent), path.read_text()))
+    [explained], _ = ask(tmp_path, {"model": "run", "prompt": "Hi"}, path="/v1/explain")
+    assert (explained.status_code, "deleted or replaced" in explained.text) == (409, True)
+    metrics.parent.mkdir()
+    monkeypatch.setattr(models, "all_checkpoints", list_deleted)
+    assert {model.name for model in models.Catalog(tmp_path).models()} == {"diverged", "diverged@1"}
+
+
+def test_what_is_known_of_a_checkpoint_that_model_names(runs):
+    [checkpoint] = (runs / "chat" / "checkpoints").iterdir()
+    about = models.describe(models.Catalog(runs, str(checkpoint)).find(None))
+    assert (about["id"], about["kind"], about["step"]) == (str(checkpoint), "instructions", 6)
 
 
 def test_logits_that_are_not_finite_end_only_their_own_request(runs, monkeypatch):
