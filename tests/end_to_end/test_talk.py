@@ -150,7 +150,7 @@ def test_a_models_state_losses_and_curves(page: Page, server: Server) -> None:
     look(page)
     page.get_by_role("combobox", name="Model").select_option("gpt2")
     page.get_by_role("combobox", name="Checkpoint").select_option("step 2")
-    facts = "run.*stopped.*step.*2.*training loss.*4.2500.*context.*32 tokens"
+    facts = "state.*stopped.*step.*2.*training loss.*4.2500.*context.*32 tokens"
     expect(page.locator(".chooser dl")).to_have_text(re.compile(facts, re.DOTALL))
     page.get_by_text("Loss curves").click()
     expect(page.get_by_role("img")).to_have_js_property("naturalWidth", 30)
@@ -305,6 +305,16 @@ def test_a_run_that_is_replaced_and_deleted_while_it_is_looked_at(browser: Brows
         expect(text).not_to_be_empty()
         page.keyboard.press("Control+Enter")
         expect(page.get_by_role("alert")).to_contain_text("there is no model 'gone'")
+
+
+def test_a_page_without_a_model_waits_for_the_first(browser: Browser, server: Server, tmp_path: Path) -> None:
+    with serve(tmp_path, server.batcher) as empty, open_page(browser, f"{empty.address}/") as page:
+        expect(page.get_by_role("alert")).to_contain_text("make quickstart")
+        expect(page.get_by_role("button")).to_have_count(0)
+        shutil.copytree(server.runs / "modern", tmp_path / "first")
+        look(page)
+        assert ask(page, "first", "Hi", 5).text_content()
+        expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_token_is_asked_for_and_a_server_that_ends_is_told(browser: Browser, server: Server) -> None:

@@ -12,6 +12,7 @@ export class Problem extends Error {
 }
 
 const gone = () => new Problem("The server does not answer: it has ended, or the connection to it is lost.");
+const refusal = ({ message, code }) => new Problem(`The server answers: ${message}.`, code);
 const cut = () => new Problem("The connection was lost in the middle of the text.");
 
 async function send(path, { body, signal } = {}) {
@@ -29,7 +30,7 @@ async function send(path, { body, signal } = {}) {
       continue;
     }
     const { error } = await response.json().catch(() => ({}));
-    throw new Problem(error?.message ?? `The server answers ${response.status}.`, response.status);
+    throw refusal(error ?? { message: response.statusText, code: response.status });
   }
 }
 
@@ -67,7 +68,7 @@ export async function* streamEvents(path, body, signal) {
       const data = event.replace(/^data: /, "");
       if (data === "[DONE]") return;
       const content = JSON.parse(data);
-      if (content.error) throw new Problem(content.error.message, content.error.code);
+      if (content.error) throw refusal(content.error);
       yield content;
     }
   }

@@ -7,7 +7,7 @@ import { createPane } from "./pane.js";
 import { drawSettings } from "./settings.js";
 import { legend } from "./tokens.js";
 
-const [form, prompt, stop, compare, notice] = ["form", "prompt", "stop", "compare", "notice"].map((id) => document.getElementById(id));
+const [form, prompt, stop, compare, offline, none] = ["form", "prompt", "stop", "compare", "offline", "none"].map((id) => document.getElementById(id));
 const state = createState({ models: [], offline: "", running: 0 });
 const refresh = watchModels(state);
 const given = new URLSearchParams(location.hash.slice(1));
@@ -22,10 +22,14 @@ const selected = given.getAll("model").slice(0, 2);
 for (const id of selected.length ? selected : [state.models[0]?.id ?? ""]) addPane(id);
 
 state.subscribe(["models", "offline"], () => {
-  notice.textContent = state.offline || (state.models.length ? "" : "There is no model here yet. Train one (make quickstart), or start the server with --model.");
-  notice.hidden = !notice.textContent;
+  offline.textContent = state.offline;
+  offline.hidden = !state.offline;
+  none.hidden = state.models.length || state.offline;
 });
-state.subscribe(["models"], () => panes.forEach(({ chooser }) => chooser.update()));
+state.subscribe(["models"], () => {
+  panes.forEach(({ chooser }) => chooser.update());
+  document.querySelector("main").hidden = !panes[0].chooser.model.id;
+});
 state.subscribe(["running"], () => { stop.disabled = !state.running; });
 
 form.addEventListener("submit", (event) => {

@@ -62,7 +62,7 @@ export function drawChooser(state, selected, onChange, ...buttons) {
     checkpoints.label.hidden = !steps.length && !deleted;
     const loss = (value) => value && value.toFixed(4);
     about.replaceChildren(...facts([
-      ["kind", model.multi_turn ? "holds conversations" : KINDS[model.kind]], ["run", model.state], ["step", model.step && count(model.step)],
+      ["kind", model.multi_turn ? "holds conversations" : KINDS[model.kind]], ["state", model.state], ["step", model.step && count(model.step)],
       ["last training loss", loss(model.train_loss)], ["last validation loss", loss(model.val_loss)],
       ["context", model.block_size && `${count(model.block_size)} tokens`],
     ].filter(([, value]) => value)));
