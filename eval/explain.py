@@ -22,7 +22,7 @@ from eval.common.open_model import open_model
 from eval.common.options import add_model_options, output_file
 from eval.views.page import describe_page, encode_prompt, render_page
 from eval.views.subject import Subject
-from prepare.common.cli import Parser, nonempty
+from prepare.common.cli import Parser
 from prepare.common.files import atomic_write_text
 from train.run.checkpoint import all_checkpoints, step_of
 from train.weights.load_model import LoadedModel, load_model
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         'python eval/explain.py --model runs/quickstart --prompt "ROMEO:" --output explain.html',
     )
     add_model_options(parser)
-    parser.add_argument("--prompt", type=nonempty, required=True, metavar="P", help="the text that the model reads")
+    parser.add_argument("--prompt", required=True, metavar="P", help="the text that the model reads")
     parser.add_argument("--output", type=output_file, required=True, metavar="FILE", help="the page")
     held_out = "held-out token shards, for a model that is not a run, whose own are known"
     parser.add_argument("--data", nargs="+", default=[], metavar="GLOB", help=held_out)

@@ -140,9 +140,11 @@ VIEWS = (
 
 
 def encode_prompt(prompt: str, loaded: LoadedModel) -> Tensor:
-    """The ids of a page's prompt, (T,) int64 on the model's device. ArgumentError if it is longer than the model or the
-    page can take."""
+    """The ids of a page's prompt, (T,) int64 on the model's device. ArgumentError if it is empty, or longer than the
+    model or the page can take."""
     ids = loaded.tokenizer.encode(prompt)
+    if not ids:
+        raise ArgumentError("the prompt is empty: give a text for the model to read")
     if len(ids) > (longest := min(MAX_TOKENS, loaded.model.config.block_size)):
         raise ArgumentError(f"the prompt has {len(ids)} tokens: give at most {longest}")
     return torch.tensor(ids, device=loaded.model.wte.weight.device)

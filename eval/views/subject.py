@@ -79,7 +79,7 @@ def pack(values: Tensor | np.ndarray, dtype: str = "float16") -> dict[str, Any]:
     """An array for the page, which web/arrays.js unpacks: its little-endian bytes in base64.
 
     Args:
-        dtype: float16 (three digits, up to 65,504), float32, uint16, int32 or uint8.
+        dtype: float16 (three digits, up to 65,504), float32, uint16 or int32.
     """
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
     content = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()

@@ -24,7 +24,6 @@ const DECODE = {
   float32: (bytes) => new Float32Array(bytes),
   uint16: (bytes) => new Uint16Array(bytes),
   int32: (bytes) => new Int32Array(bytes),
-  uint8: (bytes) => new Uint8Array(bytes),
 };
 
 // The number that each of the 65,536 bit patterns of a float16 stands for.

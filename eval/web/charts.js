@@ -53,10 +53,33 @@ export function choices(legend, labels, selected, onChange) {
   return Object.assign(group, {
     select(index) {
       inputs[index].checked = true;
-      const { offsetLeft, offsetWidth } = inputs[index].nextSibling;
-      group.scrollLeft = offsetLeft + offsetWidth / 2 - group.clientWidth / 2;
+      scrollToMiddle(group, inputs[index].nextSibling);
     },
   });
+}
+
+// Scroll an element sideways until one of its descendants is in its middle, or as far as it goes.
+export function scrollToMiddle(scrolled, descendant) {
+  const [outer, inner] = [scrolled, descendant].map((node) => node.getBoundingClientRect());
+  scrolled.scrollLeft += (inner.left + inner.right - outer.left - outer.right) / 2;
+}
+
+// A listener of keydown, which calls move(rows, columns) with the step of an arrow key, Home or End.
+export function arrowKeys(move) {
+  return (event) => {
+    const step = STEPS[event.key];
+    if (!step || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    move(...step);
+  };
+}
+
+const STEPS = {
+  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -Infinity], End: [0, Infinity],
+};
+
+export function clamp(value, low, high) {
+  return Math.min(Math.max(value, low), high);
 }
 
 // A token's text with what is invisible made visible: spaces, line ends, tabs, control characters.
@@ -93,7 +116,7 @@ export function count(n) {
 // The colour of a magnitude from 0 to 1: dark blue over grey to yellow, which the colour-blind tell apart as well
 // (after cividis: Nunez, Anderton and Renslow 2018).
 export function magnitude(t) {
-  const place = Math.min(Math.max(t, 0), 1) * (CIVIDIS.length - 1), index = Math.min(Math.floor(place), CIVIDIS.length - 2);
+  const place = clamp(t, 0, 1) * (CIVIDIS.length - 1), index = Math.min(Math.floor(place), CIVIDIS.length - 2);
   const mixed = CIVIDIS[index].map((low, channel) => low + (CIVIDIS[index + 1][channel] - low) * (place - index));
   return `rgb(${mixed.map(Math.round).join(" ")})`;
 }

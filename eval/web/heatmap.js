@@ -1,6 +1,6 @@
 // A table of coloured cells, one of which is chosen by a click, a tap or the arrow keys, and the legend of its colours.
 
-import { element, inkOn, magnitude } from "./charts.js";
+import { arrowKeys, clamp, element, inkOn, magnitude, scrollToMiddle } from "./charts.js";
 
 // Small shares stay visible: the colour follows the square root of a probability.
 export const colour = (p) => magnitude(Math.sqrt(p));
@@ -15,25 +15,24 @@ export function heatmap({ label, corner = "", columns, rows, choose, hover = () 
     const cell = target.closest("td");
     return cell && [cell.parentNode.sectionRowIndex, cell.cellIndex - 1];
   };
-  const move = (event) => {
-    const at = place(event), step = STEPS[event.key];
-    if (!at || !step || event.ctrlKey || event.altKey || event.metaKey) return;
-    event.preventDefault();
-    const [i, j] = at.map((index, axis) => Math.min(Math.max(index + step[axis], 0), [rows, columns][axis].length - 1));
+  const move = (down, right) => {
+    const i = clamp(at[0] + down, 0, rows.length - 1), j = clamp(at[1] + right, 0, columns.length - 1);
     hover(null); // keys win over a mouse that lies still
     choose(i, j);
     cells[i][j].focus();
   };
   const table = element("table", {
-    class: "heatmap", role: "grid", style: `--columns: ${columns.length}`, "aria-label": label, onkeydown: move, onpointerleave: () => hover(null),
+    class: "heatmap", role: "grid", style: `--columns: ${columns.length}`, "aria-label": label, onkeydown: arrowKeys(move), onpointerleave: () => hover(null),
     onclick: (event) => place(event) && choose(...place(event)),
     onpointerover: (event) => hover(...((event.pointerType === "mouse" && place(event)) || [null])),
   },
   element("thead", {}, element("tr", {}, header(corner, "col"), ...columns.map((content) => header(content, "col")))),
   element("tbody", {}, ...rows.map((content, i) => element("tr", {}, header(content, "row"), ...cells[i]))));
 
-  let selected = cells[0][0];
+  const node = element("div", { class: "scroll" }, table);
+  let at = [0, 0], selected = cells[0][0];
   const select = (i, j) => {
+    at = [i, j];
     selected.tabIndex = -1;
     selected.removeAttribute("aria-selected");
     selected.parentNode.classList.remove("selected");
@@ -41,13 +40,10 @@ export function heatmap({ label, corner = "", columns, rows, choose, hover = () 
     selected.tabIndex = 0;
     selected.setAttribute("aria-selected", "true");
     selected.parentNode.classList.add("selected");
+    scrollToMiddle(node, selected);
   };
-  return { node: element("div", { class: "scroll" }, table), cells, select };
+  return { node, cells, select };
 }
-
-const STEPS = {
-  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -Infinity], End: [0, Infinity],
-};
 
 export function legend(label) {
   const stops = Array.from({ length: 11 }, (_, index) => magnitude(index / 10)).join(", ");

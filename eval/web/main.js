@@ -25,7 +25,7 @@ state.subscribe(["position"], () => {
 
 document.title = page.title;
 document.getElementById("top").append(header());
-document.getElementById("bar").append(...bar());
+fillBar(document.getElementById("bar"));
 for (const [number, view] of page.views.entries()) {
   const { render } = await import(`./views/${view.key}.js`);
   const body = element("div", { class: "body" });
@@ -48,7 +48,7 @@ document.documentElement.dataset.ready = "true"; // all views are drawn
 function header() {
   const { name, architecture, n_layer, n_head, n_embd, block_size, vocab_size, parameters } = page.model;
   const kind = architecture === "gpt2" ? "GPT-2" : "GPT-2 made modern";
-  const shape = [["parameters", count(parameters)], ["architecture", kind], ["layers", n_layer], ["heads in each", n_head],
+  const shape = [["parameters", count(parameters)], ["architecture", kind], ["layers", n_layer], ["heads per layer", n_head],
     ["width", n_embd], ["context", `${count(block_size)} tokens`], ["vocabulary", `${count(vocab_size)} tokens`]];
   const links = page.views.map((view) => element("li", {}, element("a", { href: `#${view.key}` }, view.title)));
   return element("div", {},
@@ -58,18 +58,20 @@ function header() {
     element("nav", { "aria-label": "Views" }, element("ol", {}, ...links)));
 }
 
-function bar() {
+// The prompt, and the checkpoints if there are several.
+function fillBar(bar) {
   const tokens = choices("Prompt: choose a position", page.tokens.map(({ text }) => tokenLabel(text)), state.position,
     (position) => state.set({ position }));
   tokens.classList.add("prompt");
+  bar.append(tokens); // first: what is not on the page yet cannot scroll
   state.subscribe(["position"], () => tokens.select(state.position));
-  if (page.checkpoints.length < 2) return [tokens];
+  if (page.checkpoints.length < 2) return;
   const show = (index) => {
     const { step, trained_tokens } = page.checkpoints[index];
     return `step ${count(step)}` + (trained_tokens === null ? "" : `, ${count(trained_tokens)} tokens`);
   };
   const checkpoints = slider("Checkpoint", { min: 0, max: page.checkpoints.length - 1, value: state.checkpoint, show },
     (checkpoint) => state.set({ checkpoint }));
+  bar.append(checkpoints);
   state.subscribe(["checkpoint"], () => checkpoints.select(state.checkpoint));
-  return [tokens, checkpoints];
 }

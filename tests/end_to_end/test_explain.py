@@ -17,6 +17,7 @@ from eval.generation.sampling import restrict_logits
 from eval.views.page import VIEWS
 from prepare import fineweb, train_tokenizer
 from prepare.sources.plays import PLAYS, read_play
+from prepare.tokens.tokenizer import CharTokenizer
 from tests.helpers.browser import open_browser, open_page
 from tests.helpers.commands import ROOT, mistake, run_command
 from tests.helpers.random_gpt2 import save_random_gpt2
@@ -261,17 +262,30 @@ def test_a_checkpoint_is_chosen_by_its_sample_too(page: Page, file: Path) -> Non
     assert page.locator("#bar .slider input").input_value() == "0"
 
 
-def test_a_hostile_prompt_is_shown_and_never_executed(browser: Browser, tmp_path: Path) -> None:
-    """Of a GPT-2 this time, with one checkpoint."""
-    run = make_run(tmp_path / "run", small_tokenizer().describe(), vocab_size=300, block_size=64)
+@pytest.mark.parametrize("level", ["bpe", "char"])
+def test_a_hostile_prompt_is_shown_and_never_executed(browser: Browser, tmp_path: Path, level: str) -> None:
+    """Of a GPT-2 this time, with one checkpoint, on a phone, where the prompt and the map of a head are scrolled."""
+    tokenizer = small_tokenizer() if level == "bpe" else CharTokenizer(HOSTILE)
+    run = make_run(tmp_path / "run", tokenizer.describe(), vocab_size=300, block_size=64)
     file = tmp_path / "page.html"
     explain.main([f"--model={run}", f"--prompt={HOSTILE}", f"--output={file}", "--device=cpu"])
     assert "window.hacked" not in file.read_text().replace("\\u003cscript>window.hacked", "")
-    with open_page(browser, file.as_uri()) as page:
+    with open_page(browser, file.as_uri(), viewport={"width": 360, "height": 800}) as page:
         assert page.evaluate("typeof window.hacked") == "undefined"
-        shown = "".join(page.locator("#text_to_tokens .choices .token").all_text_contents())
+        parts = {"bpe": ".choices", "char": ".box"}[level]
+        shown = "".join(page.locator(f"#text_to_tokens {parts} .token").all_text_contents())
         assert shown == HOSTILE.replace("\0", "␀").replace("\n", "↵")
         assert page.get_by_label("Checkpoint").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for selected in ("#bar input:checked + span", ".large [aria-selected]"):
+            left, right, end = page.locator(selected).evaluate(
+                """node => {
+                    const scrolled = node.closest(".prompt, .scroll").getBoundingClientRect();
+                    const { left, right } = node.getBoundingClientRect();
+                    return [left - scrolled.left, right - scrolled.left, scrolled.width];
+                }"""
+            )
+            assert -1 < left < right < end + 1, selected
 
 
 def test_a_hugging_face_model(browser: Browser, tmp_path: Path) -> None:
@@ -287,6 +301,7 @@ def test_a_hugging_face_model(browser: Browser, tmp_path: Path) -> None:
             expect(page.locator(f"#{view} .unavailable")).to_contain_text(reason)
 
 
-def test_a_prompt_that_is_too_long_is_refused(run: Path, tmp_path: Path) -> None:
-    status, message = mistake(explain.main, f"--model={run}", f"--prompt={'a b ' * 40}", f"--output={tmp_path}/page")
-    assert (status, "give at most 32" in message) == (2, True)
+def test_a_prompt_that_is_empty_or_too_long_is_refused(run: Path, tmp_path: Path) -> None:
+    for prompt, remedy in (("a b " * 40, "give at most 32"), ("", "give a text")):
+        status, message = mistake(explain.main, f"--model={run}", f"--prompt={prompt}", f"--output={tmp_path}/page")
+        assert (status, remedy in message) == (2, True), message

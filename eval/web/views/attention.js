@@ -24,7 +24,7 @@ export function render(section, page, state) {
     label: "The weights of one head, from each position (rows) to each earlier one (columns)",
     columns: names.map((name) => name.cloneNode(true)), rows: names,
     choose: (i, j) => state.set({ position: i, cell: [i, j] }),
-    hover: (...cell) => { hovered = cell[0] === null ? null : cell; draw(); },
+    hover: (...cell) => { hovered = cell[0] === null ? null : cell; drawSum(); },
   });
   large.node.classList.add("large");
   const title = element("h3"), look = element("div", { class: "look" }), sum = element("div", { class: "sum" });
@@ -49,16 +49,14 @@ export function render(section, page, state) {
       cell.setAttribute("aria-label", j > i ? "masked" : percent(weight));
     }));
   });
-  let draw = () => {};
+  let drawSum = () => {};
   page.watch("attention", ["layer", "head", "position", "cell"], (data) => {
-    draw = () => {
-      const weights = row(data.weights, state.layer, state.head, state.position);
-      const key = state.cell[0] === state.position ? state.cell[1] : argmax(weights);
-      large.select(state.position, key);
-      look.replaceChildren(...whereItLooks(page, weights, state.position));
-      sum.replaceChildren(...explain(page, data, state.layer, state.head, ...(hovered ?? [state.position, key])));
-    };
-    draw();
+    const weights = row(data.weights, state.layer, state.head, state.position);
+    const key = state.cell[0] === state.position ? state.cell[1] : argmax(weights);
+    large.select(state.position, key);
+    look.replaceChildren(...whereItLooks(page, weights, state.position));
+    drawSum = () => sum.replaceChildren(...explain(page, data, state.layer, state.head, ...(hovered ?? [state.position, key])));
+    drawSum();
   });
 }
 

@@ -11,7 +11,8 @@ export function render(section, page) {
   const numbers = element("dl"), note = element("p", { class: "summary" });
   const tables = ["gradient", "change"].map((quantity) => ({ quantity, table: element("table", { class: "matrices" }) }));
   section.append(numbers, note, ...tables.map(({ quantity, table }) =>
-    element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": TITLES[quantity] }, table)));
+    element("div", {}, element("h3", {}, TITLES[quantity]),
+      element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": TITLES[quantity] }, table))));
 
   page.watch("learning_step", [], (data) => {
     const { step } = page.checkpoints.find(({ views }) => views.learning_step === data);
@@ -36,7 +37,6 @@ export function render(section, page) {
       const line = (label, cells) => element("tr", {}, element("th", { scope: "row" }, label), ...cells.map((each) =>
         element("td", {}, show(quantity, each[quantity]), bar((each[quantity] ?? 0) / largest))));
       table.replaceChildren(
-        element("caption", {}, TITLES[quantity]),
         element("thead", {}, header(inLayers)),
         element("tbody", {}, ...Array.from({ length: page.model.n_layer }, (_, layer) => line(`layer ${layer + 1}`,
           inLayers.map(([kind]) => data.matrices.find((each) => each.layer === layer && each.name === kind))))),

@@ -1,7 +1,7 @@
 // A held-out passage coloured by the loss of each token, and the loss by position in the window.
 
 import { row } from "../arrays.js";
-import { bar, choices, count, element, facts, percent, scale, signed, tokenLabel } from "../charts.js";
+import { arrowKeys, bar, choices, clamp, count, element, facts, percent, scale, signed, tokenLabel } from "../charts.js";
 
 const GAIN = 6; // nats of difference to the unigram that have the full colour
 
@@ -12,14 +12,11 @@ export function render(section, page, state) {
   const numbers = element("dl"), detail = element("p", { class: "detail", "aria-live": "polite" }), ends = element("div");
   const passage = element("div", {
     class: "passage", role: "listbox", "aria-label": "The passage: arrow keys move from token to token",
-    onkeydown: (event) => {
-      const to = { ArrowLeft: state.lossToken - 1, ArrowRight: state.lossToken + 1, Home: 1, End: spans.length - 1 }[event.key];
-      if (!spans[to] || to < 1 || event.ctrlKey || event.altKey || event.metaKey) return;
-      event.preventDefault();
+    onkeydown: arrowKeys((down, right) => {
       hovered = null; // the mouse may rest on another token
-      state.set({ lossToken: to });
-      spans[to].focus();
-    },
+      state.set({ lossToken: clamp(state.lossToken + down + right, 1, spans.length - 1) });
+      spans[state.lossToken].focus();
+    }),
     onclick: ({ target }) => place(target) && state.set({ lossToken: place(target) }),
     onpointerover: ({ target, pointerType }) => { hovered = pointerType === "mouse" && place(target); drawDetail(); },
     onpointerleave: () => { hovered = null; drawDetail(); },
@@ -42,7 +39,7 @@ export function render(section, page, state) {
       const text = page.vocabulary[id], shown = text.trim() ? text : [text.startsWith("\n") ? "↵" : "", text];
       const t = !index ? 0 : state.compared ? (loss - other) / GAIN : loss / uniform;
       return element("span", index ? {
-        role: "option", tabindex: -1, style: `background: ${signed(0.7 * Math.min(Math.max(t, -1), 1))}`,
+        role: "option", tabindex: -1, style: `background: ${signed(0.7 * clamp(t, -1, 1))}`,
         "aria-label": `${text.trim() || "white space"}, loss ${loss.toFixed(2)}`,
       } : { role: "presentation" }, ...shown);
     });
