@@ -3,7 +3,7 @@
     .parquet, .arrow                 tables; .arrow as datasets.save_to_disk writes it
     .jsonl, .ndjson, .json           an object a line, or one array of objects, which is read at once
     .csv, .tsv                       column names in the first line; separated by commas, semicolons or tabs
-    .txt                             one document
+    .txt, .md                        one document
     .gz, .zst, .bz2, .xz after them  compressed; not after tables
 
 With a separator, the text of a .txt, or of each row of a .jsonl or .csv, is the documents between separators. A null
@@ -32,7 +32,8 @@ from prepare.common.cli import UserError, replace_surrogates
 from prepare.common.files import check_content, decode_pieces, parse_csv, parse_json_lines, split_pieces
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-TABLES, TEXTS = (".parquet", ".arrow"), (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+TABLES, PLAIN = (".parquet", ".arrow"), (".txt", ".md")
+TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *PLAIN)
 SUFFIXES = (*TABLES, *(text + packed for text in TEXTS for packed in ("", *COMPRESSED)))
 KNOWN = f"{', '.join((*TABLES, *TEXTS))}, and text compressed as {', '.join(COMPRESSED)}"
 
@@ -101,7 +102,7 @@ def check_documents(path: Path | RemoteFile, column: str, encoding: str | None =
         with _open_decompressed(path) as (file, _):
             if kind == ".arrow":
                 _check_schema(path, pa.ipc.open_stream(file).schema, column)
-            elif kind == ".txt":
+            elif kind in PLAIN:
                 next(decode_pieces(file, path, encoding), "")
             else:
                 records = [record for _, record in islice(_parse_records(file, path, encoding), FIRST_LINES)]
@@ -126,7 +127,7 @@ def read_documents(
                 _check_schema(path, table.schema, column)
                 yield from _array_batches((batch.column(column) for batch in table), start, lambda _: done())
                 return
-            if kind != ".txt":
+            if kind not in PLAIN:
                 values = (record.get(column) for _, record in _parse_records(file, path, encoding))
                 if separator is not None:
                     values = (part for value in values for part in _split(value, separator))

@@ -85,7 +85,7 @@ def test_concatenated_archives(tmp_path):
 
 def test_text_is_read_from_every_compression(tmp_path):
     for suffix, compress in {"": bytes, **COMPRESS}.items():
-        path = tmp_path / f"a.txt{suffix}"
+        path = tmp_path / f"a.md{suffix}"
         path.write_bytes(compress(b"\xef\xbb\xbfone\r\n\r\ntwo"))
         check_documents(path, "text")
         assert read(path) == (["one\r\n\r\ntwo"], 0)  # a document
