@@ -49,14 +49,15 @@ def find_shards(globs: str | Sequence[str]) -> list[Path]:
     """
     found: set[Path] = set()
     for pattern in [globs] if isinstance(globs, str) else globs:
-        for start in (Path.cwd(), ROOT):
-            shards = {path for path in find_paths(start / pattern) if path.suffix in SUFFIXES and path.is_file()}
+        full = list(dict.fromkeys((Path.cwd() / pattern, ROOT / pattern)))
+        for glob in full:
+            shards = {path for path in find_paths(glob) if path.suffix in SUFFIXES and path.is_file()}
             if shards:
                 break
         else:
             raise UserError(
-                f"no token shards match {pattern!r}, neither from {Path.cwd()} nor from {ROOT}: prepare the data first "
-                "(python prepare/fineweb.py), or give another glob, quoted, such as 'data/fineweb10B/*_train_*.bin'"
+                f"no token shards match {' or '.join(map(str, full))}: prepare the data first (python "
+                "prepare/fineweb.py), or give another glob, quoted, such as 'data/fineweb10B/*_train_*.bin'"
             )
         found |= shards
     return sorted(found, key=lambda path: re.sub("[0-9]+", lambda number: number[0].zfill(20), str(path)))

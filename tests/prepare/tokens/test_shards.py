@@ -166,6 +166,9 @@ def test_find_shards(tmp_path, monkeypatch):
     for missing in ("none/*.bin", "data/*.json", ["data/*", "data/z*"]):
         with pytest.raises(UserError, match="no token shards match"):
             find_shards(missing)
+    monkeypatch.chdir(root)  # each place is named once
+    with pytest.raises(UserError, match=rf"no token shards match {root}/none: "):
+        find_shards("none")
 
 
 def test_folders_with_a_bracket_and_git_lfs_pointers(tmp_path):
