@@ -2,8 +2,9 @@
 
 In the step that makes STEP finished ones, and on that rank alone:
 
-    nan     its gradient becomes NaN               drift   one of its parameters changes
-    hang    it never arrives at the step's work    die     it is killed, as by kill -9
+    nan     its gradient becomes NaN               drift    one of its parameters changes
+    hang    it never arrives at the step's work    SIGTERM  it gets this signal (SIGKILL ...)
+    STOP    a STOP file appears
 """
 
 import os
@@ -34,8 +35,10 @@ def install(fault: str) -> None:
         due = place == f"{step}:{world.rank}"
         if due and kind == "hang":
             time.sleep(86400)
-        if due and kind == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if due and kind == "STOP":
+            Path(sys.argv[sys.argv.index("--run.dir") + 1], kind).touch()
+        if due and kind.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[kind])
         arrived(world, step)
 
     def step(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, torch.Tensor]:

@@ -89,7 +89,7 @@ def test_two_processes_do_the_same(reference: Path, init: Path, data: Path, tmp_
 @pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_weights(reference: Path, init: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    assert train(init, data, run, fault="die@11:0", log__tensorboard="true").returncode == -signal.SIGKILL
+    assert train(init, data, run, fault="SIGKILL@11:0", log__tensorboard="true").returncode == -signal.SIGKILL
     result = train(init, data, run, log__tensorboard="true")
     assert "resumed at step " in result.stdout, result.stdout + result.stderr
     name = "checkpoints/step_00000012/model.safetensors"

@@ -63,7 +63,7 @@ def test_a_sweep_is_stopped_killed_resumed_and_finished(
     first, second = (out / f"max_lr=0.01,seed={seed}" for seed in (1, 2))
 
     # SIGTERM: the run saves, and the sweep ends
-    during(first, 20, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    during(first, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     sweep.main(words)
     printed = capsys.readouterr().out
     assert f"train/train_gpt2.py --config {config} --run.dir {first} --optim.max_lr=1e-2 --train.seed=1" in printed
@@ -72,7 +72,8 @@ def test_a_sweep_is_stopped_killed_resumed_and_finished(
     assert not any(path.exists() for path in (first / "DONE", first / "STOP", second))
 
     # kill -9 of a run: the sweep goes to the next run, and names it
-    during(first, 80, lambda: os.kill(int((first / ".lock").read_text().split()[0]), signal.SIGKILL))
+    stopped = max(row["step"] for row in rows(first))
+    during(first, stopped + 5, lambda: os.kill(int((first / ".lock").read_text().split()[0]), signal.SIGKILL))
     with pytest.raises(UserError, match=r"1 of 2 runs failed.*seed=1"):
         sweep.main(words)
     assert (second / "DONE").exists()

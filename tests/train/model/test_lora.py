@@ -46,7 +46,7 @@ def test_a_killed_run_ends_with_the_same_weights_which_open_as_a_plain_model(tmp
     data.write_text("\n".join(f"{label}\t{word} number {n}" for n in range(40) for label, word in ("ap", "bq")))
     changes = {"tune__lora_rank": 2, "tune__blocks": 1, "train__max_steps": 6, "eval__every": 2, "checkpoint__every": 2}
     runs = [tmp_path / "uninterrupted", tmp_path / "killed"]
-    assert finetune("classify", init, data, runs[1], fault="die@5:0", **changes).returncode == -signal.SIGKILL
+    assert finetune("classify", init, data, runs[1], fault="SIGKILL@5:0", **changes).returncode == -signal.SIGKILL
     for run in runs:
         result = finetune("classify", init, data, run, **changes)
         assert result.returncode == 0, result.stdout + result.stderr

@@ -1,8 +1,5 @@
 """Which rank the watchdog names. That it ends the run: tests/train/test_train_gpt2.py."""
 
-import threading
-import time
-
 import torch.distributed as dist
 
 from train.parallel.watchdog import Watchdog
@@ -19,21 +16,14 @@ def watchdogs(*steps: int) -> list[Watchdog]:
 
 
 def find_missing(asking: Watchdog, alive: list[Watchdog]) -> tuple[set[int], str] | None:
-    """What `asking` finds while the threads of `alive` send heartbeats."""
-    ended = threading.Event()
+    """What `asking` finds while it and `alive` send heartbeats."""
 
     def send_heartbeats() -> None:
-        while not ended.is_set():
-            for watchdog in alive:
-                watchdog.store.add(f"alive/{watchdog.rank}", 1)
-            time.sleep(0.01)
+        for watchdog in (asking, *alive):
+            watchdog.store.add(f"alive/{watchdog.rank}", 1)
 
-    thread = threading.Thread(target=send_heartbeats)
-    thread.start()
-    found = asking._find_missing()
-    ended.set()
-    thread.join()
-    return found
+    asking._send_heartbeat = send_heartbeats
+    return asking._find_missing()
 
 
 def test_a_long_step_of_all_ranks_does_not_end_the_run() -> None:
