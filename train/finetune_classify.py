@@ -106,7 +106,7 @@ def make_examples(config: ClassifyConfig, base: LoadedModel) -> tuple[dict[str, 
     long = sum(len(row) > size for row in tokens)
     summary = (
         f"labels: {', '.join(f'{label} {counts[label]:,}' for label in labels)}\n"
-        f"texts:  {len(pairs):,} of {path.name}, {len(set(texts)):,} of them different; {empty:,} empty ones left out; "
+        f"texts:  {len(pairs):,} of {path.name}, {len(set(texts)):,} different; {empty:,} empty ones left out; "
         f"{long:,} longer than the model's {size:,} tokens truncated at the end"
     )
     return splits, {"labels": labels, "counts": counts, "summary": summary}

@@ -38,8 +38,8 @@ def report_classifier(trainer: Trainer, best: LoadedModel, test: Examples) -> No
 
 
 def report_instructions(trainer: Trainer, base: LoadedModel, best: LoadedModel, test: Examples) -> None:
-    """Score the test answers before and after fine-tuning, and write the model's own answers to the first of them:
-    report.json, a row of metrics.jsonl and a line."""
+    """Score the test answers before and after fine-tuning, and generate answers to the first test prompts: report.json,
+    a row of metrics.jsonl and a line."""
     if not len(test):
         return
     size, device, decode = trainer.config.data.micro_batch_size, trainer.world.device, best.tokenizer.decode

@@ -116,7 +116,7 @@ class PretrainEvaluator(Evaluator):
                 self.intervals[kind] = 0
                 self.world.print(f"no {kind} while training: {reason} (eval.{kind}_every 0 turns it off)")
         if not self.world.all_equal(self.intervals["hellaswag"]):
-            raise UserError(f"only some processes see {HELLASWAG}: put it on a file system that all of them share")
+            raise UserError(f"only some processes see {HELLASWAG}: put it on a file system that all processes share")
 
     def _load_requests(self) -> None:
         tasks = load_hellaswag(HELLASWAG if HELLASWAG.exists() else ROOT / HELLASWAG)

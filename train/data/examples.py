@@ -147,7 +147,7 @@ def next_token_targets(tokens: Sequence[int], loss_mask: Sequence[bool]) -> tupl
 
 
 def label_targets(tokens: Sequence[int], label: int, block_size: int) -> tuple[Sequence[int], list[int]]:
-    """A text's first block_size tokens, with the label as the target of the last of them."""
+    """A text's first block_size tokens, with the label as the target of the last one."""
     kept = tokens[:block_size]
     return kept, [IGNORE_INDEX] * (len(kept) - 1) + [label]
 

@@ -2,8 +2,8 @@
 
 Windows are numbered along the run. Which source a window comes from is a schedule that repeats, and how many windows of
 that source came before it follows by arithmetic; so any window is found from its number, after a resume too. Step s
-takes the windows [s * N, (s + 1) * N), where N = batch_tokens / block_size; rank r of W takes the r-th of W equal parts
-of them. The batch of a step is therefore the same for every world size and micro-batch size.
+takes the windows [s * N, (s + 1) * N), where N = batch_tokens / block_size; rank r of W takes the r-th of W equal
+parts. The batch of a step is therefore the same for every world size and micro-batch size.
 """
 
 import hashlib
@@ -80,13 +80,11 @@ def integer_shares(weights: Sequence[float]) -> list[int]:
     """
     exact = [Fraction(str(weight)) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
-    whole = [int(weight * scale) for weight in exact]
-    shares = [number // math.gcd(*whole) for number in whole]
+    integers = [int(weight * scale) for weight in exact]
+    shares = [number // math.gcd(*integers) for number in integers]
     if sum(shares) > MAX_PERIOD:
         given = ", ".join(map(str, weights))
-        raise UserError(
-            f"the weights {given} of data.train have too many digits: give up to four, or small whole numbers"
-        )
+        raise UserError(f"the weights {given} of data.train have too many digits: give up to four, or small integers")
     return shares
 
 

@@ -1,4 +1,4 @@
-"""Build the model that a configuration describes: here alone its architecture becomes a class."""
+"""Build the model that a configuration describes: the only place where its architecture becomes a class."""
 
 from collections.abc import Sequence
 

@@ -102,7 +102,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None, rotary: Tensor | None = None
+        self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None, rotary: Tensor | None
     ) -> Tensor:
         x = x + self.attn(self.ln_1(x), layer, cache, mask, rotary)
         return x + self.mlp(self.ln_2(x))

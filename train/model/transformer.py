@@ -79,14 +79,13 @@ class Transformer(nn.Module):
             raise ValueError(f"{start + T} positions are more than block_size {self.config.block_size}")
         return torch.arange(start, start + T, device=idx.device)
 
-    def run_layers(self, x: Tensor, cache: KVCache | None, mask: Tensor | None, rotary: Tensor | None = None) -> Tensor:
-        """All layers, one after the other, (B, T, C) to (B, T, C). `rotary`: of modern, see rotary_tables."""
-        args = (cache, mask) if rotary is None else (cache, mask, rotary)
+    def run_layers(self, x: Tensor, cache: KVCache | None, mask: Tensor | None, *rotary: Tensor | None) -> Tensor:
+        """All layers, one after the other, (B, T, C) to (B, T, C). `rotary`: modern's blocks take its tables too."""
         for layer, block in enumerate(self.h):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, layer, *args, use_reentrant=False)
+                x = checkpoint(block, x, layer, cache, mask, *rotary, use_reentrant=False)
             else:
-                x = block(x, layer, *args)
+                x = block(x, layer, cache, mask, *rotary)
         if cache is not None:
             cache.advance(x.size(1))
         return x

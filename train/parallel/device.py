@@ -133,7 +133,7 @@ def find_micro_batch_size(model: Transformer, per_rank: int, device: torch.devic
 
 
 def _forward_backward(model: Transformer, size: int, device: torch.device, precision: str) -> None:
-    """Run one micro-batch of `size` sequences with the memory reserved that training needs besides."""
+    """Run one micro-batch of `size` sequences with the memory reserved that training needs for the rest."""
     floats = 3 * model.num_parameters() + torch.cuda.mem_get_info(device)[1] // 80  # moments, buckets; 5% for the rest
     reserved = torch.empty(floats, device=device)
     tokens = torch.zeros(size, model.config.block_size, dtype=torch.int64, device=device)

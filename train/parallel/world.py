@@ -20,8 +20,7 @@ import torch.distributed as dist
 from prepare.common.cli import UserError, available_cores
 from train.parallel.watchdog import Watchdog
 
-START_ALL = "check that all of them start and reach MASTER_ADDR; the first error above, or its node's log, says why not"
-TORCHRUN_DEFAULTS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+START_ALL = "check that all start and can reach MASTER_ADDR; the first error above, or its node's log, says why not"
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,8 @@ def init_distributed(device: str = "auto", timeout_seconds: int = 600) -> World:
     Raises:
         UserError: the device is missing, there are more processes than GPUs, or a process does not start.
     """
-    rank, size, local_rank = (int(os.environ.get(key, default)) for key, default in TORCHRUN_DEFAULTS)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() and size == 1 else "cpu"
     if device == "cuda":

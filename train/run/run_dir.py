@@ -42,7 +42,7 @@ def start_branch(source: Path, run_dir: Path) -> None:
     try:
         checkpoint.copy(source, run_dir)  # last: a run that has a checkpoint is resumed
     except FileNotFoundError:
-        raise UserError(f"run.branch {source} was removed meanwhile: keep it by checkpoint.keep_every there") from None
+        raise UserError(f"run.branch {source} was removed: keep it by checkpoint.keep_every there") from None
 
 
 class RunDir:

@@ -1,6 +1,6 @@
 """A dry run (run.dry): take a few steps of the run's own training loop, and predict its time, memory and energy.
 
-It works in a temporary directory instead of the run's, and leaves nothing behind.
+It works in a temporary directory instead of the run's, which is removed at the end.
 """
 
 import math
@@ -104,7 +104,7 @@ class DryRun:
         enough = len(measured) >= MIN_STEPS and self.world.min(sum(measured) >= MEASURED_SECONDS) == 1
         enough = enough or step == self.last
         if enough:
-            self.measured = measured or self.seconds  # of all steps, where so few remain
+            self.measured = measured or self.seconds  # all steps, if hardly any remain
             self.step_seconds = fmean(self.measured)
             self.total_watts = self.world.sum([fmean(self.watts[WARMUP_STEPS:] or self.watts)])[0]
             self.evaluations = self.time_evaluations(self.first)
@@ -113,7 +113,7 @@ class DryRun:
         return enough
 
     def parts(self) -> list[tuple[str, int, float]]:
-        """What takes the remaining time: name, count, and seconds of each. Known to rank 0 after the loop."""
+        """The parts of the remaining time: name, count, and seconds of each. Known to rank 0 after the loop."""
         rows = read_rows(self.trainer.run.path / METRICS)
         save = next(row for row in reversed(rows) if row.get("event") == "checkpoint")
         warm_up = sum(each - self.step_seconds for each in self.seconds[:WARMUP_STEPS])
@@ -130,6 +130,7 @@ class DryRun:
         trainer, loader, log = self.trainer, self.trainer.loader, self.trainer.log
         layers = sum(parameter.numel() for parameter in trainer.model.h.parameters())
         size = sum(file.stat().st_size for file in latest_checkpoint(trainer.run.path).iterdir())
+        total = total_memory(self.world.device)
         speed, tokens = self.config.data.batch_tokens / self.step_seconds, loader.tokens_read(self.last)
         mfu = f"{log.flops_per_token * speed / log.peak:.1%}" if log.peak else "unknown (no peak FLOP/s of this device)"
         epochs = zip(loader.mixture.epochs(loader.first_window(self.last)), loader.mixture.names, strict=True)
@@ -140,8 +141,8 @@ class DryRun:
             energy = "the power cannot be read here (a GPU's: pip install nvidia-ml-py)"
         rows = {
             "parameters": f"{trainer.model.num_parameters():,}, {layers:,} in the layers",
-            "memory": f"{as_size(self.memory)} at the peak of a process, of {as_size(total_memory(self.world.device))}",
-            "disk": f"{as_size(size)} a checkpoint",
+            "memory": f"{self.memory / 1e6:,.0f} MB at the peak of a process, of {total / 1e6:,.0f} MB",
+            "disk": f"{size / 1e6:,.1f} MB a checkpoint",
             "data": f"{tokens:,} tokens, " + ", ".join(f"{count:.2f} epochs {name}".rstrip() for count, name in epochs),
             "compute": f"{log.flops_per_token * tokens:.3g} FLOPs, 6 N + 12 L C T a token",
             "speed": f"{speed:,.0f} tokens/s over {len(self.measured)} steps, MFU {mfu}",
@@ -160,8 +161,3 @@ def count_saves(first: int, last: int, config: CheckpointConfig) -> int:
     """The checkpoints that a run saves after step `first`: at the interval, at keep_steps, and at the end."""
     steps = {*range(config.every, last, config.every or last), *config.keep_steps, last}
     return sum(first < step <= last for step in steps)
-
-
-def as_size(n: float) -> str:
-    """1.5 GB, or 13.6 MB."""
-    return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"

@@ -35,7 +35,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002
-        """Update the parameters; the gradients of Muon's are used up (None), so that AdamW passes over them."""
+        """Update Muon's parameters and set their gradients to None, so that AdamW's step, which follows, skips them."""
         members = [(p, group) for group in self.param_groups if "matrices" in group for p in group["params"]]
         for parameter, _ in members:
             state = self.state[parameter]
@@ -54,7 +54,7 @@ class Muon(torch.optim.AdamW):
         super().step()
 
     def _shares(self, members: list[tuple[Any, dict[str, Any]]]) -> list[list[int]]:
-        """The indices of each rank's members: the most expensive first, each to the rank with the least to do."""
+        """The members of each rank, by index: the most expensive first, each to the least loaded rank."""
         costs = [p.numel() * min(p.size(0) // group["matrices"], p.size(1)) for p, group in members]
         shares: list[list[int]] = [[] for _ in range(self.world_size)]
         loads = [0] * self.world_size

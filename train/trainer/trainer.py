@@ -75,7 +75,7 @@ class Trainer:
         if not world.all_equal(resumed.step, hashlib.sha256(json.dumps(identity["data"]).encode()).hexdigest()):
             raise UserError(
                 "the processes see different checkpoints or data: put run.dir and the data on a file system that all "
-                "of them share"
+                "processes share"
             )
         self.step, self.corrupt = resumed.step, resumed.corrupt
         self.skipped = 0  # steps in a row, up to this one, with a non-finite loss or gradient

@@ -47,7 +47,7 @@ class LoadedModel:
             raise UserError(
                 f"{self.name} has no tokenizer, since its data had no manifest.json: it can be resumed, exported and "
                 "evaluated on shards; for text, prepare its data with prepare/ and train again (of nanoGPT: put "
-                "meta.pkl beside ckpt.pt)"
+                "meta.pkl next to ckpt.pt)"
             )
         return self.known_tokenizer
 

@@ -30,8 +30,8 @@ class _Config:
 def load_nanogpt(path: Path) -> tuple[GPT, Tokenizer | None, int | None]:
     """The model of a .pt file without its padding tokens, its tokenizer, and its finished steps; each None if unknown.
 
-    The tokenizer is of the characters in meta.pkl, beside the file or in the folder of the data as nanoGPT has it, or
-    GPT-2's where the size of the vocabulary is.
+    The tokenizer is of the characters in meta.pkl, next to the file or in the folder of the data as nanoGPT has it, or
+    GPT-2's if the vocabulary has its size.
 
     Raises:
         UserError: it is something else, or corrupt.

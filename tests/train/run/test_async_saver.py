@@ -1,4 +1,4 @@
-"""Saving in the background: the copied state is written, whatever changes meanwhile, and failures have a limit."""
+"""Asynchronous checkpoints: the copied state is written, whatever training changes, and failures have a limit."""
 
 import os
 import subprocess
@@ -71,12 +71,12 @@ def test_the_loop_continues_while_a_thread_writes_and_two_writes_never_overlap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, optimizer = build()
-    go_on, writing, original = threading.Event(), [], checkpoint.write
+    released, writing, original = threading.Event(), [], checkpoint.write
 
     def slow(*arguments: object) -> Path:
         writing.append(threading.current_thread().name)
         assert len(writing) == 1
-        assert go_on.wait(30)
+        assert released.wait(30)
         time.sleep(0.1)  # that save has to wait, once it waits
         path = original(*arguments)
         writing.clear()
@@ -93,7 +93,7 @@ def test_the_loop_continues_while_a_thread_writes_and_two_writes_never_overlap(
     assert not (tmp_path / "checkpoints").exists()
     assert rows(tmp_path) == []
     report = background.report
-    monkeypatch.setattr(background, "report", lambda wait=False: (go_on.set(), report(wait)))
+    monkeypatch.setattr(background, "report", lambda wait=False: (released.set(), report(wait)))
     background.save(2, META)  # waits for the first
     move(model, optimizer)
     background.finish()
