@@ -1,6 +1,7 @@
 """Write a page that shows what a model computes: one HTML file, which any browser opens without a network or a server.
 
-Its views are listed in eval/views/page.py. Of a run it shows the checkpoints that were kept (checkpoint.keep_steps).
+Its views are listed in eval/views/page.py. Of a run it shows the checkpoints that were kept (checkpoint.keep_every and
+keep_steps).
 """
 
 import sys

@@ -41,6 +41,14 @@ export function bar(share, ...marks) {
   return element("div", { class: "bar" }, element("div", { class: "fill", style: `width: ${100 * share}%` }), ...marks);
 }
 
+// A row of a table of tokens: the token, a note if it is not empty, its probability as a bar and in numbers.
+export function probabilityRow(text, note, p, longest = 1) {
+  return element("tr", {},
+    element("th", { scope: "row" }, tokenLabel(text), note && element("small", {}, note)),
+    element("td", {}, bar(p / longest)),
+    element("td", {}, percent(p)));
+}
+
 let groups = 0;
 
 // One of several labels (strings or nodes), which arrow keys move along. Returns the group, with `select(index)`.

@@ -7,7 +7,7 @@ export const colour = (p) => magnitude(Math.sqrt(p));
 export const ink = (p) => inkOn(Math.sqrt(p));
 
 // `columns` and `rows` are the headers' contents. choose(i, j) is called for the cell in row i and column j, and
-// hover(i, j) while the mouse is over it, hover(null) when the mouse has left. Tab reaches the selected cell alone.
+// hover([i, j]) while the mouse is over it, hover(null) when the mouse has left. Tab reaches the selected cell alone.
 export function heatmap({ label, corner = "", columns, rows, choose, hover = () => {} }) {
   const header = (content, scope) => element("th", { scope }, content);
   const cells = rows.map(() => columns.map(() => element("td", { tabindex: -1 })));
@@ -24,7 +24,7 @@ export function heatmap({ label, corner = "", columns, rows, choose, hover = () 
   const table = element("table", {
     class: "heatmap", role: "grid", style: `--columns: ${columns.length}`, "aria-label": label, onkeydown: arrowKeys(move), onpointerleave: () => hover(null),
     onclick: (event) => place(event) && choose(...place(event)),
-    onpointerover: (event) => hover(...((event.pointerType === "mouse" && place(event)) || [null])),
+    onpointerover: (event) => hover(event.pointerType === "mouse" ? place(event) : null),
   },
   element("thead", {}, element("tr", {}, header(corner, "col"), ...columns.map((content) => header(content, "col")))),
   element("tbody", {}, ...rows.map((content, i) => element("tr", {}, header(content, "row"), ...cells[i]))));

@@ -220,7 +220,7 @@ def test_a_part_that_is_chosen_by_mouse_or_keyboard_is_switched_off(page: Page, 
     assert float(text.replace("\u2212", "-")) == pytest.approx(change, abs=0.0051)
     expect(section.locator(".summary").first).to_contain_text(f"{old.mean():.3f} to {new.mean():.3f} nats")
     for table, probabilities in enumerate((data["whole"]["probabilities"], data["without"]["probabilities"])):
-        shown = section.locator("table.top10").nth(table).locator("td:last-child").all_text_contents()
+        shown = section.locator("table.likeliest").nth(table).locator("td:last-child").all_text_contents()
         expected = unpack(probabilities)[position] if table == 0 else unpack(probabilities)[0, 2, position]
         assert [float(text.rstrip("%")) / 100 for text in shown] == pytest.approx(expected.tolist(), abs=6e-5)
     token = section.locator(".losses button").nth(2)

@@ -24,7 +24,7 @@ export function render(section, page, state) {
     label: "The weights of one head, from each position (rows) to each earlier one (columns)",
     columns: names.map((name) => name.cloneNode(true)), rows: names,
     choose: (i, j) => state.set({ position: i, cell: [i, j] }),
-    hover: (...cell) => { hovered = cell[0] === null ? null : cell; drawSum(); },
+    hover: (cell) => { hovered = cell; drawSum(); },
   });
   large.node.classList.add("large");
   const title = element("h3"), look = element("div", { class: "look" }), sum = element("div", { class: "sum" });

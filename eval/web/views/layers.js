@@ -1,7 +1,7 @@
 // Layer by layer: what the model would say after each layer, and what each part adds to the examined token's logit.
 
 import { row, unpack } from "../arrays.js";
-import { bar, choices, decimal, element, percent, tokenLabel } from "../charts.js";
+import { choices, decimal, element, percent, probabilityRow, tokenLabel } from "../charts.js";
 import { colour, heatmap, ink, legend } from "../heatmap.js";
 
 const FEW_HEADS = 12; // are all shown at first
@@ -16,7 +16,7 @@ export function render(section, page, state) {
     label: "The likeliest next token after each position (rows) and each layer (columns)", corner: "after layer",
     columns: depths, rows: tokens.map(({ text }) => tokenLabel(text)),
     choose: (position, depth) => state.set({ position, depth }),
-    hover: (...cell) => { hovered = cell[0] === null ? null : cell; drawTop(); },
+    hover: (cell) => { hovered = cell; drawTop(); },
   });
   lens.node.classList.add("lens");
   const top = element("div", { class: "top", "aria-live": "polite" }), title = element("h3"), chosen = element("div");
@@ -47,10 +47,8 @@ export function render(section, page, state) {
       top.replaceChildren(
         element("p", {}, "After ", tokenLabel(tokens[position].text), ` (position ${position + 1}), ` +
           (depth ? `layer ${depth} of ${n_layer}` : "before the first layer") + (depth === n_layer ? ", the output:" : ":")),
-        element("table", {}, element("tbody", {}, ...rows.map(([token, p, note]) => element("tr", {},
-          element("th", { scope: "row" }, tokenLabel(vocabulary[token]), note && element("small", {}, note)),
-          element("td", {}, bar(p)),
-          element("td", {}, percent(p)))))));
+        element("table", { class: "likeliest" }, element("tbody", {},
+          ...rows.map(([token, p, note]) => probabilityRow(vocabulary[token], note, p)))));
     };
     lens.select(state.position, state.depth);
     drawTop();

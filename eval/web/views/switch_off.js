@@ -1,7 +1,7 @@
 // The model without one of its parts: what becomes of the prompt's loss and of the next token's distribution.
 
 import { row } from "../arrays.js";
-import { bar, decimal, element, percent, scale, signed, tokenLabel } from "../charts.js";
+import { decimal, element, probabilityRow, scale, signed, tokenLabel } from "../charts.js";
 import { colour, heatmap, ink, legend } from "../heatmap.js";
 
 export function render(section, page, state) {
@@ -15,7 +15,7 @@ export function render(section, page, state) {
   changes.node.classList.add("numbers");
   induction.node.classList.add("numbers");
   const title = element("h3", { "aria-live": "polite" }), summary = element("p", { class: "summary" });
-  const before = element("table", { class: "top10" }), after = element("table", { class: "top10" });
+  const before = element("table", { class: "likeliest" }), after = element("table", { class: "likeliest" });
   const list = element("ol", { class: "losses" }), where = element("p", { class: "summary" });
   const ends = element("div");
   section.append(
@@ -67,11 +67,9 @@ export function render(section, page, state) {
     const longest = Math.max(...both.map(({ probabilities }) => probabilities[0]));
     both.forEach(({ ids, probabilities }, index) => {
       const [table, caption] = [[before, "The whole model"], [after, `Without ${partName(state.off)}`]][index];
-      table.replaceChildren(element("caption", {}, caption), element("tbody", {}, ...ids.map((id, rank) => element("tr", {},
-        element("th", { scope: "row" }, tokenLabel(vocabulary[id]),
-          id === next ? element("small", {}, "in the prompt") : both[1 - index].ids.includes(id) ? "" : element("small", {}, index ? "new" : "gone")),
-        element("td", {}, bar(probabilities[rank] / longest)),
-        element("td", {}, percent(probabilities[rank]))))));
+      const note = (id) => (id === next ? "in the prompt" : both[1 - index].ids.includes(id) ? "" : index ? "new" : "gone");
+      table.replaceChildren(element("caption", {}, caption), element("tbody", {},
+        ...ids.map((id, rank) => probabilityRow(vocabulary[id], note(id), probabilities[rank], longest))));
     });
 
     const largest = Math.max(...Array.from(now, (loss, index) => Math.abs(loss - old[index])), 1e-9);
