@@ -26,6 +26,9 @@ compare="-m tests.programs.compare_training" recipe="--config configs/gpt2_124m.
 {
     table "124M, the recipe's step, two seeds${peer:+, compared with $peer}" \
         $compare train.seed=2 $peer $recipe --data.micro_batch_size 32
+    table "124M, the recipes' steps: AdamW, Muon, and modern with Muon" \
+        $compare optim.optimizer=muon optim.optimizer=muon,model.architecture=modern,model.n_head=6 \
+        $recipe --data.micro_batch_size 32
     table "124M, 64 sequences at a time: the heaviest kernels" \
         tests/programs/step_speed.py --trace gpu_trace.json --steps 3 $recipe --data.micro_batch_size 64
     table "One change at a time" \

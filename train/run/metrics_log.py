@@ -128,23 +128,22 @@ class MetricsLog:
 
 
 def read_rows(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, without a last line that a kill has truncated.
+    """The rows of a metrics.jsonl, up to a step if one is given.
 
-    Args:
-        up_to: drop the rows of later steps, and corrupt lines after the last kept row: after a power failure, lines
-            that were not yet on disk may hold anything.
-
-    Raises:
-        UserError: another line is corrupt.
+    Corrupt lines after these rows are dropped: a kill truncates the last line, and after a power failure, lines that
+    were not yet on disk may hold anything. UserError if a line before one of these rows is corrupt.
     """
-    lines = path.read_text(errors="replace").splitlines()
-    rows = [_row(line) for line in lines]
-    wanted = [up_to is None or (row is not None and row["step"] <= up_to) for row in rows]
-    last = max((number for number, keep in enumerate(wanted, 1) if keep), default=0)
-    for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
-        if row is None and number < last:
-            raise UserError(f"{path}:{number} is not a row of metrics ({line[:40]!r}): remove the line")
-    return [row for row, keep in zip(rows, wanted, strict=True) if row and keep]
+    rows: list[dict[str, Any]] = []
+    corrupt = ""
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        row = _row(line)
+        if row is None:
+            corrupt = corrupt or f"{path}:{number} is not a row of metrics ({line[:40]!r}): remove the line"
+        elif up_to is None or row["step"] <= up_to:
+            if corrupt:
+                raise UserError(corrupt)
+            rows.append(row)
+    return rows
 
 
 def _row(line: str) -> dict[str, Any] | None:
