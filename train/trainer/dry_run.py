@@ -73,7 +73,7 @@ class DryRun:
         self.trainer, self.world, self.time_evaluations = trainer, trainer.world, time_evaluations
         self.config, self.first, self.last = trainer.config, trainer.step, trainer.config.train.max_steps
         # no save between the measured steps
-        trainer.config = replace(self.config, checkpoint=replace(self.config.checkpoint, every=0))
+        trainer.config = replace(self.config, checkpoint=replace(self.config.checkpoint, every=0, keep_steps=[]))
         self.seconds: list[float] = []  # of each step
         self.watts: list[float] = []  # of this rank's GPU after each step
 

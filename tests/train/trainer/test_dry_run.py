@@ -50,13 +50,15 @@ def test_a_dry_run_predicts_the_run_and_leaves_nothing(start, tmp_path: Path) ->
     sweep, law = tmp_path / "sweep.json", fit_power_law([1000, 2000, 4000], [4.0, 3.5, 3.1], 10_240)
     sweep.write_text(json.dumps({"fit": law}))
     before = tree(tmp_path)
-    rows, _, parts = start(run__dry="true", log__tensorboard="true", run__price_per_hour=3600, run__fit=sweep)
+    changes = {"log__tensorboard": "true", "run__price_per_hour": 3600, "run__fit": sweep}
+    rows, out, parts = start(run__dry="true", checkpoint__keep_steps="[1,2]", **changes)
+    assert out.count(": checkpoint, pause_seconds") == 1  # at the end, not between measured steps
     assert tree(tmp_path) == before
     assert rows["parameters"] == "28,544, 25,408 in the layers"
     assert rows["disk"] == "0.4 MB a checkpoint"
     assert rows["data"] == f"{20 * 512:,} tokens, 0.73 epochs"
     assert rows["compute"].startswith(f"{10_240 * (6 * (28_544 - 32 * 32) + 12 * 2 * 32 * 32):.3g} FLOPs")
-    counts = {"start": 1, "step": 20, "val": 3, "save": 5, "last write": 1}
+    counts = {"start": 1, "step": 20, "val": 3, "save": 7, "last write": 1}
     assert {name: count for name, count, _ in parts} == counts
     assert all(seconds > 0 for *_, seconds in parts)
     total = sum(count * seconds for _, count, seconds in parts)
