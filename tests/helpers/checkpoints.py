@@ -24,7 +24,7 @@ FACTS = {
 
 
 def trained(seed: int = 0, config: ModelConfig = CONFIG) -> tuple[Transformer, torch.optim.Optimizer]:
-    """A model and optimizer that have moved, so that every state is there."""
+    """A model and its optimizer after one step, so that every state is there."""
     torch.manual_seed(seed)
     model = build_model(config)
     optimizer = build_optimizer(model, OptimConfig())
@@ -40,7 +40,7 @@ def save(run: Path, step: int, seed: int = 0) -> tuple[Transformer, torch.optim.
     return model, optimizer
 
 
-def damage(file: Path, how: str) -> None:
+def corrupt_file(file: Path, how: str) -> None:
     content = bytearray(file.read_bytes())
     if how == "missing":
         file.unlink()

@@ -55,7 +55,7 @@ def write_shards(folder: Path, sizes: tuple[int, ...] = (6000, 5000, 3001), val:
 def save_checkpoint(
     run: Path, step: int, model: Transformer, optimizer: torch.optim.Optimizer | None = None, **meta: Any
 ) -> None:
-    """A checkpoint of a model as it is now; without an optimizer, of one that has not moved."""
+    """A checkpoint of a model as it is now; without an optimizer, of one that took no step."""
     state = optimizer.state_dict()["state"] if optimizer else {}
     described = {"model": asdict(model.config), "tokenizer": None, **meta}
     checkpoint.write(run, step, model.state_dict(), {"optimizer": state}, described)

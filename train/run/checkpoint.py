@@ -4,7 +4,7 @@
                                   train_state.pt      the optimizer's moments
                                   meta.json           step, model shape, tokenizer, data fingerprint, and all checksums
 
-No random state is saved: dropout is seeded by (seed, window), see train/data/windows.py. AsyncSaver writes them.
+No random state is saved: dropout is seeded by (seed, window), see train/data/loader.py. AsyncSaver writes them.
 """
 
 import errno

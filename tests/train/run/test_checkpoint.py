@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from prepare.common.cli import UserError
-from tests.helpers.checkpoints import CONFIG, FACTS, damage, save, trained
+from tests.helpers.checkpoints import CONFIG, FACTS, corrupt_file, save, trained
 from train.config.pretrain import CheckpointConfig
 from train.run import checkpoint
 from train.run.resume import resume
@@ -155,7 +155,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_taken(
     model, _ = save(tmp_path, 5, seed=1)
     save(tmp_path, 10, seed=2)
     latest = tmp_path / "checkpoints" / "step_00000010"
-    damage(latest / name, how)
+    corrupt_file(latest / name, how)
     other, optimizer = trained(seed=3)
     resumed = resume(tmp_path, other, optimizer, FACTS)
     assert (resumed.step, resumed.corrupt) == (5, (latest,))
@@ -167,10 +167,10 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_taken(
     checkpoint.rename_corrupt(resumed.corrupt)
     assert names(tmp_path) == ["step_00000005", "step_00000010.corrupt"]
     save(tmp_path, 10)
-    damage(latest / name, how)
+    corrupt_file(latest / name, how)
     checkpoint.rename_corrupt(checkpoint.latest_valid_checkpoint(tmp_path)[2])  # a second time at the same step
     assert names(tmp_path) == ["step_00000005", "step_00000010.2.corrupt", "step_00000010.corrupt"]
-    damage(tmp_path / "checkpoints" / "step_00000005" / name, how)
+    corrupt_file(tmp_path / "checkpoints" / "step_00000005" / name, how)
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is valid"):
         resume(tmp_path, *trained(), FACTS)
 

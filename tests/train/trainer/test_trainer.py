@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from prepare.common.cli import UserError
-from tests.helpers.checkpoints import damage
+from tests.helpers.checkpoints import corrupt_file
 from tests.helpers.tiny import rows, tiny_trainer
 from train.config.finetune import ClassifyConfig, TuneConfig
 from train.config.pretrain import CheckpointConfig, Config, OptimConfig, TrainConfig
@@ -100,7 +100,7 @@ def test_a_branch_from_what_is_no_valid_checkpoint_leaves_none(tmp_path: Path) -
     for path in (tmp_path / "trunk", checkpoint.with_name("step_00000003")):
         with pytest.raises(UserError, match=f"run.branch {path} is not a checkpoint"):
             tiny_trainer(tmp_path / "branch", str(path))
-    damage(checkpoint / "train_state.pt", "flipped")
+    corrupt_file(checkpoint / "train_state.pt", "flipped")
     with pytest.raises(UserError, match="checksum mismatch"):
         tiny_trainer(tmp_path / "branch", str(checkpoint))
     assert [path.name for path in (tmp_path / "branch").iterdir()] == [".lock"]

@@ -9,7 +9,7 @@ import torch
 
 from prepare.common.cli import UserError
 from prepare.tokens.tokenizer import CharTokenizer
-from tests.helpers.checkpoints import CHARACTERS, FACTS, damage, save, trained
+from tests.helpers.checkpoints import CHARACTERS, FACTS, corrupt_file, save, trained
 from tests.helpers.tiny import save_checkpoint
 from train.config.pretrain import ModelConfig
 from train.run.checkpoint import latest_checkpoint
@@ -20,9 +20,9 @@ from train.weights.load_model import load_initial_weights, load_model, model_tok
 def test_a_model_is_loaded_from_the_newest_valid_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     save(tmp_path, 5)
     save(tmp_path, 10)
-    damage(tmp_path / "checkpoints" / "step_00000010" / "train_state.pt", "missing")  # which no score needs
+    corrupt_file(tmp_path / "checkpoints" / "step_00000010" / "train_state.pt", "missing")  # which no score needs
     assert load_model(str(tmp_path)).step == 10
-    damage(tmp_path / "checkpoints" / "step_00000010" / "model.safetensors", "flipped")
+    corrupt_file(tmp_path / "checkpoints" / "step_00000010" / "model.safetensors", "flipped")
     assert load_model(str(tmp_path)).step == 5
     assert "model.safetensors is corrupt" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"model.safetensors is corrupt"):
