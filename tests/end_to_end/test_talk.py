@@ -193,7 +193,7 @@ def test_alternatives_by_mouse_and_keyboard_and_a_text_that_continues_from_one(p
 
 def test_stop_ends_the_generation(page: Page, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     step = server.batcher._step
-    monkeypatch.setattr(server.batcher, "_step", lambda: (time.sleep(0.02), step()))
+    monkeypatch.setattr(server.batcher, "_step", lambda: (time.sleep(0.1), step()))
     page.get_by_role("combobox", name="Model").select_option("gpt2")
     page.get_by_label("Length").fill("1000")
     for end in (lambda: page.get_by_role("button", name="Stop").click(), lambda: page.keyboard.press("Escape")):
@@ -203,7 +203,7 @@ def test_stop_ends_the_generation(page: Page, server: Server, monkeypatch: pytes
         expect(page.get_by_role("article").get_by_role("status")).to_have_text("Stopped.")
         expect(page.get_by_role("button", name="Stop")).to_be_disabled()
         assert page.get_by_role("listbox").get_by_role("option").count() < 1000
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while server.batcher.running and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not server.batcher.running
@@ -320,7 +320,7 @@ def test_a_page_without_a_model_waits_for_the_first(browser: Browser, server: Se
 def test_a_token_is_asked_for_and_a_server_that_ends_is_told(browser: Browser, server: Server) -> None:
     with (
         serve(server.runs, server.batcher, token="sesame") as guarded,
-        open_page(browser, f"{guarded.address}/", expected="401|ERR_CONNECTION") as page,
+        open_page(browser, f"{guarded.address}/", expected="401|net::ERR") as page,
     ):
         for token in ("guess", "sesame"):
             page.get_by_label("Token", exact=True).fill(token)

@@ -33,7 +33,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         process.terminate()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing came"

@@ -1,6 +1,7 @@
 """Models to serve, and an app in this process to ask."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,15 +38,26 @@ def make_runs(folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def app_client(runs: Path, token: str | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, Batcher]]:
-    """An HTTP client of an app in this process, and the app's batcher."""
-    catalog = Catalog(runs)
+async def app_client(
+    runs: Path, token: str | None = None, start: bool = True
+) -> AsyncIterator[tuple[httpx.AsyncClient, Batcher]]:
+    """An HTTP client of an app in this process, and the app's batcher, whose thread the test may start itself."""
     batcher = Batcher(torch.device("cpu"))
-    batcher.start()
-    transport = httpx.ASGITransport(API(catalog, batcher, "127.0.0.1", token).app, raise_app_exceptions=False)
+    if start:
+        batcher.start()
+    transport = httpx.ASGITransport(API(Catalog(runs), batcher, "127.0.0.1", token).app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=100) as client:
             yield client, batcher
     finally:
         batcher.close()
         await asyncio.to_thread(batcher.join, 20)
+
+
+async def post_together(client: httpx.AsyncClient, batcher: Batcher, path: str, *bodies: Any, **headers: Any) -> list:
+    """The responses to POST requests; the batcher's thread starts when all are queued or refused."""
+    posts = [asyncio.ensure_future(client.post(path, content=json.dumps(body), headers=headers)) for body in bodies]
+    while batcher.incoming.qsize() + sum(post.done() for post in posts) < len(posts):
+        await asyncio.sleep(0.01)
+    batcher.start()
+    return await asyncio.gather(*posts)

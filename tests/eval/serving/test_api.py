@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import time
 from collections import Counter
 
 import pytest
@@ -14,7 +13,7 @@ from eval import classify, explain
 from eval.serving import api, batching, models, security
 from eval.views import over_time
 from prepare.common.files import FileLock
-from tests.helpers.serving import TOKENIZER, app_client, make_runs
+from tests.helpers.serving import TOKENIZER, app_client, make_runs, post_together
 from tests.helpers.tiny import random_model, save_checkpoint
 from train.run.checkpoint import all_checkpoints
 from train.weights import load_model as loading
@@ -32,9 +31,8 @@ def ask(runs, *bodies, path=COMPLETIONS, token=None, **headers):
     """The responses to POST requests that are sent together."""
 
     async def send():
-        async with app_client(runs, token) as (client, batcher):
-            posts = [client.post(path, content=json.dumps(body), headers=headers) for body in bodies]
-            return await asyncio.gather(*posts), batcher
+        async with app_client(runs, token, start=False) as (client, batcher):
+            return await post_together(client, batcher, path, *bodies, **headers), batcher
 
     return asyncio.run(send())
 
@@ -57,28 +55,21 @@ def test_requests_together_get_what_each_gets_alone(runs, model):
     ]
 
     async def send():
-        async with app_client(runs) as (client, batcher):
-            together = await asyncio.gather(*(client.post(COMPLETIONS, json=body) for body in bodies))
-            assert batcher.totals["steps"] < 1.5 * max(body["max_tokens"] for body in bodies)  # they shared them
+        async with app_client(runs, start=False) as (client, batcher):
+            together = await post_together(client, batcher, COMPLETIONS, *bodies)
+            assert batcher.totals["steps"] == max(body["max_tokens"] for body in bodies)  # they shared them
             alone = [await client.post(COMPLETIONS, json=body) for body in bodies]
             assert list(map(text, together)) == list(map(text, alone))
 
     asyncio.run(send())
 
 
-def test_models_take_turns_in_memory_and_one_is_loaded_for_all_that_wait_for_it(runs, monkeypatch):
-    def wait_for_all(batcher, files):
-        while len(batcher.jobs) < len(names) and not batcher.totals["model_loads"]:
-            time.sleep(0.01)
-        load(batcher, files)
-
-    load = batching.Batcher.open
-    monkeypatch.setattr(batching.Batcher, "open", wait_for_all)
+def test_models_take_turns_in_memory_and_one_is_loaded_for_all_that_wait_for_it(runs):
     names = ["gpt2", "modern", "gpt2", "gpt2@2", "modern", "gpt2@4"]  # gpt2@4 is gpt2
     responses, batcher = ask(runs, *({"model": name, "max_tokens": 4, "seed": 1} for name in names))
     assert [response.json()["model"] for response in responses] == names
     assert len({text(response)[0] for response in responses}) == 2  # the two checkpoints of gpt2 are equal
-    assert batcher.totals["model_loads"] <= 4  # the first request's model alone, and again for the later ones
+    assert batcher.totals["model_loads"] == 3
 
 
 def test_a_prompt_as_text_as_tokens_and_as_a_list_of_one(runs):
