@@ -98,20 +98,19 @@ class API:
         """The probabilities of a classifier's labels for each text, in vLLM's format."""
         files, fields = await self._read(http, ClassifyFields)
 
-        def compute(loaded: LoadedModel) -> tuple[tuple[str, ...], list[list[float]], int]:
-            if not loaded.labels:
+        def compute(loaded: LoadedModel) -> dict[str, Any]:
+            labels = loaded.labels
+            if not labels:
                 raise UserError(f"{loaded.name} is not a classifier: POST /v1/completions continues a text with it")
-            probabilities, lengths = classify(loaded.model, loaded.tokenizer, fields.input, self.batcher.device)  # ty: ignore[invalid-argument-type]
-            tokens = sum(min(length, loaded.model.config.block_size) for length in lengths)
-            return loaded.labels, probabilities.tolist(), tokens
+            rows, lengths = classify(loaded.model, loaded.tokenizer, fields.input, self.batcher.device)  # ty: ignore[invalid-argument-type]
+            data = [
+                {"index": index, "label": labels[row.argmax()], "probs": row.tolist(), "num_classes": len(row)}
+                for index, row in enumerate(rows)
+            ]
+            usage = count_tokens(sum(min(length, loaded.model.config.block_size) for length in lengths), 0)
+            return {"object": "list", "model": files.name, "labels": labels, "data": data, "usage": usage}
 
-        labels, rows, tokens = await self._start(http, Call(files, compute))
-        data = [
-            {"index": index, "label": labels[row.index(max(row))], "probs": row, "num_classes": len(row)}
-            for index, row in enumerate(rows)
-        ]
-        about = {"object": "list", "model": files.name, "labels": labels}
-        return JSONResponse(about | {"data": data, "usage": count_tokens(tokens, 0)})
+        return JSONResponse(await self._start(http, Call(files, compute)))
 
     async def explain(self, http: HTTPRequest) -> Response:
         """Make eval/explain.py's page for this checkpoint and the prompt, and say where it is."""

@@ -13,12 +13,12 @@ MAX_TOKENS, MAX_ALTERNATIVES = 4096, 20
 LENGTH = AliasChoices("max_completion_tokens", "max_tokens")  # of a chat, OpenAI's new name and its old one
 
 
-def listed(value: Any) -> Any:
+def as_list(value: Any) -> Any:
     """One text as a list of one."""
     return [value] if isinstance(value, str) else value
 
 
-def only(value: Any) -> Any:
+def single_prompt(value: Any) -> Any:
     """A prompt, or the one in a list, as some clients send it."""
     if not isinstance(value, list) or not value or isinstance(value[0], int):
         return value
@@ -27,9 +27,9 @@ def only(value: Any) -> Any:
     return value[0]
 
 
-OneOrMore = BeforeValidator(listed)
+OneOrMore = BeforeValidator(as_list)
 Text = Annotated[str, Field(max_length=2**17)]
-SomeText = Annotated[Text, Field(min_length=1)]
+NonemptyText = Annotated[Text, Field(min_length=1)]
 Tokens = Annotated[list[int], Field(min_length=1, max_length=2**15)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 NoPenalty = Annotated[float, Field(ge=0, le=0)]
@@ -69,7 +69,7 @@ class GenerationFields(Fields):
 
 
 class CompletionFields(GenerationFields):
-    prompt: Annotated[Text | Tokens, BeforeValidator(only)] = ""
+    prompt: Annotated[Text | Tokens, BeforeValidator(single_prompt)] = ""
 
     def encode(self, loaded: LoadedModel) -> list[int]:
         """The tokens of the prompt. UserError if this model cannot continue it."""
@@ -114,12 +114,12 @@ class ChatFields(GenerationFields):
 
 class ClassifyFields(Fields):
     model: str | None = None
-    input: Annotated[list[SomeText], Field(min_length=1, max_length=64), OneOrMore]
+    input: Annotated[list[NonemptyText], Field(min_length=1, max_length=64), OneOrMore]
 
 
 class ExplainFields(Fields):
     model: str | None = None
-    prompt: SomeText
+    prompt: NonemptyText
 
 
 def check_language_model(loaded: LoadedModel) -> None:

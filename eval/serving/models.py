@@ -54,12 +54,14 @@ class Catalog:
         models = []
         for name, folder in folders.items():
             with suppress(OSError):  # deleted meanwhile, or not readable
-                checkpoints = all_checkpoints(folder)
-                paths = {name: checkpoints[-1]} if checkpoints else {}
-                paths |= {f"{name}@{step_of(checkpoint)}": checkpoint for checkpoint in checkpoints}
-                if not paths and (name == self.named or (folder / "config.json").is_file()):
-                    paths = {name: folder}
-                run = folder if checkpoints else folder.absolute().parent.parent if (folder / META).is_file() else None
+                paths, run = {name: folder}, None
+                if checkpoints := all_checkpoints(folder):
+                    paths, run = {name: checkpoints[-1]}, folder
+                    paths |= {f"{name}@{step_of(checkpoint)}": checkpoint for checkpoint in checkpoints}
+                elif (folder / META).is_file():
+                    run = folder.absolute().parent.parent
+                elif name != self.named and not (folder / "config.json").is_file():
+                    continue
                 models += [ModelFiles(key, path, run, *fingerprint(path)) for key, path in paths.items()]
         return sorted(models, key=lambda model: (model.name != self.named, model.run is None, -model.modified))
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 EXPLAIN = "/explain/"  # before the name of a page, which is a secret itself
 OPEN, OPEN_FOLDERS = ("/", "/health"), ("/web/", EXPLAIN)  # need no token: a new tab can send none
-READ_SECONDS = 60.0  # a client that takes nothing of its response for so long is disconnected
+SEND_TIMEOUT = 60.0  # seconds; a client that reads nothing of its response for this long is disconnected
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -51,7 +51,7 @@ class Guard:
                 headers.update(HEADERS)
                 if scope["path"].startswith(EXPLAIN):
                     del headers["content-security-policy"]  # the page has its own
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(SEND_TIMEOUT):
                 await send(message)
 
         refusal = self._refusal(scope["path"], Headers(scope=scope))

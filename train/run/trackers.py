@@ -22,7 +22,7 @@ from train.run.appender import Appender
 
 AnyConfig = Config | FinetuneConfig
 Row = dict[str, Any]  # of metrics.jsonl
-EVENT_FILES = "events.out.tfevents."  # their names begin so, and a time follows: TensorBoard reads them in this order
+EVENT_FILES = "events.out.tfevents."  # the beginning of their names, before the time: TensorBoard reads them in order
 WAIT_SECONDS = 8  # for wandb to connect, and to upload the last rows at the end
 
 
@@ -80,7 +80,7 @@ class TensorBoard(Tracker):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.event, self.text = event_pb2.Event, text_pb
-        for previous in run_dir.glob(f"{EVENT_FILES}*"):  # without it, a TensorBoard that reads it would wait for ever
+        for previous in run_dir.glob(f"{EVENT_FILES}*"):  # TensorBoard would wait for a deleted one
             os.truncate(previous, 0) if previous.stat().st_size else previous.unlink()
         self.records = RecordWriter(Appender(run_dir / f"{EVENT_FILES}{time.time():.6f}.{socket.gethostname()}"))
         self._write(file_version="brain.Event:2")

@@ -21,7 +21,7 @@ function readToken({ text, delta, token_ids: [id], logprobs }) {
   return { ...read({ token: logprobs.tokens[0], logprob: logprobs.token_logprobs[0] }), id, text, alternatives };
 }
 
-// onChoose(index, alternative) is called when the token at this index shall be another one.
+// onChoose(index, alternative) is called when another token is chosen in the place of the one at this index.
 export function generatedText(onChoose) {
   const tokens = [], spans = [];
   let shown = -1, pinned = false; // the token whose alternatives are shown, whatever the mouse is over

@@ -85,74 +85,74 @@ def test_a_prompt_as_text_as_tokens_and_as_a_list_of_one(runs):
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"tools": []}, "tools: is not supported"),
-        ({"frequency_penalty": 0.5, "presence_penalty": 0.0}, "frequency_penalty"),
-        ({"best_of": 2}, "best_of"),
-        ({"echo": True}, "echo"),
-        ({"temperature": -1}, "temperature"),
-        ({"temperature": "1"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"n": 17}, "n: "),
-        ({"prompt": ["a", "b"]}, "prompt: give one"),
-        ({"n": 3, "max_tokens": 4096}, "max_tokens 4096"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 10**6}, "max_tokens"),
-        ({"stop": ""}, "stop"),
-        ({"seed": 2**70}, "seed"),
-        ({"logprobs": 21}, "logprobs"),
-        ({"prompt": [300]}, "300 is outside the vocabulary"),
-        ({"prompt": "a " * 70_000}, "prompt"),
-        ({"prompt": [1] * 33_000}, "at most 32768"),
-        ({"model": "labels"}, "is a classifier"),
-    ],
-)
-def test_fields_that_are_unknown_or_out_of_range_are_named_by_a_400(runs, body, words):
-    [response], _ = ask(runs, {"model": "gpt2", **body})
-    assert response.status_code == 400
-    assert words in response.json()["error"]["message"]
+def assert_refused(runs, path, defaults, words_of):
+    """Each of these bodies, over the defaults, is answered by a 400 whose message holds the words before it."""
+    responses, _ = ask(runs, *({**defaults, **body} for _, body in words_of), path=path)
+    for (words, _), response in zip(words_of, responses, strict=True):
+        assert (response.status_code, words in response.json()["error"]["message"]) == (400, True), words
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ({"model": "gpt2"}, "has no chat template"),
-        ({"model": "chat", "top_logprobs": 2}, "top_logprobs"),
-        ({"model": "chat", "messages": []}, "messages"),
-        ({"model": "chat", "messages": [{"role": "tool", "content": "x"}]}, "role"),
-        ({"model": "chat", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content"),
-        ({"model": "chat", "messages": [{"role": "assistant", "content": "x"}]}, "must be the user's"),
-        (
-            {"model": "single", "messages": [{"role": r, "content": "x"} for r in ("user", "assistant", "user")]},
-            "single",
-        ),
-    ],
-)
-def test_conversations_that_a_model_cannot_answer_are_named_by_a_400(runs, body, words):
-    [response], _ = ask(runs, {"messages": [{"role": "user", "content": "x"}], **body}, path=CHAT)
-    assert response.status_code == 400
-    assert words in response.json()["error"]["message"]
+def test_fields_that_are_unknown_or_out_of_range_are_named_by_a_400(runs):
+    refused = [
+        ("logit_bias", {"logit_bias": {"5": 1}}),
+        ("tools: is not supported", {"tools": []}),
+        ("frequency_penalty", {"frequency_penalty": 0.5, "presence_penalty": 0.0}),
+        ("best_of", {"best_of": 2}),
+        ("echo", {"echo": True}),
+        ("temperature", {"temperature": -1}),
+        ("temperature", {"temperature": "1"}),
+        ("top_p", {"top_p": 0}),
+        ("n: ", {"n": 17}),
+        ("prompt: give one", {"prompt": ["a", "b"]}),
+        ("max_tokens 4096", {"n": 3, "max_tokens": 4096}),
+        ("max_tokens", {"max_tokens": 0}),
+        ("max_tokens", {"max_tokens": 10**6}),
+        ("stop", {"stop": ""}),
+        ("seed", {"seed": 2**70}),
+        ("logprobs", {"logprobs": 21}),
+        ("300 is outside the vocabulary", {"prompt": [300]}),
+        ("prompt", {"prompt": "a " * 70_000}),
+        ("at most 32768", {"prompt": [1] * 33_000}),
+        ("is a classifier", {"model": "labels"}),
+    ]
+    assert_refused(runs, COMPLETIONS, {"model": "gpt2"}, refused)
+
+
+def test_conversations_that_a_model_cannot_answer_are_named_by_a_400(runs):
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    refused = [
+        ("has no chat template", {"model": "gpt2"}),
+        ("top_logprobs", {"model": "chat", "top_logprobs": 2}),
+        ("messages", {"model": "chat", "messages": []}),
+        ("role", {"model": "chat", "messages": [{"role": "tool", "content": "x"}]}),
+        ("content", {"model": "chat", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+        ("must be the user's", {"model": "chat", "messages": [{"role": "assistant", "content": "x"}]}),
+        ("single", {"model": "single", "messages": turns}),
+    ]
+    assert_refused(runs, CHAT, {"messages": turns[:1]}, refused)
 
 
 def test_hosts_origins_and_tokens(runs):
-    body = {"model": "gpt2", "max_tokens": 1}
-
-    def status(**headers):
-        return ask(runs, body, token="sesame", **headers)[0][0].status_code
-
     key = {"authorization": "Bearer sesame"}
-    assert status(**key) == 200
-    assert status(**key, host="10.1.2.3:80", origin="http://10.1.2.3:80") == 200
-    assert status(**key, host="[::1]:80") == 200
-    assert status(**key, host="evil.example") == status(**key, host="localhost.evil.example") == 403
-    assert status(**key, host="") == status(**key, host="[") == 403
-    assert status(**key, origin="https://evil.example") == status(**key, origin="null") == 403
-    assert status(**key, origin="http://localhost:1234") == 403  # another server of this machine
-    assert status() == status(authorization="Bearer") == status(authorization="Bearer sesamé".encode()) == 401
-    assert ask(runs, body, origin="http://localhost")[0][0].status_code == 200
+    cases = [
+        (200, key),
+        (200, {**key, "origin": "http://localhost"}),
+        (200, {**key, "host": "10.1.2.3:80", "origin": "http://10.1.2.3:80"}),
+        (200, {**key, "host": "[::1]:80"}),
+        *((403, {**key, "host": host}) for host in ("evil.example", "localhost.evil.example", "", "[")),
+        *((403, {**key, "origin": origin}) for origin in ("https://evil.example", "null")),
+        (403, {**key, "origin": "http://localhost:1234"}),  # another server of this machine
+        *((401, {"authorization": value}) for value in ("", "Bearer", "Bearer sesamé".encode())),
+        (401, {}),
+    ]
+
+    async def send():
+        async with app_client(runs, "sesame") as (client, _):
+            for status, headers in cases:
+                response = await client.post(COMPLETIONS, json={"model": "gpt2", "max_tokens": 1}, headers=headers)
+                assert response.status_code == status, headers
+
+    asyncio.run(send())
 
 
 def test_health_and_the_pages_files_need_no_token_and_every_response_has_a_content_security_policy(runs):
@@ -183,7 +183,7 @@ def test_bodies_and_concurrent_requests_and_the_memory_of_a_model_have_limits(ru
 
 
 def test_a_client_that_goes_away_while_it_sends_or_never_reads_is_disconnected(runs, monkeypatch):
-    monkeypatch.setattr(security, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(security, "SEND_TIMEOUT", 0.1)
     body = json.dumps({"model": "gpt2", "max_tokens": 4096, "stream": True}).encode()
     partial = iter([{"type": "http.request", "body": body[:9], "more_body": True}, {"type": "http.disconnect"}])
     scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "query_string": b""}
