@@ -54,10 +54,8 @@ def wait_for_running(address, count):
 
 def test_the_list_of_models(client):
     models = {model.id: model for model in client.models.list()}
-    assert set(models) == {"gpt2", "gpt2@2", "gpt2@4", "modern", "modern@5", "chat", "chat@6", "single", "single@6"} | {
-        "labels",
-        "labels@7",
-    }
+    steps = {"gpt2": (2, 4), "modern": (5,), "chat": (6,), "single": (6,), "labels": (7,)}
+    assert set(models) == {*steps, *(f"{name}@{step}" for name in steps for step in steps[name])}
     assert models["gpt2@2"].step == 2
     assert (models["chat"].kind, models["labels"].labels) == ("instructions", ["ham", "spam"])
     assert (models["gpt2"].state, models["gpt2"].step) == ("stopped", 4)
