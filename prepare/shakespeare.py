@@ -21,7 +21,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prepare.common.cli import DATA, ArgumentError, Parser, UserError, nonempty, nonempty_path
+from prepare.common.cli import DATA, ArgumentError, Parser, nonempty, nonempty_path
 from prepare.common.files import read_text
 from prepare.pipeline.options import add_shard_options, chosen_tokenizer
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
@@ -66,8 +66,6 @@ def main(argv: list[str] | None = None) -> None:
         text = read_text(path, options.encoding)
         cut = int(len(text) * 0.9)
         train, held_out = [text[:cut]], [text[cut:]]
-        if not train[0]:
-            raise UserError(f"{path} holds {len(text)} characters, too few to split in two: give a longer text")
     # a character vocabulary covers both splits, as nanoGPT's does
     if options.level == "bpe":
         tokenizer: Tokenizer = chosen_tokenizer(options.tokenizer, "tiktoken")

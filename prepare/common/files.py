@@ -7,7 +7,6 @@ import errno
 import fcntl
 import glob
 import hashlib
-import io
 import json
 import os
 import socket
@@ -24,7 +23,7 @@ PIECE_BYTES = 1 << 18  # of a text at a time
 # byte-order marks, and the encodings that they state; UTF-32's before UTF-16's, which one of them begins with
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-PACKED = {  # how packed files begin, and their suffixes
+MAGIC_NUMBERS = {  # the first bytes of compressed files and tables, and their suffixes
     b"\x1f\x8b": ".gz",
     b"\x28\xb5\x2f\xfd": ".zst",
     b"BZh9": ".bz2",
@@ -150,8 +149,8 @@ def allow_soft_locks(flock: Callable = fcntl.flock) -> None:
 
 
 def find_paths(pattern: str | Path) -> list[Path]:
-    """The paths that match a glob, sorted as strings. Its first folders, as far as they exist under those names, are no
-    patterns: there may be a [ in them."""
+    """The paths that match a glob, sorted as strings. Its leading folders that exist are taken literally, since there
+    may be a [ in their names."""
     path = Path(pattern)
     exact = next((folder for folder in (path, *path.parents) if folder.exists()), Path())
     escaped = Path(glob.escape(str(exact)), path.relative_to(exact))
@@ -166,9 +165,9 @@ def check_content(path: Any) -> None:
         raise UserError(f"{path} is a Git LFS pointer, not the file itself: git lfs pull, or download the file")
     if head.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{path} is a web page: it may say why; download the file again")
-    for start, suffix in PACKED.items():
+    for start, suffix in MAGIC_NUMBERS.items():
         if head.startswith(start) and not path.name.endswith((suffix, ".pt", ".bin")):  # torch.save writes a .zip
-            raise UserError(f"{path} holds what a {suffix} file holds: unpack it, or give it that suffix")
+            raise UserError(f"{path} has the contents of a {suffix} file: decompress it, or give it that suffix")
 
 
 def decode_pieces(file: BinaryIO, path: object, encoding: str | None = None) -> Iterator[str]:
@@ -227,24 +226,26 @@ def split_pieces(pieces: Iterable[str], separator: str) -> Iterator[str]:
         yield rest
 
 
-def read_text(path: Path, encoding: str | None = None) -> str:
-    """The text of a file, as decode_pieces reads it. UserError also if the file cannot be read."""
-    try:
-        return "".join(decode_pieces(io.BytesIO(path.read_bytes()), path, encoding))
-    except OSError as failure:
-        raise UserError(f"{path} cannot be read ({failure.strerror}): name a file that is there") from None
-
-
-def read_json_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[str, dict]]:
-    """Each line's place (file:line) and its object; blank lines are skipped. UserError names file and line, or as
-    decode_pieces does."""
+def _open_text(path: Path) -> BinaryIO:
+    """Open a file of text. UserError if it cannot be read, or is not what its name says."""
     try:
         check_content(path)
-        file = path.open("rb")
+        return path.open("rb")
     except OSError as failure:
-        raise UserError(f"{path} cannot be read ({failure.strerror}): name a file that is there") from None
-    with file:
-        yield from parse_json_lines(decode_pieces(file, path, encoding), path)
+        raise UserError(f"cannot read {path} ({failure.strerror}): name a file that is there") from None
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """The text of a file. UserError as _open_text and decode_pieces raise it."""
+    with _open_text(path) as file:
+        return "".join(decode_pieces(file, path, encoding))
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """Each line's place (file:line) and its object; blank lines are skipped. UserError names file and line, or as
+    _open_text and decode_pieces raise it."""
+    with _open_text(path) as file:
+        yield from parse_json_lines(decode_pieces(file, path), path)
 
 
 def parse_json_lines(pieces: Iterable[str], path: object) -> Iterator[tuple[str, dict]]:
@@ -260,8 +261,10 @@ def parse_json_lines(pieces: Iterable[str], path: object) -> Iterator[tuple[str,
         except json.JSONDecodeError as failure:
             place, reason = f"{path}:{number + failure.lineno - 1}", f"{failure.msg}, column {failure.colno}"
             raise UserError(f"{place} is not valid JSON ({reason}): fix or delete the line") from None
-        entries = [(f"{path}, entry {n}", entry) for n, entry in enumerate(value, 1)] if is_array else None
-        for place, record in [(f"{path}:{number}", value)] if entries is None else entries:
+        entries = [(f"{path}:{number}", value)]
+        if is_array:
+            entries = [(f"{path}, entry {n}", entry) for n, entry in enumerate(value, 1)]
+        for place, record in entries:
             if not isinstance(record, dict):
                 raise UserError(f"{place} is not a JSON object ({str(record)[:40]!r}): fix or delete it")
             yield place, record

@@ -9,11 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from prepare.common.cli import UserError
-from prepare.common.files import check_content, read_text
-from prepare.sources.readers import kind_of, read_errors, read_records
+from prepare.common.files import read_text
+from prepare.sources.readers import kind_of, read_records
 
 
 def read_labelled(path: Path, text: str, label: str, encoding: str | None = None) -> tuple[list[tuple[str, str]], int]:
@@ -55,17 +53,12 @@ def read_texts(path: Path, text: str, label: str, encoding: str | None = None) -
 
 
 def _read_columns(path: Path, text: str, label: str, encoding: str | None, needed: tuple[str, ...]) -> dict[str, list]:
-    """All columns of a file by name, with values for `text` and `label` only. UserError if it lacks one of `needed`."""
-    with read_errors(path):
-        check_content(path)
-        if kind_of(path) in (".jsonl", ".ndjson", ".json", ".csv"):
-            records = [record for _, record in read_records(path, encoding)]
-            columns = {name: [record.get(name) for record in records] for name in dict.fromkeys(chain(*records))}
-        elif path.suffix == ".parquet":
-            table = pq.read_table(path)
-            columns = {name: table[name].to_pylist() if name in (text, label) else [] for name in table.column_names}
-        else:
-            columns = _read_tabs(path, text, label, encoding)
+    """All columns of a file by name. UserError if it lacks one of `needed`."""
+    if kind_of(path) in (".parquet", ".jsonl", ".ndjson", ".json", ".csv"):
+        records = [record for _, record in read_records(path, encoding)]
+        columns = {name: [record.get(name) for record in records] for name in dict.fromkeys(chain(*records))}
+    else:
+        columns = _read_tabs(path, text, label, encoding)
     for name in needed:
         if name not in columns:
             raise UserError(

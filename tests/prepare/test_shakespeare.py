@@ -80,9 +80,9 @@ def test_an_input_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["--input", "absent.txt"], 1, "absent.txt cannot be read"),
+        (["--input", "absent.txt"], 1, "cannot read absent.txt"),
         (["--input", "latin.txt"], 1, "latin.txt: byte 2 (0xf6) is not utf-8"),
-        (["--input", "empty.txt", "--level", "char"], 1, "too few"),
+        (["--input", "pointer.txt"], 1, "pointer.txt is a Git LFS pointer"),
         (["--source", "plays", "--input", "latin.txt"], 2, "--source plays"),
         (["--level", "word"], 2, "--level"),
     ],
@@ -91,7 +91,7 @@ def test_mistakes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], status: int, message: str
 ) -> None:
     (tmp_path / "latin.txt").write_bytes("Grösse".encode("latin-1") * 9)
-    (tmp_path / "empty.txt").touch()
+    (tmp_path / "pointer.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1115394\n")
     monkeypatch.chdir(tmp_path)
     found, error = mistake(shakespeare.main, *options, "--out", tmp_path / "out")
     assert (found, message in error) == (status, True), error
