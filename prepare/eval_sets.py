@@ -39,14 +39,14 @@ def published(arguments: list[str]) -> None:
         "Download HellaSwag, LAMBADA and WikiText (or make tasks from your text: eval_sets.py continuation --help).",
         "python prepare/eval_sets.py",
     )
-    parser.add_argument("sets", nargs="*", metavar="SET", default=[*KNOWN], help=f"default: all, {', '.join(KNOWN)}")
+    parser.add_argument("sets", nargs="*", metavar="SET", help=f"{', '.join(KNOWN)}; default: all")
     parser.add_argument("--out", type=nonempty_path, default=DATA, help="folder of the files")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.sets) - set(KNOWN)):
         raise ArgumentError(
             f"{unknown[0]!r} is unknown: give {', '.join(KNOWN)}, or continuation as the first argument"
         )
-    for name in options.sets:
+    for name in options.sets or KNOWN:
         path = KNOWN[name].fetch(options.out)
         print(f"{path}: {len(path.read_bytes().splitlines()):,} lines")
 

@@ -86,11 +86,11 @@ def fetch_url(url: str, into: Path, sha256: str) -> Path:
         response.raise_for_status()
         if hashlib.sha256(response.content).hexdigest() != sha256:
             raise _WrongContent(f"its sha256 is not {sha256}")
+        into.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(into) as file:
             file.write(response.content)
 
     if not _has_sha256(into, sha256):
-        into.parent.mkdir(parents=True, exist_ok=True)
         _retry(download, url, f"or copy the file from a machine with a network to {into}")
     return into
 
@@ -120,7 +120,7 @@ def _retry(ask: Callable[[], T], what: str, remedy: str) -> T:
             if isinstance(failure, GatedRepoError):
                 raise UserError(f"{what} is gated: accept its terms on the hub, set HF_TOKEN, {remedy}") from None
             if wait is None or (status and status not in TRANSIENT):
-                hint = "check the name and the network, set HF_TOKEN if it is private, HF_ENDPOINT for a mirror"
-                raise UserError(f"cannot get {what} ({reason}): {hint}, {remedy}") from None
+                hub = ", set HF_TOKEN if it is private, HF_ENDPOINT for a mirror" if constants.ENDPOINT in what else ""
+                raise UserError(f"cannot get {what} ({reason}): check the network{hub}, {remedy}") from None
             write_line(f"{what}: {reason}; trying again in {wait:g} s")
             time.sleep(wait)

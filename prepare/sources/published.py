@@ -19,9 +19,9 @@ class PublishedFile:
     url: str
     sha256: str
 
-    def fetch(self, folder: Path | None = None) -> Path:
-        """Download it to its place, or into `folder`, unless it is there. UserError if that fails."""
-        return fetch_url(self.url, (folder or self.path.parent) / self.path.name, self.sha256)
+    def fetch(self, folder: Path) -> Path:
+        """Download it into `folder`, unless it is there. UserError if that fails."""
+        return fetch_url(self.url, folder / self.path.name, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class PublishedText:
     file: str
     revision: str
 
-    def fetch(self, folder: Path | None = None) -> Path:
-        """Download it to its place, or into `folder`, unless it is there. UserError if that fails."""
-        path = (folder or self.path.parent) / self.path.name
+    def fetch(self, folder: Path) -> Path:
+        """Download it into `folder`, unless it is there. UserError if that fails."""
+        path = folder / self.path.name
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
                 rows = pq.read_table(fetch_hub_file(self.repo, self.file, self.revision, Path(temporary)))
             atomic_write_text(path, "".join(line or " \n" for line in rows["text"].to_pylist()))
         return path

@@ -108,7 +108,7 @@ def test_drops_server_errors_and_corrupt_bodies_are_retried(hub: LoopbackHub, tm
 
 
 def test_a_killed_download_is_started_again_and_leaves_nothing(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.faults.append(Fault("/cdn/", delay=0.01))
+    hub.faults.append(Fault("/cdn/", delay=0.5))  # for minutes, until it is killed
     call = f"fetch_hub_file({REPO!r}, {PATH!r}, 'main', Path({str(tmp_path / 'into')!r}))"
     code = f"from pathlib import Path; from prepare.sources.hub import fetch_hub_file; {call}"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
