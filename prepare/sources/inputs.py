@@ -20,7 +20,7 @@ from prepare.sources.readers import KNOWN, SUFFIXES, Batch, RemoteFile, read_doc
 FINGERPRINT_BYTES = 1 << 16
 # files of a data set's folder that hold no documents, though their suffixes are known
 NOT_DATA = re.compile(
-    r"(?i)(licen[cs]e|readme)\b.*\.(txt|md)|(dataset_infos?|dataset_dict|state)\.json|cache-\w+\.arrow"
+    r"(?i)(licen[cs]e|readme)\b.*\.(txt|md)|(dataset_infos?|dataset_dict|state|manifest)\.json|cache-\w+\.arrow"
 )
 
 

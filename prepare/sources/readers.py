@@ -75,7 +75,6 @@ class RemoteFile:
         self.url = url
         self.system, self.path = fsspec.core.url_to_fs(url)
         self.name = self.path.rsplit("/", 1)[-1]
-        self.suffix = Path(self.name).suffix
 
     def __str__(self) -> str:
         return self.url
@@ -301,8 +300,8 @@ def _open_decompressed(path: Path | RemoteFile) -> Iterator[tuple[BinaryIO, Call
     """A file's decompressed bytes, and a function that returns the share of the file that is read."""
     with pa.OSFile(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open("rb"), "r") as file:
         size = max(1, file.size())
-        kind = COMPRESSED.get(PurePath(path.name).suffix)
+        codec = COMPRESSED.get(PurePath(path.name).suffix)
         # Arrow's streams, unlike zstandard's, raise an error at a truncated file; they do not support xz
-        stream = pa.CompressedInputStream(file, kind) if kind not in (None, "xz") else file
-        stream = lzma.LZMAFile(file) if kind == "xz" else stream  # noqa: SIM115
+        stream = pa.CompressedInputStream(file, codec) if codec not in (None, "xz") else file
+        stream = lzma.LZMAFile(file) if codec == "xz" else stream  # noqa: SIM115
         yield stream, lambda: file.tell() / size  # ty: ignore[invalid-yield]

@@ -8,9 +8,9 @@ Small files. A file of less than SMALL_FILE bytes of text, and of fewer than a s
 the other small files of its split, in the order of --input: the pipeline sees them as one input file of many documents.
 
 Held-out text. Where no file validates, the first tokens of the input are held out: the first shard, if the first input
-file fills it; else HELD_OUT of all tokens, at most one shard, and at least the
-LEAST_HELD_OUT that configs/quickstart.yaml needs to evaluate. `--val-fraction` gives the share instead. The number of
-all tokens is estimated from the sizes of the files and the first SAMPLE characters; it is exact if those are all.
+file fills it; else HELD_OUT of all tokens, at most one shard, and at least the LEAST_HELD_OUT that
+configs/quickstart.yaml needs to evaluate. `--val-fraction` gives the share instead. The number of all tokens is
+estimated from the sizes of the files and the first SAMPLE characters; it is exact if those are all.
 """
 
 import hashlib
@@ -135,17 +135,17 @@ class SmallFiles(Source):
         return facts | {"split": self.split, "held_out": self.held_out, "files": [file["name"] for file in files]}
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        sizes, begun = [_text_bytes(file) for file in self.files], 0
+        sizes, opened = [_text_bytes(file) for file in self.files], 0  # bytes: of each file, and of the opened ones
 
         def values() -> Iterator[str | None]:
-            nonlocal begun
+            nonlocal opened
             for file, size in zip(self.files, sizes, strict=True):
-                begun += size
+                opened += size
                 for batch in file.batches():
                     texts = dict(zip(batch.rows, batch.texts.to_pylist(), strict=True))
                     yield from map(texts.get, range(batch.read))
 
-        return group(values(), lambda: begun / max(1, sum(sizes)), start)
+        return group(values(), lambda: opened / max(1, sum(sizes)), start)
 
 
 def group_small_files(files: Sequence[LocalFile], shard_tokens: int) -> list[LocalFile | SmallFiles]:

@@ -43,11 +43,11 @@ def test_what_a_folder_passes_over_is_printed(tmp_path, capsys):
     folder = tmp_path / "c4 [en]*"
     folder.mkdir()
     files = [write_documents(folder / f"c4-train.{i}.json.gz", [{"text": "a"}]) for i in range(2)]
-    for name in ("LICENSE.txt", "README.md", "state.json", "cache-1f.arrow", "a.pdf"):
+    for name in ("LICENSE.txt", "README.md", "state.json", "manifest.json", "cache-1f.arrow", "a.pdf"):
         (folder / name).write_text("not documents")
     for pattern in (folder, f"file://{tmp_path}"):
         assert [Path(getattr(found, "path", found)) for found in find_inputs([pattern])] == files
-        assert "2 files read, 5 passed over: LICENSE.txt, README.md, a.pdf" in capsys.readouterr().err
+        assert "2 files read, 6 passed over: LICENSE.txt, README.md, a.pdf" in capsys.readouterr().err
     for pattern in (folder / "*.gz", tmp_path / "c4*" / "*.gz", files[0]):
         assert find_inputs([pattern])[0] == files[0]
     assert find_inputs([folder / "README.md"]) == [folder / "README.md"]
