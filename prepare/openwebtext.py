@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from prepare.common.cli import DATA, Parser, UserError, nonempty, nonempty_path
 from prepare.common.files import allow_soft_locks
@@ -63,9 +62,6 @@ class Corpus:
         paths = self.files()
         for path in paths:
             check_documents(path, self.column)
-        count = sum(pq.read_metadata(path).num_rows for path in paths)
-        if count < 2:
-            raise UserError(f"the input holds {count} documents, too few to hold one out: give more documents")
         try:
             rows = datasets.Dataset.from_parquet(
                 [str(path) for path in paths],

@@ -6,7 +6,7 @@ Threads of one process, from a document to a shard on disk:
     main       reads batches of documents, in order, and queues them to be encoded
     workers    encode batches: `workers` threads, and up to two batches queued for each
     main       writes the encoded batches to shards, in the order in which they were read
-    disk       brings each full shard to disk: fsync, checksum, final name, record of how to resume after it
+    disk       publishes each full shard: fsync, checksum, final name, record of how to resume after it
 
 So the shards depend on the input and the options alone, not on the workers, the engine, or interruptions. The same
 command, run again after a kill, resumes each input file after its last shard on disk. Array tasks (--task I/N) take
@@ -73,10 +73,7 @@ def run_job(job: TokenizeJob, out: Path, workers: int = 1, task: tuple[int, int]
     Raises:
         UserError: the folder belongs to another job, or is in use; an input file cannot be read; the input has no text.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as failure:
-        raise UserError(f"--out {out} is a file, or in a file's place: choose another") from failure
+    out.mkdir(parents=True, exist_ok=True)
     folder = OutputFolder(out, job.plan())
     index, count = task
     with folder.claim(index, count):
@@ -243,8 +240,8 @@ class _InputFileOutput:
 
 
 class _DiskThread:
-    """Bring shards to disk, in order, while the next ones are made. After a failure it does nothing, since the record
-    of a later shard would count the failed one as written."""
+    """Publish shards, in order, while the next ones are made. After a failure it does nothing, since the record of a
+    later shard would count the failed one as written."""
 
     def __init__(self) -> None:
         self.failed = False

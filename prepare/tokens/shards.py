@@ -215,7 +215,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _publish(stream: BinaryIO, path: Path, tokens: int, documents: int) -> dict:
-    """Bring a temporary file to disk, rename it to its final name, and return its record for the manifest."""
+    """Fsync a temporary file, rename it to its final name, and return its record for the manifest."""
     with name_in_errors(_temporary(path)):
         stream.flush()
         os.fsync(stream.fileno())

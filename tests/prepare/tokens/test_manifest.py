@@ -1,4 +1,4 @@
-"""The manifest: the same bytes each time, complete or not there, and refused when it is cut short or lacks a key."""
+"""The manifest: the same bytes each time, complete or not there, and refused when it is truncated."""
 
 import json
 
@@ -26,13 +26,8 @@ def test_manifest(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["manifest.json", record["file"]]
 
 
-def test_an_incomplete_manifest_is_refused(tmp_path):
+def test_a_truncated_manifest_is_refused(tmp_path):
     path = tmp_path / "manifest.json"
-    manifest = build_manifest("mine", None, [], {}, {}, [])
-    path.write_text(json.dumps(manifest)[:-10])
+    path.write_text(json.dumps(build_manifest("mine", None, [], {}, {}, []))[:-10])
     with pytest.raises(UserError, match=r"manifest\.json is not valid JSON.*delete the folder"):
         read_manifest(tmp_path)
-    for key in manifest:
-        path.write_text(json.dumps({name: value for name, value in manifest.items() if name != key}))
-        with pytest.raises(UserError, match=rf"manifest\.json lacks {key}: delete the folder"):
-            read_manifest(tmp_path)

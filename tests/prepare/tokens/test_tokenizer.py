@@ -106,9 +106,6 @@ def test_load_tokenizer_restores_what_was_described():
         assert again.encode("hello") == tokenizer.encode("hello")
     with pytest.raises(UserError, match="'llama'"):
         load_tokenizer({"name": "llama"})
-    for tokenizer in (GPT2Tokenizer(), CharTokenizer("ab")):
-        with pytest.raises(UserError, match="sha256"):
-            load_tokenizer(tokenizer.describe() | {"sha256": "0" * 64})
 
 
 def test_join_documents():
