@@ -16,8 +16,8 @@ from train.model.transformer import Transformer
 
 
 class Generation:
-    """B rows of the same length that continue together, also beyond the block size, with a KV cache, settings and a
-    random generator of their own.
+    """B sequences of the same length, generated together, also beyond the block size, with their own KV cache, settings
+    and random generator.
 
     Args:
         prompts: token ids (B, n), n >= 1.

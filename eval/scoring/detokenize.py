@@ -10,7 +10,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.scoring.tasks import check_fetched
 from prepare.common.cli import UserError
+from prepare.common.files import read_text
 
 NUMBERS = {" @-@ ": "-", " @,@ ": ",", " @.@ ": "."}
 MARKS = {f" {mark} ": f"{mark} " for mark in ":;.!?,"}
@@ -29,12 +31,7 @@ class WikiText:
 
 def load_wikitext(path: Path | str) -> WikiText:
     """Read wiki.test.tokens, of WikiText-2 or WikiText-103. UserError: no such file, or not a WikiText file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: fetch it (python prepare/eval_sets.py), or name another file"
-        ) from None
+    text = read_text(check_fetched(path))
     if not re.match(r"\s*= [^=]+ = \n", text):
         raise UserError(f"{path} does not begin with an article's ' = Title = ': name a wiki.test.tokens of WikiText")
     return WikiText(len(text.split()) + text.count("\n"), detokenize(text))

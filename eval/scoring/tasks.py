@@ -145,7 +145,12 @@ def encode_context(tokenizer: Tokenizer, context: str) -> list[int]:
 
 
 def _read_examples(path: Path | str, limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The file and line, and the object, of the first lines of a dataset."""
+    """The file and line, and the object, of the first `limit` lines of a dataset."""
+    yield from islice(read_json_lines(check_fetched(path)), limit or None)
+
+
+def check_fetched(path: Path | str) -> Path:
+    """The path of a dataset; UserError if it does not exist."""
     if not Path(path).exists():
         raise UserError(f"{path} does not exist: fetch it (python prepare/eval_sets.py), or name another file")
-    yield from islice(read_json_lines(Path(path)), limit or None)
+    return Path(path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eval import val_loss
+from eval.scoring.evaluation import check_same_tokenizer
 from prepare.common.cli import UserError
 from prepare.tokens.manifest import build_manifest, write_manifest
 from prepare.tokens.shards import write_shard
@@ -103,3 +104,5 @@ def test_shards_of_another_vocabulary_are_refused(model, tmp_path, capsys):
         else:
             with pytest.raises(UserError, match="made with the char vocabulary of 5 ids"):
                 val_loss.main(arguments)
+    with pytest.raises(UserError, match="gpt2 vocabulary of 50257 ids, the model's is char with 3"):
+        check_same_tokenizer([tmp_path / "data" / "x_val_000000.bin"], CharTokenizer("abc"))
