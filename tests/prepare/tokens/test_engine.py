@@ -17,7 +17,7 @@ from prepare.tokens.engine import Gigatoken, documents_for_tiktoken
 from prepare.tokens.tokenizer import EOT, GPT2Tokenizer, Mismatch
 from tests.programs.exhaustive import TOGETHER, Cuts, adversarial, differing_scalars, scalars
 
-MANY = 2_000_000
+MANY = 1_200_000
 SPACES = " \n\u2003" * (MANY // 3)
 FAST, REFERENCE = GPT2Tokenizer("gigatoken"), GPT2Tokenizer()
 
@@ -74,14 +74,14 @@ def test_adversarial_strings():
     assert engines["tiktoken"] > 100
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(), max_size=8))
 def test_any_text(texts):
     same(texts)
 
 
 @given(st.lists(st.text(alphabet="ab1!' \n\t\u00a0\u3000é日😀\U00016eb4l", max_size=30), max_size=5))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_text_of_few_classes(texts):
     same(texts)
 
@@ -123,11 +123,11 @@ def test_threads_have_their_own():
 def encode_new_words() -> tuple[int, int]:
     """Words that never come again, the tokens checked: how often the caches were emptied, and the most memory (bytes)
     that the process grew by. Changes limits of `engine`, so it wants a process of its own."""
-    engine.CACHE_BYTES, engine.CACHE_TEXT_BYTES = 50 << 20, 1 << 20
+    engine.CACHE_BYTES, engine.CACHE_TEXT_BYTES = 30 << 20, 1 << 20
     fast, rng = Gigatoken(REFERENCE._encoding._mergeable_ranks), np.random.default_rng(0)
     most, base = 0, engine._resident_bytes()
-    for _ in range(12):
-        letters = rng.integers(97, 123, 4 << 20, dtype=np.uint8)
+    for _ in range(10):
+        letters = rng.integers(97, 123, 2 << 20, dtype=np.uint8)
         letters[rng.random(len(letters)) < 0.15] = 32
         texts = strings([letters.tobytes().decode()])
         tokens, _ = fast.encode(texts)
@@ -141,7 +141,7 @@ def test_memory_is_given_back():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         generations, most = pool.submit(encode_new_words).result()
     assert generations > 1
-    assert most < 300 << 20  # 390 MB where nothing is given back
+    assert most < 180 << 20  # 220 MB where nothing is given back
 
 
 def test_a_difference_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +165,8 @@ def test_a_sample_of_all_text_is_encoded_by_tiktoken_too(monkeypatch: pytest.Mon
     monkeypatch.setattr(fast, "_encode", lambda text: checked.append(len(text)) or REFERENCE._encode(text))
     monkeypatch.setattr(tokenizer, "random", random.Random(0))
     batch = strings(["plain words " * words] * (400_000 // words))
+    encoded = fast._gigatoken.encode(batch)
+    monkeypatch.setattr(fast._gigatoken, "encode", lambda _: encoded)
     for _ in range(120):
         fast.encode_texts(batch)
     expected = 120 * min(12 * words, (batch.nbytes + 1_000_000) / 2000)
