@@ -103,8 +103,8 @@ def run_script(main: Callable[[], None], unattended: bool = False) -> NoReturn:
     arguments).
 
     Args:
-        unattended: whether the command runs on though nobody reads its standard output any more (a full disk, a closed
-            pipe), as training, whose results are files. A closed terminal and a broken standard error end no command.
+        unattended: whether to continue when standard output cannot be written (a full disk, a closed pipe), as
+            training does, whose results are files. A closed terminal or a broken standard error never ends a command.
     """
     _prepare_console(unattended)
     try:
