@@ -1,4 +1,4 @@
-"""Serve models over HTTP: the endpoints that OpenAI's clients speak."""
+"""Serve models over HTTP: a page to talk to them in a browser, and the endpoints that OpenAI's clients speak."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ if __name__ == "__main__":  # run as a script, from any directory: the repositor
 
 import re
 import socket
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -25,7 +26,7 @@ from prepare.common.cli import RUNS, ArgumentError, Parser, UserError, nonempty,
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
-        "Serve the models under runs/ over HTTP, for OpenAI's clients (docs/serve.md).",
+        "Talk to the models under runs/ in a browser, and serve them to OpenAI's clients (docs/serve.md).",
         "python eval/serve.py --model runs/quickstart",
     )
     add_model_options(parser)
@@ -52,8 +53,9 @@ def main(argv: list[str] | None = None) -> None:
 
         server.handle_exit = handle_exit
         address = f"http://{args.host}:{listener.getsockname()[1]}"
-        print(f"{address} serves {len(catalog.models())} models; Ctrl-C ends it", flush=True)
-        server.run([listener])
+        print(f"{address} serves {len(catalog.models())} models: open it in a browser; Ctrl-C ends it", flush=True)
+        with suppress(KeyboardInterrupt):  # raised again after a clean shutdown
+            server.run([listener])
 
 
 def listen(host: str, port: int, token: str | None) -> socket.socket:

@@ -35,8 +35,9 @@ def start(runs, *options):
 def address(runs):
     process, address = start(runs)
     yield address
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert "error" not in process.stdout.read()
 
 
 @pytest.fixture(scope="module")
