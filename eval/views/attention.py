@@ -15,14 +15,14 @@ from eval.views.subject import Subject, pack
 def attention(subject: Subject) -> dict[str, Any]:
     """Every head's q, k and v (L, H, T, D), scores and weights (L, H, T, T) over the prompt.
 
-    The scores are float32 and not masked yet: the page shows the mask and the softmax as steps of its own.
+    The scores are not masked yet: the page shows the mask and the softmax as steps of its own.
     """
     recording = subject.recording
     scores, weights = attention_weights(recording.q, recording.k)
     return {
         **{name: pack(getattr(recording, name)) for name in ("q", "k", "v")},
         "scores": pack(scores, "float32"),
-        "weights": pack(weights),
+        "weights": pack(weights, "float32"),
     }
 
 

@@ -43,13 +43,13 @@ def layers(subject: Subject) -> dict[str, Any]:
     return {
         "lens": {
             "tokens": pack(lens[0], "int32"),
-            "probabilities": pack(lens[1]),
-            "next_probabilities": pack(lens[2]),
+            "probabilities": pack(lens[1], "float32"),
+            "next_probabilities": pack(lens[2], "float32"),
         },
         "parts": [asdict(part) for part in parts],
         "tokens": pack(tokens, "int32"),
         "contributions": pack(values, "float32"),
-        "probabilities": pack(logits.softmax(-1).gather(1, tokens)),
+        "probabilities": pack(logits.softmax(-1).gather(1, tokens), "float32"),
     }
 
 

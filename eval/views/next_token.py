@@ -9,7 +9,7 @@ def next_token(subject: Subject) -> dict[str, Any]:
     """The logits of every position.
 
     Returns:
-        below_top: (T, V) float16, each logit minus the largest of its position: the likely tokens, near 0, are exact.
+        below_top: (T, V) float16, each logit minus the largest of its position; those near 0 keep most digits.
         top: (T,) float32, these largest logits.
     """
     top = subject.logits.max(-1, keepdim=True).values  # (T, 1)

@@ -35,7 +35,7 @@ def switch_off(subject: Subject) -> dict[str, Any]:
     """
     model = subject.loaded.model
     found = measure_without(model, subject.ids, subject.tokenizer.vocab_size)
-    types = {"loss": "float32", "ids": "uint16", "probabilities": "float16"}
+    types = {"loss": "float32", "ids": "uint16", "probabilities": "float32"}
     packed = {name: {key: pack(tensor, types[key]) for key, tensor in part.items()} for name, part in found.items()}
     return {**packed, "induction": pack(induction_scores(model))}
 

@@ -168,8 +168,8 @@ def test_attentions_sum_is_shown_for_the_cell_under_the_mouse_or_chosen_by_keys(
         row = scores[query - 1, :query]
         assert numbers["score"] == pytest.approx(float(row[key - 1]), abs=6e-4)
         assert numbers["denominator"] == pytest.approx(float((row - row.max()).exp().sum()), abs=6e-4)
-        assert numbers["weight"] / 100 == pytest.approx(float(row.softmax(0)[key - 1]), abs=2e-4)
-        assert float(weights[query - 1, key - 1]) == pytest.approx(float(row.softmax(0)[key - 1]), abs=5e-4)
+        assert numbers["weight"] / 100 == pytest.approx(float(row.softmax(0)[key - 1]), abs=6e-5)
+        assert float(weights[query - 1, key - 1]) == pytest.approx(float(row.softmax(0)[key - 1]), abs=1e-6)
 
     cell = section.locator(".large tbody tr").nth(5).locator("td")
     cell.nth(2).click()
