@@ -47,7 +47,7 @@ from prepare.common.cli import ROOT, ArgumentError, replace_surrogates
 from prepare.tokens.tokenizer import Tokenizer
 from train.weights.load_model import LoadedModel
 
-MAX_TOKENS = 64  # of the prompt: GPT-2's logits alone are 134 kB a token
+MAX_TOKENS = 64  # of the prompt: GPT-2's logits alone are 268 kB a token
 WEB = ROOT / "eval" / "web"
 IMPORT = re.compile(r"""(\bfrom |\bimport |\bimport\()(["'`])(\.{1,2}/)""")  # of a module, by its relative path
 

@@ -19,8 +19,8 @@ page.watch = (view, keys, draw) => {
 // The examined token: at first the one that follows in the prompt, or after its end the most likely one.
 state.subscribe(["position"], () => {
   const next = page.tokens[state.position + 1];
-  const { below_top } = page.checkpoints[state.checkpoint].views.next_token;
-  state.set({ token: next ? next.id : argmax(row(below_top, state.position)) });
+  const { logits } = page.checkpoints[state.checkpoint].views.next_token;
+  state.set({ token: next ? next.id : argmax(row(logits, state.position)) });
 });
 
 document.title = page.title;

@@ -123,7 +123,7 @@ def test_sliders_move_the_bars_to_pythons_probabilities(page: Page, file: Path, 
     for checkpoint, position in ((2, 3), (0, 5)):
         page.get_by_label("Checkpoint").fill(str(checkpoint))
         page.locator("#bar .choices label").nth(position).click()
-        logits = unpack(read_data(file)["checkpoints"][checkpoint]["views"]["next_token"]["below_top"])[position]
+        logits = unpack(read_data(file)["checkpoints"][checkpoint]["views"]["next_token"]["logits"])[position]
         if cuts is None:
             expected = torch.nn.functional.one_hot(logits.argmax(), len(logits)).float()
         else:
@@ -188,7 +188,7 @@ def test_attentions_sum_is_shown_for_the_cell_under_the_mouse_or_chosen_by_keys(
 def test_the_lens_ends_in_the_models_output_and_contributions_add_up_to_its_logit(page: Page, file: Path) -> None:
     """The logit is the next token's view's, which is soft-capped."""
     next_token = read_data(file)["checkpoints"][-1]["views"]["next_token"]
-    logits = (unpack(next_token["below_top"]) + unpack(next_token["top"])[:, None])[4]
+    logits = unpack(next_token["logits"])[4]
     section = page.locator("#layers")
     section.locator(".lens tbody tr").nth(5).locator("td").last.click()
     page.keyboard.press("ArrowUp")  # wins over the mouse, which lies still

@@ -26,7 +26,7 @@ export function render(section, page, state) {
     summary);
 
   page.watch("next_token", ["position", "token", "sampling"], (data) => {
-    const logits = row(data.below_top, state.position), top = row(data.top)[state.position];
+    const logits = row(data.logits, state.position);
     const alone = softmax(logits), drawn = distribution(logits, state.sampling), order = byLikelihood(logits);
     const next = page.tokens[state.position + 1]?.id;
     const shown = order.slice(0, ROWS);
@@ -41,7 +41,7 @@ export function render(section, page, state) {
         element("td", {}, count(order.indexOf(token) + 1)),
         element("th", { scope: "row" }, button, token === next ? element("small", {}, "in the prompt") : ""),
         element("td", {}, bar(drawn[token] / longest, outline)), element("td", { class: "probability" }, percent(drawn[token])),
-        element("td", {}, (logits[token] + top).toFixed(2)));
+        element("td", {}, logits[token].toFixed(2)));
     }));
     caption.replaceChildren("After ", tokenLabel(page.tokens[state.position].text), ` (position ${state.position + 1})`);
     const left = drawn.reduce((total, p) => total + (p > 0), 0);
