@@ -14,6 +14,7 @@ from torch import Tensor
 MOMENTUM = 0.95  # Nesterov's
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic polynomial; Jordan's, for 5 iterations
 ITERATIONS = 5
+Member = tuple[Any, dict[str, Any]]  # a parameter of Muon's, and its group
 
 
 class Muon(torch.optim.AdamW):
@@ -53,7 +54,7 @@ class Muon(torch.optim.AdamW):
             parameter.grad = None
         super().step()
 
-    def _shares(self, members: list[tuple[Any, dict[str, Any]]]) -> list[list[int]]:
+    def _shares(self, members: list[Member]) -> list[list[int]]:
         """The members of each rank, by index: the most expensive first, each to the least loaded rank."""
         costs = [p.numel() * min(p.size(0) // group["matrices"], p.size(1)) for p, group in members]
         shares: list[list[int]] = [[] for _ in range(self.world_size)]
@@ -65,14 +66,12 @@ class Muon(torch.optim.AdamW):
         return shares
 
     def _direction(self, parameter: Any, group: dict[str, Any]) -> Tensor:
-        """The orthogonalized Nesterov momentum of a parameter, flat."""
+        """The orthogonalized Nesterov momentum of a parameter, flat: (M * N,) in self.dtype."""
         update = parameter.grad.lerp(self.state[parameter]["momentum"], MOMENTUM)  # (M, N)
         return torch.cat([orthogonalize(matrix.to(self.dtype)) for matrix in update.chunk(group["matrices"])]).flatten()
 
-    def _all_gather(
-        self, own: list[Tensor], members: list[tuple[Any, dict[str, Any]]], shares: list[list[int]]
-    ) -> dict[int, Tensor]:
-        """The direction of every member, by its index, from this rank's own ones."""
+    def _all_gather(self, own: list[Tensor], members: list[Member], shares: list[list[int]]) -> dict[int, Tensor]:
+        """The direction of every member, by its index; `own`: those that this rank has orthogonalized."""
         if self.world_size == 1:
             return dict(zip(shares[0], own, strict=True))
         sizes = [[members[index][0].numel() for index in share] for share in shares]
