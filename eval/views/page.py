@@ -23,13 +23,13 @@ The data in the file:
 import base64
 import hashlib
 import json
-import posixpath
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
+from urllib.parse import urljoin
 
 import torch
 from torch import Tensor
@@ -216,12 +216,7 @@ def render_page(data: dict[str, Any]) -> str:
 
 def bare_imports(name: str, source: str) -> str:
     """A module's source with its relative imports as names of the import map: ../state.js in views/x.js is state.js."""
-
-    def absolute(match: re.Match[str]) -> str:
-        folder = posixpath.normpath(posixpath.join(posixpath.dirname(name), match[3]))
-        return f"{match[1]}{match[2]}{'' if folder == '.' else folder + '/'}"
-
-    return IMPORT.sub(absolute, source)
+    return IMPORT.sub(lambda match: match[1] + match[2] + urljoin(f"/{name}", match[3])[1:], source)
 
 
 def data_url(source: str) -> str:
