@@ -203,8 +203,8 @@ def one_line_errors(micro_batch_size: int | str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as failure:
         if is_out_of_memory(failure):
             raise UserError(
-                f"out of memory with data.micro_batch_size {micro_batch_size}: lower it (the batch stays the same, by "
-                "more gradient accumulation), or take a smaller model"
+                f"out of memory with data.micro_batch_size {micro_batch_size}: give a smaller number (the batch stays "
+                "the same, by more gradient accumulation), or take a smaller model"
             ) from None
         if is_lost_connection(failure):
             raise UserError(

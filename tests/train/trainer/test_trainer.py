@@ -155,7 +155,7 @@ def test_the_settings_that_may_change_are_named_by_their_keys() -> None:
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB"), "data.micro_batch_size 24"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "micro_batch_size 24: "),
-        (MemoryError(), "data.micro_batch_size 24: lower it"),
+        (MemoryError(), "data.micro_batch_size 24: give a smaller number"),
         (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), "another process of this run is gone"),
     ],
 )
