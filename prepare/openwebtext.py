@@ -32,9 +32,10 @@ from prepare.common.files import allow_soft_locks
 from prepare.pipeline.options import add_job_options, chosen_tokenizer
 from prepare.pipeline.output_folder import PROGRESS, pinned_revision
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
+from prepare.sources.batches import Batch, arrow_batch, resize
 from prepare.sources.hub import fetch_hub_file, hub_files
 from prepare.sources.inputs import LocalFile, Source, find_inputs
-from prepare.sources.readers import Batch, arrow_batch, check_documents, read_documents, resize
+from prepare.sources.readers import check_documents, read_documents
 
 REPO, FOLDER = "Skylion007/openwebtext", "plain_text"
 TEST_SIZE, SEED = 0.0005, 2357  # nanoGPT's

@@ -25,10 +25,10 @@ from prepare.common.cli import DATA, ArgumentError, Parser, nonempty, nonempty_p
 from prepare.common.files import read_text
 from prepare.pipeline.options import add_shard_options, chosen_tokenizer
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
+from prepare.sources.batches import Batch, batch_of
 from prepare.sources.hub import fetch_url
 from prepare.sources.inputs import Source
 from prepare.sources.plays import HELD_OUT, PLAYS, read_play
-from prepare.sources.readers import Batch, batch_of
 from prepare.tokens.tokenizer import CharTokenizer, Tokenizer
 
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

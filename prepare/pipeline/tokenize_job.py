@@ -28,8 +28,8 @@ import pyarrow.compute as pc
 from prepare.common.cli import UserError
 from prepare.common.progress import Progress
 from prepare.pipeline.output_folder import OutputFolder
+from prepare.sources.batches import Batch
 from prepare.sources.inputs import Source
-from prepare.sources.readers import Batch
 from prepare.tokens.shards import SHARD_TOKENS, ShardWriter
 from prepare.tokens.tokenizer import Encoded, Mismatch, Tokenizer
 from prepare.tokens.vocabulary import END_OF_TEXT

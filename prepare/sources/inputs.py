@@ -14,8 +14,9 @@ import fsspec
 
 from prepare.common.cli import UserError, write_line
 from prepare.common.files import find_paths
+from prepare.sources.batches import Batch
 from prepare.sources.hub import fetch_hub_file
-from prepare.sources.readers import KNOWN, SUFFIXES, Batch, RemoteFile, read_documents, read_errors
+from prepare.sources.readers import KNOWN, SUFFIXES, RemoteFile, read_documents, read_errors
 
 FINGERPRINT_BYTES = 1 << 16
 # files of a data set's folder that hold no documents, though their suffixes are known

@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prepare.common.cli import warn
+from prepare.sources.batches import Batch, group
 from prepare.sources.inputs import LocalFile, Source, find_inputs
-from prepare.sources.readers import COMPRESSED, SUFFIXES, TABLES, Batch, check_documents, group
+from prepare.sources.readers import COMPRESSED, SUFFIXES, TABLES, check_documents
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 SMALL_FILE = 1 << 20  # of a megabyte, what does not fill a window of 1,024 tokens is 0.2%

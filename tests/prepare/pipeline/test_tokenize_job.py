@@ -17,9 +17,8 @@ import pytest
 from prepare.common.cli import UserError
 from prepare.pipeline.options import array_task
 from prepare.pipeline.tokenize_job import TokenizeJob, run_job
-from prepare.sources import readers
+from prepare.sources.batches import Batch, batch_of
 from prepare.sources.inputs import LocalFile, Source
-from prepare.sources.readers import Batch, batch_of
 from prepare.tokens.manifest import build_manifest, read_manifest, write_manifest
 from prepare.tokens.shards import find_shards, open_shard
 from prepare.tokens.tokenizer import ENGINES, EOT, CharTokenizer, GPT2Tokenizer
@@ -85,7 +84,7 @@ def test_tokens_are_those_of_tiktoken(corpus, tmp_path):
 @pytest.mark.parametrize("batch", [100, 5000])
 def test_same_bytes_for_every_number_of_workers_and_batch_size(corpus, tmp_path, monkeypatch, batch):
     run_job(job(corpus), tmp_path / "one")
-    monkeypatch.setattr(readers, "BATCH_BYTES", batch)
+    monkeypatch.setattr("prepare.sources.batches.BATCH_BYTES", batch)
     for workers in (1, 2, 7):
         run_job(job(corpus), tmp_path / f"{batch}-{workers}", workers)
         assert contents(tmp_path / f"{batch}-{workers}") == contents(tmp_path / "one")
@@ -189,7 +188,7 @@ def test_a_shard_that_cannot_be_brought_to_disk_is_made_again_and_finished_files
         real(file)
 
     run_job(job(corpus, shard_tokens=tokens), tmp_path / "one")
-    monkeypatch.setattr(readers, "BATCH_BYTES", 3000)
+    monkeypatch.setattr("prepare.sources.batches.BATCH_BYTES", 3000)
     monkeypatch.setattr(os, "fsync", slow_and_full_once)
     with pytest.raises(OSError, match="No space left"):
         run_job(job(corpus, shard_tokens=tokens), out, 2)

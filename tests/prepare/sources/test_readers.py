@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from prepare.common.cli import UserError
-from prepare.sources import readers
-from prepare.sources.readers import check_documents, group, read_documents
+from prepare.sources.batches import BATCH_BYTES, group
+from prepare.sources.readers import check_documents, read_documents
 from tests.helpers.documents import COMPRESS, write_documents
 
 TEXTS = ["one", "", "two\r\nlines", "naïve 日本 😀", "<|endoftext|>", "x" * 10_000]
@@ -213,7 +213,7 @@ def test_group_counts_what_is_not_text():
     batches = list(group(["a", None, 3, b"x", "", float("nan")], lambda: 0.5))
     assert [(batch.texts.to_pylist(), batch.skipped, batch.done) for batch in batches] == [(["a", ""], 4, 0.5)]
     assert list(group([], lambda: 1.0)) == []
-    most = readers.BATCH_BYTES // 64
+    most = BATCH_BYTES // 64
     assert [batch.read for batch in group([None] * (most + 1), lambda: 0.5)] == [most, 1]
 
 
@@ -233,7 +233,7 @@ def test_batches_are_small_whatever_the_row_group_s_size_says(tmp_path, dictiona
     for batch in read_documents(tmp_path / "a.parquet", "text"):
         assert batch.texts.to_pylist() == texts[row : row + batch.read]
         row += batch.read
-        assert sum(buffer.size for buffer in batch.texts.buffers() if buffer) <= readers.BATCH_BYTES
+        assert sum(buffer.size for buffer in batch.texts.buffers() if buffer) <= BATCH_BYTES
         assert pa.total_allocated_bytes() - before < 128 << 20
     assert row == len(texts)
 
@@ -242,7 +242,7 @@ def test_small_batches_hold_the_same_and_reading_resumes_at_any_row(path, monkey
     skipped = "" if ".csv" in path.name else None  # a .csv has no nulls
     values = [skipped if i % 7 == 3 else f"document {i} " * (i % 50) for i in range(3000)]
     write_documents(path, [{"text": value} for value in values])
-    monkeypatch.setattr(readers, "BATCH_BYTES", 5000)
+    monkeypatch.setattr("prepare.sources.batches.BATCH_BYTES", 5000)
     for start in (0, 1, 7, 2000, 2001, 2999, 3000, 5000):
         row, found, batches = start, {}, list(read_documents(path, "text", start))
         for batch in batches:
@@ -257,7 +257,7 @@ def test_small_batches_hold_the_same_and_reading_resumes_at_any_row(path, monkey
 @pytest.mark.parametrize("separator", ["\n\n", "<|endoftext|>", "日"])
 @pytest.mark.parametrize("batch", [1, 2, 3, 1000])
 def test_separated_documents(tmp_path, monkeypatch, separator, batch):
-    monkeypatch.setattr(readers, "BATCH_BYTES", batch)
+    monkeypatch.setattr("prepare.sources.batches.BATCH_BYTES", batch)
     texts = ["one\r\n1", "", "two 本", "three", "four"]
     path = tmp_path / "a.txt"
     for end in ("", separator):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from prepare.fineweb import main
-from prepare.sources import readers
 from prepare.sources.inputs import LocalFile, find_inputs
 from prepare.sources.splits import EVERYTHING, SmallFiles, assign_splits, group_small_files, hold_out, leave_out_copies
 from prepare.tokens.manifest import read_manifest
@@ -92,7 +91,7 @@ def test_copies(tmp_path, capsys):
 
 @pytest.mark.parametrize("batch_bytes", [1, 100, 10**6])
 def test_small_files_are_one_source_of_all_their_documents(tmp_path, monkeypatch, batch_bytes):
-    monkeypatch.setattr(readers, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr("prepare.sources.batches.BATCH_BYTES", batch_bytes)
     values = [["a", None, "b", "c"], [], [None], ["d" * 60, "e"], ["", None]]
     for number, texts in enumerate(values):
         write_documents(tmp_path / f"{number}.jsonl", [{"text": text} for text in texts])
