@@ -101,6 +101,11 @@ def test_losses_are_the_same_for_every_world_size_and_micro_batch(data: Path, tm
             assert ours["tokens"] == theirs["tokens"]
 
 
+def test_dropout_too_is_the_same_on_two_processes(data: Path, tmp_path: Path, reference: Path) -> None:
+    train(data, tmp_path / "two", 2, model__dropout=0.1)
+    assert losses(tmp_path / "two") == pytest.approx(losses(reference), abs=1e-5)
+
+
 def start_training(data: Path, run: Path, **changes: object) -> subprocess.Popen:
     return start_command("python", SCRIPT, *settings(data, run, **changes))
 
