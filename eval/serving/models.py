@@ -4,12 +4,11 @@ import hashlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 from prepare.common.cli import UserError
-from prepare.common.files import is_locked
+from prepare.common.files import find_paths, is_locked
 from train.run.checkpoint import META, all_checkpoints, read_meta, step_of
 from train.run.metrics_log import METRICS, read_rows
 from train.run.run_dir import DONE
@@ -46,11 +45,10 @@ class Catalog:
 
     def models(self) -> list[ModelFiles]:
         """Every model: that of --model first, then the runs, the newest first, then the others."""
-        names: list[str] = []
-        for pattern in ("*/", "*/*/"):  # a sweep's runs are in a folder of their own
-            names += glob(pattern, root_dir=self.runs)  # noqa: PTH207 - Path.glob raises if a folder is deleted meanwhile
+        found = [*find_paths(self.runs / "*"), *find_paths(self.runs / "*/*")]  # a sweep's runs are in its folder
+        names = sorted(str(path.relative_to(self.runs)) for path in found)
         folders = {self.named: Path(self.named)} if self.named else {}
-        folders |= {name[:-1]: self.runs / name for name in sorted(names) if name.isprintable()}
+        folders |= {name: self.runs / name for name in names if name.isprintable()}
         models = []
         for name, folder in folders.items():
             with suppress(OSError):  # deleted meanwhile, or not readable

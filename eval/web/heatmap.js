@@ -30,13 +30,13 @@ export function heatmap({ label, corner = "", columns, rows, choose, hover = () 
   element("tbody", {}, ...rows.map((content, i) => element("tr", {}, header(content, "row"), ...cells[i]))));
 
   const node = element("div", { class: "scroll" }, table);
-  let at = [0, 0], selected = cells[0][0];
+  let at = [0, 0]; // the selected cell
   const select = (i, j) => {
+    const before = cells[at[0]][at[1]], selected = cells[i][j];
+    before.tabIndex = -1;
+    before.removeAttribute("aria-selected");
+    before.parentNode.classList.remove("selected");
     at = [i, j];
-    selected.tabIndex = -1;
-    selected.removeAttribute("aria-selected");
-    selected.parentNode.classList.remove("selected");
-    selected = cells[i][j];
     selected.tabIndex = 0;
     selected.setAttribute("aria-selected", "true");
     selected.parentNode.classList.add("selected");

@@ -1,6 +1,5 @@
 """Inputs of the pipeline: the files that --input names, and files on the hub."""
 
-import glob
 import hashlib
 import io
 import os
@@ -140,8 +139,8 @@ def _files(path: Path) -> list[Path]:
     """The path itself, or the known files in a folder (a corpus, or out.parquet of Spark and Dask), sorted."""
     if not path.is_dir():
         return [path]
-    inside = glob.glob(f"{glob.escape(str(path))}/**", recursive=True)  # noqa: PTH207  it follows links
-    return sorted(map(Path, _known_files(path, (name for name in inside if Path(name).is_file()))))
+    inside = find_paths(path / "**")
+    return sorted(map(Path, _known_files(path, (str(name) for name in inside if name.is_file()))))
 
 
 def _known_files(folder: Path | str, names: Iterable[str]) -> set[str]:

@@ -207,8 +207,7 @@ Tokenizer = BPETokenizer | CharTokenizer
 def load_tokenizer(description: Mapping[str, Any] | None) -> Tokenizer:
     """The tokenizer that `describe` described, as manifests and checkpoints store it; None means GPT-2's. UserError for
     an unknown name."""
-    name = GPT2Tokenizer.name if description is None else description["name"]
-    if description is None or name == GPT2Tokenizer.name:
+    if description is None or (name := description["name"]) == GPT2Tokenizer.name:
         return GPT2Tokenizer()
     if name == BPETokenizer.name:
         return BPETokenizer(description["merges"])
