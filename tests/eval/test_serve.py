@@ -155,7 +155,8 @@ def test_a_client_that_goes_away_stops_its_generation_and_a_slow_one_holds_nobod
     """The slow one reads nothing, so that the server's buffers fill up; the others are answered meanwhile."""
     host, port = address.removeprefix("http://").split(":")
     for stream in (True, False):
-        body = json.dumps({"model": "gpt2", "max_tokens": 4096, "n": 2, "stream": stream, "logprobs": 20}).encode()
+        fields = {"model": "gpt2", "prompt": "Hi", "max_tokens": 4096, "n": 2, "stream": stream, "logprobs": 20}
+        body = json.dumps(fields | {"temperature": 0}).encode()  # greedy: it does not end by itself
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             slow.connect((host, int(port)))
