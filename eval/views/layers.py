@@ -94,7 +94,7 @@ def contributions(model: Transformer, recording: Recording, tokens: Tensor) -> t
         P parts, and their contributions, (P, T, K) float64, which sum to the logits.
     """
     head, last = model.head[tokens].double(), recording.stream[-1].double()  # (T, K, C), (T, C)
-    norm: Any = model.ln_f  # LayerNorm, or RMSNorm without weight and bias
+    norm: Any = model.ln_f  # LayerNorm, or RMSNorm, which has no bias
     # the derivative of the logits by the stream, with the norm's scale held fixed: (T, K, C)
     direction = head if norm.weight is None else head * norm.weight.double()
     if isinstance(norm, nn.LayerNorm):  # centring the stream is centring the direction

@@ -11,7 +11,9 @@ from prepare.common.cli import ArgumentError
 from prepare.tokens.tokenizer import GPT2_VOCAB_SIZE
 from train.config.parsing import check_not_negative, check_positive, check_probability, nearest_multiples, read_config
 
-Component = Literal["rotary", "qk_norm", "embed_norm", "rms_norm", "relu2", "zero_init", "untied_head", "softcap"]
+Component = Literal[
+    "rotary", "qk_norm", "embed_norm", "rms_norm", "norm_weights", "relu2", "zero_init", "untied_head", "softcap"
+]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ModelConfig:
         bias: of gpt2: biases in the linear layers and LayerNorms, as in OpenAI's models
         architecture: gpt2, or modern: rotary positions, QK norm, RMSNorm, squared ReLU, no biases, residual projections
             initialized to zero, an untied output head, soft-capped logits
-        without: parts of modern to ablate, replaced by GPT-2's, such as '[rotary, relu2]'
+        without: parts of modern to leave out, replaced by GPT-2's, such as '[rotary, relu2]'; of norm_weights, by none
     """
 
     n_layer: int = 12

@@ -1,9 +1,11 @@
 """The modern architecture: GPT-2's blocks with what has been found since, in the shape of nanochat's model.
 
-Rotary positions (Su et al. 2021), QK norm (Dehghani et al. 2023), RMSNorm without weights (Zhang and Sennrich 2019),
+Rotary positions (Su et al. 2021), QK norm (Dehghani et al. 2023), RMSNorm (Zhang and Sennrich 2019),
 squared ReLU (So et al. 2021), no biases, residual projections initialized to zero, an untied output head, soft-capped
 logits (Gemma 2). Together: karpathy/nanochat and transformers' NanoChatForCausalLM, after Jordan et al.'s
-modded-nanogpt. `model.without` ablates components, so that the effect of each can be measured.
+modded-nanogpt, but for the weights of RMSNorm, which nanochat does not have: they pay (docs/recipes.md), and an export
+multiplies them into the matrices after them. `model.without` leaves components out, so that the effect of each can be
+measured.
 Shapes: B sequences, T positions, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
@@ -29,10 +31,11 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:
-    """A layer's normalization."""
+    """The normalization of a layer's input, or of the last layer's output."""
+    weights = "norm_weights" not in config.without
     if "rms_norm" in config.without:
-        return nn.LayerNorm(config.n_embd, bias=False)
-    return nn.RMSNorm(config.n_embd, EPS, elementwise_affine=False)
+        return nn.LayerNorm(config.n_embd, elementwise_affine=weights, bias=False)
+    return nn.RMSNorm(config.n_embd, EPS, elementwise_affine=weights)
 
 
 def rotary_tables(positions: Tensor, head_size: int) -> Tensor:
@@ -134,7 +137,7 @@ class Modern(Transformer):
                 zero = "zero_init" not in self.config.without
                 parameter.normal_(std=0.0 if zero else 0.02 / math.sqrt(2 * self.config.n_layer))
             elif parameter.dim() == 2:
-                parameter.normal_(std=0.01 if name == "wpe.weight" else 0.02)  # LayerNorm weights stay at 1
+                parameter.normal_(std=0.01 if name == "wpe.weight" else 0.02)  # norms' weights stay at 1
 
     @property
     def head(self) -> Tensor:

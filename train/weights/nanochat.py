@@ -17,6 +17,7 @@ NAMES = {  # here: there
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+READERS = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc", "ln_f": "lm_head"}  # of each norm's output
 ALWAYS = ("rotary", "qk_norm", "embed_norm", "rms_norm")  # components that each of its models has
 # settings that no model here depends on, or that are read elsewhere
 FREE = ("architectures", "rope_parameters", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -39,7 +40,7 @@ def read_nanochat_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, 
         block_size=hf["max_position_embeddings"],
         vocab_size=hf["vocab_size"],
         architecture="modern",
-        without=[component for component, is_absent in absent.items() if is_absent],
+        without=["norm_weights", *(component for component, is_absent in absent.items() if is_absent)],
     )
     rope = ROPE | {"type": "default", "partial_rotary_factor": 1.0}
     fixed = nanochat_config(config, None) | rope | {"head_dim": width // heads}
@@ -65,7 +66,7 @@ def nanochat_config(config: ModelConfig, eot: int | None) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "hidden_act": "gelu_pytorch_tanh" if "relu2" in config.without else "relu2",
         "final_logit_softcapping": None if "softcap" in config.without else SOFTCAP,
-        "tie_word_embeddings": "untied_head" in config.without,
+        "tie_word_embeddings": {"untied_head", "norm_weights"}.issubset(config.without),  # see to_nanochat
         "rope_parameters": ROPE,
         "rms_norm_eps": EPS,
         "attention_bias": False,
@@ -77,9 +78,19 @@ def nanochat_config(config: ModelConfig, eot: int | None) -> dict[str, Any]:
 
 
 def to_nanochat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tensors under transformers' names, with queries, keys and values apart."""
+    """A model's tensors under transformers' names, with queries, keys and values apart.
+
+    Transformers' norms have no weights: they are multiplied into the matrices that read the norms' outputs. Those of
+    the final norm go into the head alone, which is no longer tied to the embeddings then.
+    """
+    folded = dict(state)
+    for name in [name for name in state if "ln_" in name]:
+        reader = name
+        for norm, matrix in READERS.items():
+            reader = reader.replace(norm, matrix)
+        folded[reader] = folded.get(reader, state["wte.weight"]) * folded.pop(name)  # (rows, C) * (C,)
     tensors = {}
-    for name, tensor in state.items():
+    for name, tensor in folded.items():
         for ours, theirs in NAMES.items():
             name = name.replace(ours, theirs)
         if "attn.c_attn" in name:

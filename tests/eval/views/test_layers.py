@@ -35,6 +35,7 @@ def _check_sums(model: Transformer, vocab_size: int) -> list[Part]:
         ({}, 2 + 2 * (2 + 1 + 1) + 1),
         ({"bias": False}, 2 + 2 * (2 + 1)),
         ({"architecture": "modern"}, 1 + 2 * (2 + 1)),
+        ({"architecture": "modern", "without": ["norm_weights"]}, 1 + 2 * (2 + 1)),
         ({"architecture": "modern", "without": ["rotary", "rms_norm", "untied_head"]}, 1 + 2 * (2 + 1)),
     ],
 )
@@ -64,10 +65,9 @@ def test_a_heads_contribution_goes_through_the_projection_the_norm_and_the_head(
         last = recording.stream[-1]
         if architecture == "gpt2":
             added = (added - added.mean(1, keepdim=True)) / (last.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-            added = added * model.ln_f.weight
         else:
             added = added / (last.square().mean(1, keepdim=True) + 1e-6).sqrt()
-        expected = added @ model.head.T
+        expected = added * model.ln_f.weight @ model.head.T
     torch.testing.assert_close(values[parts.index(Part("head", "head 1", 1))].float(), expected, rtol=1e-4, atol=1e-5)
 
 

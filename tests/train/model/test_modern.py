@@ -28,7 +28,7 @@ def random_model(config: ModelConfig = SHAPE) -> Modern:
 
 
 def test_the_layers_of_a_new_model_pass_their_input_on() -> None:
-    """Residual projections are 0, so only they, the head and the embedding have a gradient."""
+    """Residual projections are 0, so only they and what is outside the layers have a gradient."""
     torch.manual_seed(0)
     model, idx = Modern(SHAPE), torch.randint(90, (3, 24))
     loss = model(idx, idx)
@@ -37,24 +37,25 @@ def test_the_layers_of_a_new_model_pass_their_input_on() -> None:
     torch.testing.assert_close(model.hidden(idx), expected, atol=1e-3, rtol=1e-4)
     loss.backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad.any()}
-    assert moved == {name for name in model.state_dict() if re.search("c_proj|lm_head|wte", name)}
+    assert moved == {name for name in model.state_dict() if re.search("c_proj|ln_f|lm_head|wte", name)}
 
 
 @pytest.mark.parametrize("part", get_args(Component))
 def test_each_part_can_be_left_out_alone(part: str) -> None:
     whole, model = Modern(SHAPE), Modern(replace(SHAPE, without=[part]))
     added = model.state_dict().keys() - whole.state_dict().keys()
-    norms = {"h.0.ln_1.weight", "h.0.ln_2.weight", "h.1.ln_1.weight", "h.1.ln_2.weight", "ln_f.weight"}
-    assert added == {"rotary": {"wpe.weight"}, "rms_norm": norms}.get(part, set())
+    assert added == ({"wpe.weight"} if part == "rotary" else set())
     removed = whole.state_dict().keys() - model.state_dict().keys()
-    assert removed == ({"lm_head.weight"} if part == "untied_head" else set())
+    norms = {"h.0.ln_1.weight", "h.0.ln_2.weight", "h.1.ln_1.weight", "h.1.ln_2.weight", "ln_f.weight"}
+    assert removed == {"untied_head": {"lm_head.weight"}, "norm_weights": norms}.get(part, set())
     assert bool(model.h[1].mlp.c_proj.weight.any()) == (part == "zero_init")
     # with the same weights the logits differ
     tensors = random_model().state_dict()
     for each in (whole, model):
         with torch.no_grad():
             for name, parameter in each.named_parameters():
-                parameter.copy_(10 * tensors[name] if name in tensors else torch.randn_like(parameter))
+                scale = 10 if parameter.dim() == 2 else 1
+                parameter.copy_(scale * tensors[name] if name in tensors else torch.randn_like(parameter))
     idx = torch.randint(90, (1, 24))
     found, expected = model(idx), whole(idx)
     assert found.isfinite().all()
@@ -83,7 +84,7 @@ def test_logits_are_capped() -> None:
 
 
 def test_flops_count_the_head_but_not_the_embedding() -> None:
-    layers, head, attention = 2 * 12 * 32**2, 90 * 32, 12 * 2 * 32 * 24
+    layers, head, attention = 2 * (12 * 32**2 + 2 * 32) + 32, 90 * 32, 12 * 2 * 32 * 24  # with the norms' weights
     assert Modern(SHAPE).flops_per_token() == 6 * (layers + head) + attention
     tied = replace(SHAPE, without=["untied_head", "rotary"])
     assert Modern(tied).flops_per_token() == 6 * (layers + head) + attention
@@ -91,6 +92,6 @@ def test_flops_count_the_head_but_not_the_embedding() -> None:
 
 def test_norms_are_computed_in_float32() -> None:
     x = torch.randn(5, 32) * 100
-    low = norm(SHAPE)(x.bfloat16())
+    low = norm(SHAPE).bfloat16()(x.bfloat16())
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low, norm(SHAPE)(x.bfloat16().float()).bfloat16(), atol=0, rtol=0)
