@@ -32,9 +32,11 @@ def test_scores_and_weights_equal_those_computed_by_hand_from_the_layers_input(a
         x = recording.stream[layer].double().numpy()
         if architecture == "gpt2":
             x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
-            x = x * block.ln_1.weight.detach().double().numpy() + block.ln_1.bias.detach().double().numpy()
         else:
             x = x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-6)
+        x = x * block.ln_1.weight.detach().double().numpy()
+        if architecture == "gpt2":
+            x = x + block.ln_1.bias.detach().double().numpy()
         qkv = x @ block.attn.c_attn.weight.detach().double().numpy().T
         if architecture == "gpt2":
             qkv += block.attn.c_attn.bias.detach().double().numpy()

@@ -59,7 +59,7 @@ PARAMETERS = {
     "gpt2_350m": 354_823_168,
     "gpt2_774m": 774_030_080,
     "gpt2_1558m": 1_557_611_200,
-    "modern_124m": 12 * 12 * 768**2 + 2 * 50257 * 768,
+    "modern_124m": 12 * (12 * 768**2 + 2 * 768) + 768 + 2 * 50257 * 768,
 }
 PRETRAINING = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.name.startswith("finetune_")]
 
