@@ -97,7 +97,7 @@ class OptimConfig:
         max_lr: learning rate at the end of the warmup
         embedding_lr: max_lr of the embeddings, on the same schedule (min_lr in proportion); 0 takes max_lr
         head_lr: the same for an untied output head
-        vector_lr: the same for biases and LayerNorms
+        vector_lr: the same for biases and the weights of norms
         min_lr: learning rate of the last step, unless schedule is constant or the run is no longer than the warmup
         warmup_steps: steps of linear warmup
         schedule: what follows the warmup; wsd is constant, then falls linearly to min_lr
