@@ -247,6 +247,10 @@ def test_the_losses_of_the_passage_and_of_a_step_of_learning_are_pythons(page: P
     section, data = page.locator("#learning_step"), views["learning_step"]
     expect(section).to_contain_text("The run ends after step 12")
     expect(section).to_contain_text(f"{data['after']:.4f} nats")
+    assert section.locator("thead").first.locator("th").all_text_contents()[-2:] == [
+        "out of the MLPmlp.c_proj",
+        "biases and norms",
+    ]
     shown = section.locator("table").first.locator("td").all_text_contents()
     columns = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "biases and norms"]
     order = [part for part in data["matrices"] if part["layer"] is not None]

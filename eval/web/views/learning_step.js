@@ -33,7 +33,7 @@ export function render(section, page) {
     for (const { quantity, table } of tables) {
       const largest = Math.max(...data.matrices.map((each) => each[quantity] ?? 0));
       const header = (columns) => element("tr", {}, element("th"),
-        ...columns.map(([name, text]) => element("th", { scope: "col" }, text, text !== name && element("code", {}, name))));
+        ...columns.map(([name, text]) => element("th", { scope: "col" }, text, text === name ? "" : element("code", {}, name))));
       const line = (label, cells) => element("tr", {}, element("th", { scope: "row" }, label), ...cells.map((each) =>
         element("td", {}, show(quantity, each[quantity]), bar((each[quantity] ?? 0) / largest))));
       table.replaceChildren(
