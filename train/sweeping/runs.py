@@ -4,7 +4,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 from operator import attrgetter
@@ -31,7 +31,7 @@ OUTPUT = "train.log"  # what a run has printed since its last start
 class SweepRun:
     """A run of a sweep: a setting of the grid with a seed."""
 
-    setting: str  # such as max_lr=0.002,n_layer=4
+    setting: str  # such as max_lr=0.002,n_layer=4, of the keys in which the settings differ
     values: dict[str, Any]  # of the grid's keys
     config: Config  # of the setting
     path: Path  # the run directory
@@ -69,13 +69,15 @@ def plan_runs(file: Path, grid: Sequence[str], seeds: int, out: Path) -> list[Sw
         if not (config.eval.every and config.log.every):
             raise ArgumentError("eval.every or log.every is 0: a sweep compares validation losses and times")
         values = {key: attrgetter(key)(config) for key, _ in pairs}
-        name = ",".join(f"{key.split('.')[1]}={format_value(value)}" for key, value in values.items())
-        settings[name] = (values, config, words)
+        settings[name_setting(values)] = (values, config, words)
+    first = next(iter(settings.values()))[0]
+    varied = [key for key in first if any(values[key] != first[key] for values, _, _ in settings.values())]
     runs = []
     for seed, (name, (values, config, words)) in product(range(1, seeds + 1), settings.items()):
         path = out / f"{name},seed={seed}"
         arguments = ["--config", str(file), "--run.dir", str(path), *words, f"--train.seed={seed}"]
-        runs.append(SweepRun(name, values, config, path, arguments))
+        setting = name_setting({key: values[key] for key in varied}) or name
+        runs.append(SweepRun(setting, values, config, path, arguments))
     return runs
 
 
@@ -94,6 +96,11 @@ def parse_axis(text: str) -> list[list[tuple[str, str]]]:
             raise ArgumentError(f"--grid {left}: {value} has {len(texts)} values, joined by +, for {len(keys)} keys")
         axis.append(list(zip(keys, texts, strict=True)))
     return axis
+
+
+def name_setting(values: Mapping[str, Any]) -> str:
+    """A name such as max_lr=0.002,n_layer=4."""
+    return ",".join(f"{key.split('.')[1]}={format_value(value)}" for key, value in values.items())
 
 
 def format_value(value: Any) -> str:

@@ -31,6 +31,8 @@ def test_every_setting_with_every_seed_is_a_run_and_equal_values_are_one(tmp_pat
         f"max_lr=0.002,betas=[0.9,0.95],{last}" for last in ("n_layer=3,val=a%2F%2A.bin", "n_layer=4,val=b.bin")
     ]
     assert [run.path.name for run in runs] == [f"{setting},seed={seed}" for seed in (1, 2) for setting in settings]
+    assert [run.setting for run in runs[:2]] == ["n_layer=3,val=a%2F%2A.bin", "n_layer=4,val=b.bin"]  # what differs
+    assert {run.setting for run in plan_runs(QUICKSTART, grid[:2], 2, tmp_path)} == {"max_lr=0.002,betas=[0.9,0.95]"}
     last = runs[-1]
     assert last.values["model.n_layer"] == last.config.model.n_layer == 4
     assert last.arguments[2:4] == ["--run.dir", str(last.path)]
