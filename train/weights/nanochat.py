@@ -80,19 +80,16 @@ def nanochat_config(config: ModelConfig, eot: int | None) -> dict[str, Any]:
 def to_nanochat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A model's tensors under transformers' names, with queries, keys and values apart.
 
-    Transformers' norms have no weights: they are multiplied into the matrices that read the norms' outputs. Those of
-    the final norm go into the head alone, which is no longer tied to the embeddings then.
+    Transformers' norms have no weights: they are multiplied into the matrices that read the norms' outputs. The final
+    norm's scale the head alone, so that a tied head is exported as an untied one.
     """
     folded = dict(state)
     for name in [name for name in state if "ln_" in name]:
-        reader = name
-        for norm, matrix in READERS.items():
-            reader = reader.replace(norm, matrix)
+        reader = _rename(name, READERS)
         folded[reader] = folded.get(reader, state["wte.weight"]) * folded.pop(name)  # (rows, C) * (C,)
     tensors = {}
     for name, tensor in folded.items():
-        for ours, theirs in NAMES.items():
-            name = name.replace(ours, theirs)
+        name = _rename(name, NAMES)
         if "attn.c_attn" in name:
             parts = zip("qkv", tensor.chunk(3), strict=True)
             tensors |= {name.replace("attn.c_attn", f"self_attn.{x}_proj"): part for x, part in parts}
@@ -103,12 +100,16 @@ def to_nanochat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def from_nanochat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of transformers' model under the names here, with queries, keys and values in one."""
-    state = {}
-    for name, tensor in tensors.items():
-        for ours, theirs in NAMES.items():
-            name = name.replace(theirs, ours)
-        state[name] = tensor
+    ours = {theirs: ours for ours, theirs in NAMES.items()}
+    state = {_rename(name, ours): tensor for name, tensor in tensors.items()}
     for q in [name for name in state if "self_attn.q_proj" in name]:
         parts = [state.pop(q.replace("q_proj", f"{x}_proj")) for x in "qkv"]
         state[q.replace("self_attn.q_proj", "attn.c_attn")] = torch.cat(parts)
     return state
+
+
+def _rename(name: str, parts: Mapping[str, str]) -> str:
+    """A tensor's name with these parts replaced."""
+    for old, new in parts.items():
+        name = name.replace(old, new)
+    return name
